@@ -1,4 +1,4 @@
-"""One thread for every test: two unpinned torch processes on few cores slow each other down many times over."""
+"""One thread for every test: unpinned torch processes on few cores slow each other many times."""
 
 import torch
 

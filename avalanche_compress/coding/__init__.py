@@ -1,1 +1,45 @@
+"""Pure functions on tensors: quantisers, bit packing, mask coding and byte sections."""
 
+from avalanche_compress.coding.bits import pack_bits, pack_mask, unpack_bits, unpack_mask
+from avalanche_compress.coding.errors import CorruptStreamError
+from avalanche_compress.coding.fixed_point import fixed_point, from_fixed_point
+from avalanche_compress.coding.kmeans import kmeans_1d
+from avalanche_compress.coding.masks import decode_mask, encode_mask
+from avalanche_compress.coding.quantised import (
+    Codebook,
+    FixedPoint,
+    Quantised,
+    quantise_codebook,
+    quantise_fixed_point,
+)
+from avalanche_compress.coding.selection import (
+    kept_count,
+    kth_smallest,
+    magnitude_mask,
+    top_mask,
+)
+from avalanche_compress.coding.stream import ByteReader, ByteWriter
+
+__all__ = [
+    "ByteReader",
+    "ByteWriter",
+    "Codebook",
+    "CorruptStreamError",
+    "FixedPoint",
+    "Quantised",
+    "decode_mask",
+    "encode_mask",
+    "fixed_point",
+    "from_fixed_point",
+    "kept_count",
+    "kmeans_1d",
+    "kth_smallest",
+    "magnitude_mask",
+    "pack_bits",
+    "pack_mask",
+    "quantise_codebook",
+    "quantise_fixed_point",
+    "top_mask",
+    "unpack_bits",
+    "unpack_mask",
+]

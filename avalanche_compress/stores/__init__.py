@@ -1,1 +1,8 @@
+"""How the weights of all tasks are kept: one store behind each weight of a network."""
 
+from avalanche_compress.stores.base import Place, Store, WeightStore
+from avalanche_compress.stores.masked import MaskedStore
+from avalanche_compress.stores.private import PrivateStore
+from avalanche_compress.stores.values import Values, decoded
+
+__all__ = ["MaskedStore", "Place", "PrivateStore", "Store", "Values", "WeightStore", "decoded"]

@@ -1,1 +1,8 @@
+"""The methods: each a store and a list of plugins."""
 
+from avalanche_compress.strategies.base import CompressedStrategy
+from avalanche_compress.strategies.packnet import PackNet
+from avalanche_compress.strategies.tinysubnets import TinySubNets
+from avalanche_compress.strategies.wsn import WSN
+
+__all__ = ["WSN", "CompressedStrategy", "PackNet", "TinySubNets"]

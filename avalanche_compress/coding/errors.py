@@ -1,0 +1,14 @@
+"""The one error that every decoder of this package raises on bytes it cannot have written."""
+
+from __future__ import annotations
+
+
+class CorruptStreamError(ValueError):
+    """Compressed data is truncated, has bytes left over, or contradicts itself.
+
+    Example::
+
+        >>> from avalanche_compress.coding import CorruptStreamError
+        >>> issubclass(CorruptStreamError, ValueError)
+        True
+    """

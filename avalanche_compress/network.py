@@ -1,0 +1,533 @@
+"""One set of layers for all tasks: which weights they compute with depends on the task."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+import torch
+from avalanche.models import MultiTaskModule
+from torch import Tensor, nn
+
+from avalanche_compress.conversion import find_head, replace_avalanche_heads, sort_tensors
+from avalanche_compress.errors import (
+    CapacityExhaustedError,
+    TaskAlreadyLearnedError,
+    TaskLabelError,
+    TaskStateError,
+    UnsupportedModuleError,
+)
+from avalanche_compress.stores import MaskedStore, Place, PrivateStore, WeightStore
+
+MASKED_LOGIT = -1000.0
+"""Logit of a class that is not the task's, as in Avalanche's classifiers."""
+
+StoreFactory = Callable[[Place, str], WeightStore]
+
+
+class TaskNetwork(MultiTaskModule):
+    """Any model, made to learn task after task without forgetting.
+
+    The model's modules stay as they are. Behind every weight matrix and kernel stands a
+    :class:`~avalanche_compress.stores.WeightStore`; all else that a task trains (biases, norms
+    with their running statistics, the classifier head, bare parameters) every task has for
+    itself. For a forward pass the modules are *lent* the tensors of the task at hand: they shadow
+    the modules' own Parameters, which remain the scratch of the task in training.
+
+    Inputs ``(N, ...)`` as the model takes them, task labels ``(N,)`` or an int; outputs ``(N, C)``
+    where column c is class c of the stream, as the experience numbers it. Classes that are not the
+    task's have logit -1000, as in Avalanche. Evaluating a task that was never trained creates
+    nothing: the newest finished task answers.
+
+    :param model: an ``nn.Module`` that maps inputs to logits; converted in place. Avalanche's
+        ``MultiHeadClassifier`` and ``IncrementalClassifier`` are replaced by heads of the tasks'
+        own.
+    :param store: what to put behind each weight, ``store(place, name)``.
+    :param head: dotted name of the classifier, an ``nn.Linear``; by default the last one. Every
+        task has a head with as many outputs as it has classes.
+    :param exclude: names of modules to keep out of compression; every task has its own float copy.
+    :param include: names of further parameters to compress.
+    :raises UnsupportedModuleError: if a module cannot be kept per task, before anything is changed.
+
+    >>> network = TaskNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    >>> network.open(0, classes=[0, 1, 2])
+    >>> network.commit()
+    >>> network(torch.zeros(5, 4), 0).shape
+    torch.Size([5, 3])
+    """
+
+    max_class_label: int
+
+    def __init__(
+        self,
+        model: nn.Module,
+        store: StoreFactory = MaskedStore,
+        *,
+        head: str | None = None,
+        exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
+    ):
+        super().__init__()
+        if any(isinstance(module, TaskNetwork) for module in model.modules()):
+            raise UnsupportedModuleError(
+                "the model is, or holds, a TaskNetwork already: pass it as is."
+            )
+        replace_avalanche_heads(model)
+        self.head_name, head_layer = find_head(model, head)
+        tensors = sort_tensors(model, self.head_name, include, exclude)
+        self.options = {"head": self.head_name, "exclude": list(exclude), "include": list(include)}
+        self.backbone = model
+        self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
+        self.stores = nn.ModuleDict(
+            {name.replace(".", "/"): store(place, name) for name, place in tensors.shared.items()}
+        )
+        self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
+        self._static = tensors.static
+        self.remember_static()
+        self.classes: dict[int, tuple[int, ...]] = {}
+        self.statistics: dict[int, dict[str, Tensor]] = {}
+        self.open_task: int | None = None
+        self._open_classes: tuple[int, ...] = ()
+        self._planned_reuse: Sequence[int] | None = None
+        self._active: tuple[int, list[tuple[Place, Tensor]]] | None = None
+
+    # ------------------------------------------------------------------ life of a task
+
+    @property
+    def tasks(self) -> list[int]:
+        """Labels of the finished tasks, in order of learning."""
+        return list(self.classes)
+
+    @property
+    def weight_stores(self) -> list[WeightStore]:
+        """The stores behind the weights, in the order of the model's parameters."""
+        return list(self.stores.values())  # type: ignore[arg-type]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The model's classifier; it holds the parameters of the task in training."""
+        return self._head_place.module  # type: ignore[return-value]
+
+    def plan_reuse(self, tasks: Sequence[int] | None) -> None:
+        """Say whose weights the next task may read; holds for one :meth:`open`.
+
+        :param tasks: finished tasks, or None for all of them.
+        """
+        self._planned_reuse = tasks
+
+    def check_open(self, task: int, reusable: Sequence[int] | None = None) -> None:
+        """Refuse a task that cannot be trained, before anything has changed.
+
+        :param task: its label.
+        :param reusable: finished tasks whose weights it may read, None for all.
+        :raises TaskAlreadyLearnedError: if the task is finished.
+        :raises TaskStateError: if another task is open.
+        :raises CapacityExhaustedError: if no weights are left for it.
+        """
+        if task in self.classes:
+            raise TaskAlreadyLearnedError(
+                f"task {task} is finished and its weights are frozen; each experience needs a task "
+                f"label of its own (finished: {self.tasks}). Build the stream with "
+                "return_task_id=True, or one label per experience."
+            )
+        if self.open_task not in (None, task):
+            raise TaskStateError(
+                f"task {self.open_task} is still in training, so task {task} cannot start: call "
+                "commit() to keep it or discard() to drop it. (A plain Avalanche strategy needs a "
+                "MaskingPlugin or QuantizationPlugin, which commits after each experience.)"
+            )
+        for store in self.weight_stores:
+            store.check_open(self.tasks if reusable is None else reusable)
+        masked = [s for s in self.weight_stores if isinstance(s, MaskedStore) and not s.scored]
+        if masked and not any(bool(s.free.any()) for s in masked):
+            raise CapacityExhaustedError(
+                f"no free weights are left for task {task} after {len(self.tasks)} tasks: prune "
+                "more of each task, or start from a wider model."
+            )
+
+    def open(self, task: int, classes: Iterable[int]) -> None:
+        """Start training a task; a task that was open under the same label starts anew.
+
+        :param task: its label, any int that is not finished.
+        :param classes: the class numbers of its targets.
+        :raises TaskAlreadyLearnedError: if the task is finished.
+        :raises TaskStateError: if another task is open.
+        :raises CapacityExhaustedError: if no weights are left for it.
+        """
+        reusable = self._planned_reuse
+        self.check_open(task, reusable)
+        for store in self.weight_stores:
+            store.open(self.tasks if reusable is None else reusable)
+        self._planned_reuse = None
+        self.open_task = task
+        self._open_classes = tuple(sorted(int(c) for c in classes))
+        self._fresh_head(len(self._open_classes))
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                seen = module.num_batches_tracked
+                if seen is not None:
+                    seen.zero_()
+
+    def commit(self) -> None:
+        """Freeze the open task: from now on its logits never change.
+
+        :raises TaskStateError: if no task is open.
+        :raises NonFiniteError: if a weight is NaN or infinite; then nothing has changed.
+        """
+        task = self._require_open()
+        self._check_static()
+        stores = [self.private, *self.weight_stores]
+        for store in stores:
+            store.check_commit()
+        sections = [store.encode() for store in stores]
+        for store, section in zip(stores, sections):
+            store.restore(task, section)
+        self.classes[task] = self._open_classes
+        self.known_train_tasks_labels.add(task)
+        self.open_task = None
+        self._active = None
+
+    def discard(self) -> None:
+        """Drop the open task, if there is one; finished tasks are untouched."""
+        self.open_task = None
+
+    def classes_of(self, task: int) -> tuple[int, ...]:
+        """The class numbers of a finished or open task.
+
+        :param task: its label.
+        """
+        return self._open_classes if task == self.open_task else self.classes[task]
+
+    # ------------------------------------------------------------------ Avalanche's interface
+
+    def adaptation(self, experience: Any) -> None:
+        """Avalanche's hook before each experience: in training it opens the task.
+
+        :param experience: with one task label.
+        :raises TaskLabelError: in training, if it has no task label or several.
+        """
+        classes = classes_in(experience)
+        self.max_class_label = max(self.max_class_label, max(classes, default=-1) + 1)
+        if self.training:
+            self.open(single_task_label(experience), classes)
+
+    def forward(self, x: Tensor, task_labels: Any = None) -> Any:
+        """Logits of each sample by the sub-network of its task.
+
+        :param x: ``(N, ...)``.
+        :param task_labels: int, or tensor (N,); None gives a dictionary with every finished
+            task's logits.
+        :return: ``(N, C)``.
+        """
+        if task_labels is None:
+            return self.forward_all_tasks(x)
+        if isinstance(task_labels, int):
+            return self.forward_single_task(x, task_labels)
+        labels = torch.unique(task_labels).tolist()
+        if len(labels) == 1:
+            return self.forward_single_task(x, labels[0])
+        return self._forward_mixed(x, task_labels, labels)
+
+    def forward_single_task(self, x: Tensor, task_label: int) -> Tensor:
+        """Logits by the sub-network of one task.
+
+        :param x: ``(N, ...)``.
+        :param task_label: an int.
+        :return: ``(N, C)``.
+        """
+        task = self._answering(task_label)
+        if task is None:
+            return self._run(x, task_label)
+        if task == self.open_task:
+            loans = [(store.place, store.weight()) for store in self.weight_stores]
+            logits = self._lend(loans, x, task)
+        else:
+            logits = self._run_finished(x, task)
+        # an unseen task's classes may lie beyond those of the task that answers
+        width = self.max_class_label if task_label != task else 0
+        return spread_logits(logits, self.classes_of(task), width)
+
+    def _forward_mixed(self, x: Tensor, task_labels: Tensor, labels: Sequence[int]) -> Tensor:
+        parts = [
+            (task_labels == t, self.forward_single_task(x[task_labels == t], t)) for t in labels
+        ]
+        width = max(self.max_class_label, *(logits.shape[1] for _, logits in parts))
+        out = parts[0][1].new_full((x.shape[0], width), MASKED_LOGIT)
+        for chosen, logits in parts:
+            out[chosen, : logits.shape[1]] = logits
+        return out
+
+    # ------------------------------------------------------------------ lending
+
+    def activate(self, task: int) -> None:
+        """Build the weights of a finished task once; they are kept until another task is activated.
+
+        :param task: its label.
+        """
+        if self._active is not None and self._active[0] == task:
+            return
+        loans = [(store.place, store.committed(task)) for store in self.weight_stores]
+        loans += zip(self.private.places, self.private.committed(task))
+        self._active = (task, loans)
+
+    def _run_finished(self, x: Tensor, task: int) -> Tensor:
+        self.activate(task)
+        assert self._active is not None
+        if not self.training:
+            return self._lend(self._active[1], x, task)
+        # a replayed sample of a finished task: its running statistics must not move
+        with evaluating(self.backbone):
+            return self._lend(self._active[1], x, task)
+
+    def _lend(self, loans: Sequence[tuple[Place, Tensor]], x: Tensor, task: int) -> Tensor:
+        """Run the model while its modules read the lent tensors instead of their own."""
+        with Lending(loans):
+            return self._run(x, task)
+
+    def _run(self, x: Tensor, task: int) -> Tensor:
+        logits: Tensor
+        if isinstance(self.backbone, MultiTaskModule):
+            logits = self.backbone(x, task)
+        else:
+            logits = self.backbone(x)
+        return logits
+
+    def _answering(self, task_label: int) -> int | None:
+        """The task whose sub-network answers; None before any task was opened."""
+        if task_label == self.open_task or task_label in self.classes:
+            return task_label
+        if self.classes:
+            return next(reversed(self.classes))
+        return self.open_task
+
+    # ------------------------------------------------------------------ looking inside
+
+    def weight_of(self, name: str, task: int) -> Tensor:
+        """The dense weight that a finished task computes with.
+
+        :param name: dotted name of the weight in the model.
+        :param task: its label.
+        """
+        store: WeightStore = self.stores[name.replace(".", "/")]  # type: ignore[assignment]
+        return store.committed(task)
+
+    def materialise(self, task: int) -> nn.Module:
+        """A finished task as a model of the original classes, which runs without this package.
+
+        :param task: its label.
+        :return: a copy of the model; its head has one output per class of the task, in ascending
+            order of class number (:meth:`classes_of`).
+        :raises TaskStateError: if the task is not finished.
+        """
+        self.activate(task)
+        assert self._active is not None
+        memo: dict[int, Any] = {}
+        plain = copy.deepcopy(self.backbone, memo)
+        for place, tensor in self._active[1]:
+            module = memo[id(place.module)]
+            if place.name in module._parameters:
+                module._parameters[place.name] = nn.Parameter(tensor.clone())
+            else:
+                module._buffers[place.name] = tensor.clone()
+            if isinstance(module, nn.RNNBase):
+                module._init_flat_weights()
+        memo[id(self.head)].out_features = len(self.classes[task])
+        return plain.eval()
+
+    def static_tensors(self) -> dict[str, Tensor]:
+        """What all tasks share and no training changes: frozen parameters and constant buffers."""
+        return {name: place.tensor for name, place in self._static.items()}
+
+    def remember_static(self) -> None:
+        """Take the static tensors as they are for what must not change from here on."""
+        self._static_marks = {name: _mark(tensor) for name, tensor in self.static_tensors().items()}
+
+    # ------------------------------------------------------------------ state
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "classes": {str(task): list(own) for task, own in self.classes.items()},
+            "statistics": {str(task): own for task, own in self.statistics.items()},
+            "open_task": self.open_task,
+            "open_classes": list(self._open_classes),
+            "head_rows": self.head.weight.shape[0],
+            "max_class_label": self.max_class_label,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        # called before the children's tensors are loaded, so the head gets its size in time
+        self._resize_head(state["head_rows"])
+        self.classes = {int(task): tuple(own) for task, own in state["classes"].items()}
+        self.statistics = {int(task): own for task, own in state["statistics"].items()}
+        self.open_task = state["open_task"]
+        self._open_classes = tuple(state["open_classes"])
+        self.max_class_label = state["max_class_label"]
+        self.known_train_tasks_labels = set(self.classes)
+        self._active = None
+
+    def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
+        """Declare the tasks that the stores were restored with.
+
+        :param classes: class numbers by task label, in order of learning.
+        """
+        self.classes = dict(classes)
+        self.known_train_tasks_labels = set(classes)
+        self.max_class_label = max((max(own) + 1 for own in classes.values() if own), default=0)
+        self._active = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_active": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> TaskNetwork:
+        self._active = None
+        result: TaskNetwork = super()._apply(*args, **kwargs)
+        return result
+
+    def _require_open(self) -> int:
+        if self.open_task is None:
+            raise TaskStateError("no task is open: call open(task, classes) and train it first.")
+        return self.open_task
+
+    def _check_static(self) -> None:
+        for name, mark in self._static_marks.items():
+            tensor = self._static[name].tensor
+            if tensor.is_floating_point() and _mark(tensor) != mark:
+                raise TaskStateError(
+                    f"{name} changed while task {self.open_task} was trained, but all tasks share "
+                    f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
+                )
+
+    def _fresh_head(self, classes: int) -> None:
+        """Head parameters for a new task; the first task takes the model's own when they fit."""
+        if not self.classes and self.head.weight.shape[0] == classes:
+            return
+        self._resize_head(classes)
+        fresh = nn.Linear(self.head.in_features, classes, bias=self.head.bias is not None)
+        with torch.no_grad():
+            for name, parameter in fresh.named_parameters():
+                self.head._parameters[name].copy_(parameter)  # type: ignore[union-attr]
+
+    def _resize_head(self, classes: int) -> None:
+        if self.head.weight.shape[0] == classes:
+            return
+        self.head.out_features = classes
+        for name, own in self.head.named_parameters():
+            shape = (classes, *own.shape[1:])
+            self.head._parameters[name] = nn.Parameter(own.new_empty(shape))
+
+
+class Lending:
+    """While it lasts, modules read the lent tensors in place of their own.
+
+    An entry in a module's ``__dict__`` comes before its Parameters and buffers in attribute
+    look-up, so nothing is moved or registered, and nothing is left behind.
+
+    :param loans: where each tensor is read, and the tensor.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> with Lending([(Place(layer, "weight"), torch.ones(1, 2))]):
+    ...     layer(torch.ones(1, 2)).item()
+    2.0
+    """
+
+    def __init__(self, loans: Sequence[tuple[Place, Tensor]]):
+        self._loans = loans
+
+    def __enter__(self) -> None:
+        for place, tensor in self._loans:
+            place.module.__dict__[place.name] = tensor
+            if isinstance(place.module, nn.RNNBase):
+                _point_flat_weights(place.module)
+
+    def __exit__(self, *error: Any) -> None:
+        for place, _ in self._loans:
+            place.module.__dict__.pop(place.name, None)
+            if isinstance(place.module, nn.RNNBase):
+                _point_flat_weights(place.module)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While it lasts, the module and all within are in evaluation mode.
+
+    :param module: any; each module's own mode comes back afterwards.
+
+    >>> dropout = nn.Dropout()
+    >>> with evaluating(dropout):
+    ...     dropout.training
+    False
+    >>> dropout.training
+    True
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _mark(tensor: Tensor) -> int:
+    """A fingerprint by which a change shows."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes())
+
+
+def _point_flat_weights(module: nn.RNNBase) -> None:
+    """Recurrent layers compute with a list of their tensors, not with their attributes."""
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+
+
+def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Tensor:
+    """Put a task's logits at the columns of its classes.
+
+    :param logits: ``(N, len(classes))``.
+    :param classes: ascending class numbers.
+    :param width: least number of columns.
+    :return: ``(N, max(classes) + 1)`` or wider; other columns hold -1000.
+
+    >>> spread_logits(torch.ones(1, 2), [1, 3]).tolist()
+    [[-1000.0, 1.0, -1000.0, 1.0]]
+    """
+    width = max(width, classes[-1] + 1)
+    if width == len(classes):
+        return logits
+    out = logits.new_full((*logits.shape[:-1], width), MASKED_LOGIT)
+    out[..., list(classes)] = logits
+    return out
+
+
+def classes_in(experience: Any) -> list[int]:
+    """The class numbers of an experience of any of Avalanche's benchmarks, ascending.
+
+    :param experience: old style (a list of classes), new style (a set), or without a timeline (then
+        its targets are counted).
+    """
+    if hasattr(experience, "classes_in_this_experience"):
+        found = experience.classes_in_this_experience
+    else:
+        found = set(experience.dataset.targets)
+    return sorted(int(c) for c in found)
+
+
+def single_task_label(experience: Any) -> int:
+    """The one task label of an experience.
+
+    :param experience: of any of Avalanche's benchmarks.
+    :raises TaskLabelError: if it has no label, or several.
+    """
+    labels = getattr(experience, "task_labels", None)
+    if labels is None:
+        raise TaskLabelError(
+            "the experience has no task labels, and every task needs one for a sub-network of its "
+            "own: build the stream with return_task_id=True, or decorate it with with_task_labels()."
+        )
+    distinct = sorted({int(label) for label in labels})
+    if len(distinct) != 1:
+        raise TaskLabelError(
+            f"the experience has the task labels {distinct} and one was expected: give each task "
+            "an experience of its own."
+        )
+    return distinct[0]

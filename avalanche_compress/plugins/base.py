@@ -1,0 +1,56 @@
+"""What the plugins that shape a task have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.core import SupervisedPlugin
+
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.network import TaskNetwork
+
+
+def network_of(strategy: Any) -> TaskNetwork:
+    """The network that a strategy trains.
+
+    :param strategy: an Avalanche strategy.
+    :raises TaskStateError: if its model is none of ours.
+    """
+    if not isinstance(strategy.model, TaskNetwork):
+        raise TaskStateError(
+            f"this plugin shapes a TaskNetwork and the strategy's model is a "
+            f"{type(strategy.model).__name__}: wrap it, model=TaskNetwork(model)."
+        )
+    return strategy.model
+
+
+class ShapingPlugin(SupervisedPlugin):
+    """Prunes, truncates or quantises a task when its training is over.
+
+    When the experience ends, the shaping plugins of the strategy run in their order and the task is
+    committed, once, whichever of them Avalanche calls first. So each works alone on any Avalanche
+    strategy, and together in the order of the list.
+    """
+
+    def shape(self, strategy: Any) -> None:
+        """Change the open task's weights, after its last training step.
+
+        :param strategy: its model has an open task.
+        """
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        shape_and_commit(strategy)
+
+
+def shape_and_commit(strategy: Any) -> None:
+    """Run the strategy's shaping plugins in order and commit the task; nothing if that was done.
+
+    :param strategy: an Avalanche strategy.
+    """
+    network = network_of(strategy)
+    if network.open_task is None:
+        return
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ShapingPlugin):
+            plugin.shape(strategy)
+    network.commit()

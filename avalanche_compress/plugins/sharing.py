@@ -1,0 +1,145 @@
+"""Whose weights a new task may read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.network import TaskNetwork, evaluating
+from avalanche_compress.plugins.base import network_of, shape_and_commit
+
+SHARING = ("all", "similar", "none")
+
+
+class SharingPlugin(SupervisedPlugin):
+    """Lets a new task read the weights of all earlier tasks, of the similar ones, or of none.
+
+    Similarity compares features, the inputs of the head. Each task keeps mean and variance of its
+    features over ``memory`` samples under its own sub-network, as a diagonal Gaussian, and their
+    symmetric divergence from those of ``memory`` other samples of its own. A new task's samples
+    are run through the old sub-networks; it is similar to task s if
+
+        D_own(s) / D(new, s) >= threshold,
+        D(p, q) = 1/2 mean_d [ KL(p_d || q_d) + KL(q_d || p_d) ].
+
+    So a task of the same distribution scores about 1, whatever the features' scale. Idea:
+    TinySubNets (Pietron et al., AAAI 2025), whose replay memory holds layer outputs; this
+    definition is our choice.
+
+    :param sharing: ``"all"``, ``"similar"`` or ``"none"``.
+    :param threshold: least similarity, 0..1.
+    :param memory: samples of each kind.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> SharingPlugin("similar", threshold=0.5).sharing
+    'similar'
+    """
+
+    def __init__(self, sharing: str = "all", *, threshold: float = 0.5, memory: int = 100):
+        super().__init__()
+        if sharing not in SHARING:
+            raise TaskStateError(f"sharing={sharing!r} must be one of {SHARING}.")
+        if not 0 <= threshold <= 1 or memory < 2:
+            raise TaskStateError(
+                f"threshold={threshold} must lie in 0..1 and memory={memory} be at least 2 samples."
+            )
+        self.sharing = sharing
+        self.threshold = threshold
+        self.memory = memory
+        self._probe: list[Tensor] = []
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        network = network_of(strategy)
+        if self.sharing == "none":
+            network.plan_reuse([])
+        elif self.sharing == "similar":
+            self._probe = _two_samples(strategy.adapted_dataset, self.memory)
+            network.plan_reuse(
+                [t for t in network.tasks if self.similarity(network, t) >= self.threshold]
+            )
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if self.sharing != "similar" or not self._probe:
+            return
+        shape_and_commit(strategy)
+        network = network_of(strategy)
+        task = network.tasks[-1]
+        ours, others = (gaussian(features(network, x, task)) for x in self._probe)
+        own = divergence(ours, others).view(1)
+        network.statistics[task] = {"similarity": torch.cat([ours.flatten(), own]).cpu()}
+        self._probe = []
+
+    def similarity(self, network: TaskNetwork, task: int) -> float:
+        """How similar the samples at hand are to a finished task, 0..1 or a little more.
+
+        :param network: that learned the task.
+        :param task: its label.
+        """
+        kept = network.statistics[task]["similarity"]
+        moments, own = kept[:-1].view(2, -1), float(kept[-1])
+        new = gaussian(features(network, self._probe[0], task)).cpu()
+        return own / max(float(divergence(new, moments)), 1e-12)
+
+
+def features(network: TaskNetwork, x: Tensor, task: int) -> Tensor:
+    """The inputs of the head.
+
+    :param network: any.
+    :param x: ``(N, ...)``.
+    :param task: whose sub-network computes them.
+    :return: ``(N, d)``.
+    """
+    seen: list[Tensor] = []
+
+    def remember(module: nn.Module, inputs: Any) -> None:
+        seen.append(inputs[0].detach().flatten(1))
+
+    device = network.head.weight.device
+    hook = network.head.register_forward_pre_hook(remember)
+    try:
+        with torch.no_grad(), evaluating(network):
+            network(x.to(device), task)
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
+def gaussian(values: Tensor) -> Tensor:
+    """Mean and variance of each feature.
+
+    :param values: ``(N, d)``.
+    :return: ``(2, d)``; variances are at least 1e-6, so that dead features count little.
+
+    >>> gaussian(torch.tensor([[0.0], [2.0]])).flatten().tolist()
+    [1.0, 1.0]
+    """
+    return torch.stack([values.mean(0), values.var(0, unbiased=False).clamp_min(1e-6)])
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Symmetric Kullback-Leibler divergence of diagonal Gaussians, mean over features, in nats.
+
+    :param p: ``(2, d)``, mean and variance.
+    :param q: ``(2, d)``.
+    :return: scalar.
+
+    >>> divergence(torch.tensor([[0.0], [1.0]]), torch.tensor([[2.0], [1.0]])).item()
+    2.0
+    """
+    gap = (p[0] - q[0]) ** 2
+    both = (p[1] + gap) / q[1] + (q[1] + gap) / p[1] - 2
+    return both.mean() / 4
+
+
+def _two_samples(dataset: Any, count: int) -> list[Tensor]:
+    """Two disjoint runs of ``count`` inputs, in an order of their own for every data set size."""
+    count = max(1, min(count, len(dataset) // 2))
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    chosen = dataset.subset(order[: 2 * count].tolist()).eval()
+    loader = DataLoader(chosen, batch_size=count, collate_fn=getattr(chosen, "collate_fn", None))
+    return [batch[0] for batch in loader]

@@ -1,0 +1,106 @@
+"""Held-out data for decisions that are made by accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_compress.errors import ValidationDataError
+from avalanche_compress.network import TaskNetwork, evaluating, single_task_label
+from avalanche_compress.plugins.base import network_of
+
+
+class ValidationPlugin(SupervisedPlugin):
+    """Sets a seeded part of each experience's training data aside; the test stream is never used.
+
+    Put it before plugins that add data (replay), and beside plugins that decide by accuracy.
+
+    :param fraction: part of the training samples, 0 < fraction < 1.
+    :param seed: of the split; experience e is split with seed + e.
+    :raises ValidationDataError: if the fraction is outside (0, 1).
+
+    >>> ValidationPlugin(0.1, seed=3).fraction
+    0.1
+    """
+
+    def __init__(self, fraction: float = 0.1, seed: int = 0):
+        super().__init__()
+        if not 0 < fraction < 1:
+            raise ValidationDataError(
+                f"fraction={fraction} of the training data cannot be set aside: "
+                "give a number between 0 and 1, such as 0.1."
+            )
+        self.fraction = fraction
+        self.seed = seed
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._task = -1
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        dataset = strategy.adapted_dataset
+        held_out = round(self.fraction * len(dataset))
+        if not 0 < held_out < len(dataset):
+            raise ValidationDataError(
+                f"fraction={self.fraction} of {len(dataset)} samples leaves {held_out} for "
+                f"validation and {len(dataset) - held_out} for training: both need at least one."
+            )
+        generator = torch.Generator().manual_seed(self.seed + strategy.clock.train_exp_counter)
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        strategy.adapted_dataset = dataset.subset(order[held_out:])
+        self._task = single_task_label(strategy.experience)
+        self._batches = _load(dataset.subset(order[:held_out]).eval(), strategy)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._batches = [(x.to(strategy.device), y.to(strategy.device)) for x, y in self._batches]
+
+    def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._batches = []
+
+    @property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The current task's held-out inputs (n, ...) and targets (n,), batch by batch."""
+        return self._batches
+
+    @torch.no_grad()
+    def accuracy(self, network: TaskNetwork) -> float:
+        """Accuracy of the open task on the held-out samples.
+
+        :param network: with an open task; its training modes come back as they were.
+        :return: percent, 0..100.
+        """
+        right = total = 0
+        with evaluating(network):
+            for x, y in self._batches:
+                right += int((network(x, self._task).argmax(dim=1) == y).sum())
+                total += len(y)
+        return 100 * right / total
+
+
+def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
+    """The strategy's validation plugin.
+
+    :param strategy: an Avalanche strategy.
+    :param purpose: what needs it, for the message.
+    :raises ValidationDataError: if there is none, or it has no data.
+    """
+    network_of(strategy)
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ValidationPlugin) and plugin.batches:
+            return plugin
+    raise ValidationDataError(
+        f"{purpose} is decided by accuracy on held-out data and none was set aside: add "
+        "ValidationPlugin(fraction=0.1) to plugins=."
+    )
+
+
+def _load(dataset: Any, strategy: Any) -> list[tuple[Tensor, Tensor]]:
+    """All samples in memory: they are looked at many times, and the host's loader is slow."""
+    loader = DataLoader(
+        dataset,
+        batch_size=strategy.eval_mb_size or strategy.train_mb_size,
+        collate_fn=getattr(dataset, "collate_fn", None),
+    )
+    return [(batch[0], batch[1]) for batch in loader]

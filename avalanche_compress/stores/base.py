@@ -1,0 +1,198 @@
+"""The contract between a network and the store behind each of its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.coding import ByteReader
+from avalanche_compress.errors import NonFiniteError
+from avalanche_compress.stores.values import Values
+
+
+class Place(NamedTuple):
+    """Where a module reads a tensor: ``module.name``, a Parameter or a buffer of its own."""
+
+    module: nn.Module
+    name: str
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor that the module itself owns (what the task in training changes)."""
+        parameter = self.module._parameters.get(self.name)
+        buffer = self.module._buffers.get(self.name)
+        own = buffer if parameter is None else parameter
+        assert own is not None
+        return own
+
+
+class Store(nn.Module, ABC):
+    """Keeps what every finished task needs as the bytes that an archive will hold.
+
+    :attr:`sections` maps a task's label to its bytes, in order of learning. Committing a task
+    and loading it from a file take one road, encode then decode, so what is evaluated after a
+    commit is what a file gives back, bit for bit.
+
+    :param name: dotted name of what is stored, for messages and archives.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+        self.sections: dict[int, bytes] = {}
+
+    @abstractmethod
+    def check_commit(self) -> None:
+        """Refuse to commit before anything has changed.
+
+        :raises NonFiniteError: if a value to be kept is NaN or infinite.
+        """
+
+    @abstractmethod
+    def encode(self) -> bytes:
+        """The open task as the section of an archive."""
+
+    @abstractmethod
+    def decode(self, task: int, reader: ByteReader) -> None:
+        """Take in a section, at a commit or from a file.
+
+        :param task: its label.
+        :param reader: the section, from its start.
+        """
+
+    @abstractmethod
+    def stored_values(self, task: int) -> int:
+        """How many numbers ``task`` added."""
+
+    def restore(self, task: int, section: bytes) -> None:
+        """Make ``task`` a finished task from its section; tasks come in order of learning.
+
+        :param task: its label.
+        :param section: what :meth:`encode` gave when it was learned.
+        :raises CorruptStreamError: if the section does not fit.
+        """
+        reader = ByteReader(section)
+        self.decode(task, reader)
+        reader.finish()
+        self.sections[task] = section
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """The sections as tensors, so that ``state_dict`` carries the finished tasks."""
+        return {
+            str(task): torch.frombuffer(bytearray(section), dtype=torch.uint8)
+            if section
+            else torch.empty(0, dtype=torch.uint8)
+            for task, section in self.sections.items()
+        }
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore the finished tasks from a ``state_dict``, in order."""
+        self.forget()
+        for task, section in state.items():
+            self.restore(int(task), section.cpu().numpy().tobytes())
+
+    def forget(self) -> None:
+        """Drop every finished task, before others are loaded."""
+        self.sections.clear()
+
+
+class WeightStore(Store):
+    """Keeps what all tasks have learned about one weight and hands out the weight of any task.
+
+    The module that reads the weight keeps its own Parameter at :attr:`place`: it is the
+    scratch that the task in training changes. What finished tasks use is a buffer in here, so
+    no optimiser can reach it.
+
+    The life of a task: :meth:`check_open`, :meth:`open`, training on :meth:`weight`, shaping
+    (pruning; :meth:`kept_values` and :meth:`keep_values` for quantisation),
+    :meth:`check_commit`, commit (:meth:`encode`, :meth:`restore`), and :meth:`committed` for
+    ever after.
+
+    :param place: the module and the name of the parameter that this store stands behind.
+    :param name: its dotted name in the model.
+    """
+
+    kind: str
+    """Name of the kind of store in an archive."""
+
+    def __init__(self, place: Place, name: str = "weight"):
+        super().__init__(name)
+        self.place = place
+
+    @property
+    def scratch(self) -> Tensor:
+        """The module's own Parameter, of the weight's shape."""
+        return self.place.tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """The weight's shape."""
+        return self.scratch.shape
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments that an archive needs to build this store again."""
+        return {}
+
+    @abstractmethod
+    def check_open(self, reusable: Sequence[int]) -> None:
+        """Refuse a new task before anything has changed.
+
+        :param reusable: finished tasks whose weights the new task may read.
+        :raises CapacityExhaustedError: if this weight has no room for one more task.
+        """
+
+    @abstractmethod
+    def open(self, reusable: Sequence[int]) -> None:
+        """Start a task; one that was open and not committed is forgotten.
+
+        :param reusable: finished tasks whose weights the new task may read.
+        """
+
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """The weight of the open task, differentiable in exactly what this task may change."""
+
+    @abstractmethod
+    def kept_values(self) -> list[Tensor]:
+        """The 1-D float tensors that the open task newly keeps, in a fixed order."""
+
+    @abstractmethod
+    def keep_values(self, values: Sequence[Values]) -> None:
+        """Replace the kept values, by floats or by codes whose decoded values are used from now on.
+
+        :param values: one entry for each of :meth:`kept_values`, of its length.
+        """
+
+    @abstractmethod
+    def committed(self, task: int) -> Tensor:
+        """The weight of a finished task, bit for bit the same at every call.
+
+        :param task: its label.
+        :return: a tensor of the weight's shape that needs no gradient.
+        """
+
+    @abstractmethod
+    def value_bits(self, task: int) -> int:
+        """Bits of the numbers that ``task`` added, masks and codebooks not counted."""
+
+    def check_commit(self) -> None:
+        """Refuse to commit before anything has changed.
+
+        :raises NonFiniteError: if a kept value is NaN or infinite.
+        """
+        if not all(bool(torch.isfinite(v).all()) for v in self.kept_values()):
+            raise non_finite(self.name)
+
+
+def non_finite(name: str) -> NonFiniteError:
+    """The error for a tensor that must not be kept.
+
+    :param name: its dotted name.
+    """
+    return NonFiniteError(
+        f"{name} holds NaN or infinite values and only finite ones can be kept: train the task "
+        "again with a smaller learning rate or gradient clipping."
+    )

@@ -1,0 +1,73 @@
+"""What every task has for itself: biases, norms, running statistics, heads, bare parameters."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.coding import ByteReader, ByteWriter
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.stores.base import Place, Store, non_finite
+
+
+class PrivateStore(Store):
+    """``W_t`` = task t's own copy, in float, of every tensor that tasks do not share.
+
+    The open task trains the modules' own Parameters and buffers; a commit copies them. All
+    tensors of a task lie in one flat run of bytes, so that a hundred tasks are a hundred
+    objects and not a hundred times the number of layers.
+
+    :param places: the tensors, in a fixed order; their shapes may differ from task to task.
+    :param names: their dotted names, for messages.
+    """
+
+    def __init__(self, places: Sequence[Place], names: Sequence[str]):
+        super().__init__("private tensors")
+        self.places = list(places)
+        self.names = list(names)
+        self._tensors: dict[int, list[Tensor]] = {}
+
+    def check_commit(self) -> None:
+        for place, name in zip(self.places, self.names):
+            if not bool(torch.isfinite(place.tensor).all()):
+                raise non_finite(name)
+
+    def encode(self) -> bytes:
+        writer = ByteWriter()
+        for place in self.places:
+            # only heads change their shape, and only in their number of classes
+            writer.write_uint(place.tensor.shape[0] if place.tensor.dim() else 1)
+            writer.write_tensor(place.tensor.detach().cpu())
+        return writer.getvalue()
+
+    def decode(self, task: int, reader: ByteReader) -> None:
+        tensors = []
+        for place in self.places:
+            own = place.tensor
+            rows = reader.read_uint()
+            shape = (rows, *own.shape[1:]) if own.dim() else ()
+            tensors.append(reader.read_tensor(own.dtype, shape))
+        self._tensors[task] = tensors
+
+    def committed(self, task: int) -> list[Tensor]:
+        """The tensors of a finished task, in the order of the places.
+
+        :param task: its label.
+        """
+        if task not in self._tensors:
+            raise TaskStateError(
+                f"task {task} is not finished; finished are {list(self._tensors)}."
+            )
+        return [
+            tensor.to(place.tensor.device)
+            for tensor, place in zip(self._tensors[task], self.places)
+        ]
+
+    def stored_values(self, task: int) -> int:
+        return sum(tensor.numel() for tensor in self._tensors[task])
+
+    def forget(self) -> None:
+        super().forget()
+        self._tensors.clear()

@@ -1,0 +1,146 @@
+"""The frame that all strategies of this package share."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.templates.strategy_mixin_protocol import CriterionType
+from torch import nn
+from torch.optim import Optimizer
+
+from avalanche_compress.errors import NonFiniteError, TaskStateError
+from avalanche_compress.network import StoreFactory, TaskNetwork
+from avalanche_compress.plugins import shape_and_commit
+
+
+class CompressedStrategy(SupervisedTemplate):
+    """Trains a :class:`TaskNetwork` task by task; a method is a store and a list of plugins.
+
+    A plain model is converted on construction and the optimiser goes on with its parameters, in
+    their groups; new ones (scores, factors) join the group of the weight that they belong to. The
+    optimiser's state is reset at each task, the optimiser object stays, so that schedulers do.
+    Tasks are told apart by the experiences' task labels, in training and in evaluation.
+
+    :param model: a plain ``nn.Module`` or a :class:`TaskNetwork`.
+    :param optimizer: over the model's parameters.
+    :param criterion: loss of logits (N, C) and targets (N,).
+    :param store: what to put behind each weight of a plain model.
+    :param shaping: the method's plugins, in their order; they run before the user's.
+    :param head: dotted name of the classifier, see :class:`TaskNetwork`.
+    :param exclude: modules to keep out of compression, see :class:`TaskNetwork`.
+    :param train_mb_size: samples per training step.
+    :param train_epochs: epochs a task.
+    :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
+    :param device: where to compute.
+    :param plugins: the user's plugins.
+    :param evaluator: metrics and loggers.
+    :param eval_every: epochs between evaluations during training, -1 for none.
+    :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
+    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs.
+    """
+
+    optimized_param_id: Any
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        criterion: CriterionType = nn.CrossEntropyLoss(),  # noqa: B008 (the host's signature)
+        store: StoreFactory,
+        shaping: Sequence[SupervisedPlugin],
+        head: str | None = None,
+        exclude: Sequence[str] = (),
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: list[SupervisedPlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
+        eval_every: int = -1,
+        **base_kwargs: Any,
+    ):
+        if isinstance(model, TaskNetwork):
+            _check_stores(model, store)
+            network = model
+        else:
+            network = TaskNetwork(model, store, head=head, exclude=exclude)
+        _join_groups(network, optimizer)
+        super().__init__(
+            model=network,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=[*shaping, *(plugins or [])],
+            evaluator=evaluator,
+            eval_every=eval_every,
+            **base_kwargs,
+        )
+
+    @property
+    def network(self) -> TaskNetwork:
+        """The model, with its type."""
+        assert isinstance(self.model, TaskNetwork)
+        return self.model
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """Give the optimiser the open task's parameters, in place and without old state.
+
+        :param kwargs: as Avalanche's, for example ``remove_params``.
+        """
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            {n: p for n, p in self.model.named_parameters() if p.requires_grad},
+            self.optimized_param_id,
+            reset_state=True,
+            remove_params=kwargs.get("remove_params", False),
+        )
+
+    def backward(self) -> None:
+        """Back-propagate, unless the loss is NaN or infinite.
+
+        :raises NonFiniteError: before the step that would spoil the weights.
+        """
+        if not bool(torch.isfinite(self.loss).all()):
+            raise NonFiniteError(
+                f"the loss is {float(self.loss.detach().sum())} in epoch "
+                f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
+                "those before this step: check the inputs, or lower the learning rate."
+            )
+        super().backward()
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        # before any plugin, so that periodic evaluation and the user's plugins see what will stay
+        shape_and_commit(self)
+        super()._after_training_exp(**kwargs)
+
+
+def _join_groups(network: TaskNetwork, optimizer: Optimizer) -> None:
+    """Add the stores' own parameters to the optimiser, each beside the weight it belongs to."""
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for store in network.weight_stores:
+        for group in optimizer.param_groups:
+            if any(p is store.scratch for p in group["params"]):
+                group["params"] += [p for p in store.parameters() if id(p) not in known]
+
+
+def _check_stores(network: TaskNetwork, factory: StoreFactory) -> None:
+    """Refuse a network whose stores are not what ``factory`` (a class or a partial) builds."""
+    kind: Any = getattr(factory, "func", factory)
+    config = getattr(factory, "keywords", {})
+    for store in network.weight_stores:
+        if not isinstance(store, kind) or not config.items() <= store.config().items():
+            raise TaskStateError(
+                f"the TaskNetwork keeps {store.name} in a {type(store).__name__}{store.config()}, "
+                f"and this method needs {kind.__name__}{config}: pass the plain model, or build "
+                "the network with that store."
+            )

@@ -1,0 +1,296 @@
+"""Train strategies on streams of tasks and compare accuracy, forgetting, bytes and seconds.
+
+Run ``python -m benchmarks.compare --help`` for the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, NoReturn, Sequence
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.display import Display, EpochWatcher, make_display
+from benchmarks.results import (
+    Row,
+    RunKey,
+    RunResult,
+    accuracy_row,
+    backward_transfer,
+    final_accuracy,
+    forgetting,
+    versions,
+    write_results,
+    write_text,
+)
+from benchmarks.strategies import STRATEGIES, Learner, RunSettings
+from benchmarks.streams import STREAMS, Budget, Stream, nearest
+from benchmarks.tracking import MODES, Tracker
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked.
+
+    :param epochs: epochs per task instead of each stream's default; None keeps the default.
+    :param data: folder of the data sets.
+    :param out: folder of everything that is written.
+    :param wandb: ``off``, ``offline`` or ``online``.
+    """
+
+    strategies: list[str]
+    streams: list[str]
+    seeds: list[int]
+    epochs: int | None
+    data: Path
+    out: Path
+    wandb: str
+
+    def runs(self) -> list[RunKey]:
+        """All runs, the strategies of one stream and seed next to each other."""
+        return [
+            RunKey(strategy, stream, seed)
+            for stream in self.streams
+            for seed in self.seeds
+            for strategy in self.strategies
+        ]
+
+    def budget(self, stream: str) -> Budget:
+        """What is spent on each task of a stream."""
+        budget = STREAMS[stream].budget
+        return budget if self.epochs is None else dataclasses.replace(budget, epochs=self.epochs)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not finish."""
+
+    key: RunKey
+    reason: str
+    traceback_file: Path
+
+    def __str__(self) -> str:
+        return f"failed: {self.key}: {self.reason} (traceback in {self.traceback_file})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison.
+
+    :param arguments: command line without the program's name; that of the process by default.
+    :return: exit code, 0 only when every run finished.
+    """
+    options = parse(arguments)
+    # Avalanche warns about optional solvers and its own deprecations, once per run and strategy.
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; the table must not be folded into 80 columns there.
+        console.width = 120
+    runs = options.runs()
+    display = make_display(console, len(runs))
+    results: list[RunResult] = []
+    failures: list[Failure] = []
+    try:
+        for key in runs:
+            try:
+                results.append(run(key, options, display))
+                write_results(results, options.out / "results.json")
+                display.finish(results[-1])
+            except Exception as error:
+                failures.append(_failure(key, error, options.out))
+                display.fail(key)
+    finally:
+        display.close()
+        _report(results, failures, options.out, console)
+    return 1 if failures else 0
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line; an unknown name ends the program with exit code 2."""
+    parser = _Parser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="NAME")
+    parser.add_argument("--streams", nargs="+", default=["split_digits"], metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs per task")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="data sets (default: data)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR", help="default: results"
+    )
+    parser.add_argument("--wandb", choices=MODES, default="off")
+    parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
+    given = parser.parse_args(arguments)
+    _check_names(parser, "strategy", given.strategies, STRATEGIES)
+    _check_names(parser, "stream", given.streams, STREAMS)
+    if given.epochs is not None and given.epochs < 1:
+        parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
+    return Options(
+        _unique(given.strategies),
+        _unique(given.streams),
+        _unique(given.seeds),
+        given.epochs,
+        given.data,
+        given.out,
+        given.wandb,
+    )
+
+
+def run(key: RunKey, options: Options, display: Display) -> RunResult:
+    """Train and evaluate one strategy on one stream with one seed.
+
+    :param key: which run.
+    :param options: the command line.
+    :param display: gets the progress.
+    """
+    budget = options.budget(key.stream)
+    tracker = Tracker(options.wandb, options.out, key, budget)
+    finished = False
+    try:
+        settings = _settings(key, options, tracker)
+        archive = options.out / "archives" / key.slug
+        result = _measure(key, settings, display, archive)
+        report.heat_map(result, options.out / f"matrix-{key.slug}.png")
+        tracker.log(result, archive)
+        finished = True
+    finally:
+        tracker.close(failed=not finished)
+    return result
+
+
+def _settings(key: RunKey, options: Options, tracker: Tracker) -> RunSettings:
+    entry, budget = STREAMS[key.stream], options.budget(key.stream)
+    _seed_everything(key.seed)
+    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else budget.validation_fraction
+    stream = entry.build(options.data, key.seed, held_out)
+    loggers = [] if tracker.logger is None else [tracker.logger]
+    return RunSettings(stream, entry.backbone, budget, key.seed, loggers=loggers)
+
+
+def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path) -> RunResult:
+    stream, budget = settings.stream, settings.budget
+    position = _Position(display)
+    settings.plugins.append(EpochWatcher(position.epoch))
+    display.start(key, len(stream.tasks), budget.epochs)
+    _seed_everything(key.seed)
+    learner = STRATEGIES[key.strategy].build(settings)
+    history = _train_all(learner, stream, position)
+    sizes = learner.sizes(archive)
+    return RunResult(
+        strategy=key.strategy,
+        stream=key.stream,
+        backbone=settings.backbone,
+        seed=key.seed,
+        order=stream.order,
+        accuracy=final_accuracy(history.matrix),
+        accuracy_matrix=history.matrix,
+        forgetting=forgetting(history.matrix),
+        bwt=backward_transfer(history.matrix),
+        archive_bytes=sizes.archive,
+        stored_bytes=sizes.stored,
+        independent_bytes=settings.independent_bytes(),
+        train_seconds=history.train_seconds,
+        eval_seconds=history.eval_seconds,
+        versions=versions(),
+        epochs=budget.epochs,
+        train_mb_size=budget.train_mb_size,
+    )
+
+
+@dataclass
+class _Position:
+    """Where a run is: Avalanche's clock knows the epoch, the loop knows the task."""
+
+    display: Display
+    task: int = 0
+
+    def epoch(self, epoch: int) -> None:
+        self.display.epoch(self.task, epoch)
+
+
+@dataclass
+class _History:
+    matrix: list[Row]
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+def _train_all(learner: Learner, stream: Stream, position: _Position) -> _History:
+    """Learn the tasks in order; after each one evaluate those that were seen."""
+    history = _History([])
+    for task, experience in enumerate(stream.benchmark.train_stream):
+        position.task = task
+        start = time.perf_counter()
+        learner.train(experience)
+        trained = time.perf_counter()
+        metrics = learner.eval(stream.benchmark.test_stream[: task + 1])
+        history.train_seconds += trained - start
+        history.eval_seconds += time.perf_counter() - trained
+        row = accuracy_row(metrics, len(stream.tasks))
+        history.matrix.append(row)
+        position.display.task(task, _mean_so_far(row))
+    return history
+
+
+def _mean_so_far(row: Row) -> float | None:
+    seen = [accuracy for accuracy in row if accuracy is not None]
+    return sum(seen) / len(seen) if seen else None
+
+
+def _report(
+    results: Sequence[RunResult], failures: Sequence[Failure], out: Path, console: Console
+) -> None:
+    if results:
+        report.write_markdown(results, out / "table.md")
+        report.bytes_plot(results, out / "accuracy_against_bytes.png")
+    for stream, runs in report.by_stream(results).items():
+        console.print(report.rich_table(runs, stream))
+    for failure in failures:
+        console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
+
+
+def _failure(key: RunKey, error: Exception, out: Path) -> Failure:
+    path = out / "errors" / f"{key.slug}.txt"
+    write_text(path, traceback.format_exc())
+    return Failure(key, f"{type(error).__name__}: {' '.join(str(error).split())}", path)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _unique(values: list) -> list:
+    return list(dict.fromkeys(values))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints one line for an error, not the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def _check_names(
+    parser: argparse.ArgumentParser, kind: str, given: Iterable[str], known: Iterable[str]
+) -> None:
+    for name in given:
+        if name not in known:
+            parser.error(f"there is no {kind} {name!r}; the nearest is {nearest(name, known)!r}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

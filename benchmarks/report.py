@@ -1,0 +1,305 @@
+"""The table and the pictures of a comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from rich.table import Table, box
+
+from benchmarks.results import RunResult, write_text
+
+COLUMNS = (
+    ("strategy", ""),
+    ("accuracy", "%"),
+    ("forgetting", "pp"),
+    ("BWT", "pp"),
+    ("archive", ""),
+    ("stored", ""),
+    ("ratio", ""),
+    ("time", "s"),
+)
+"""Name and unit of each column of the table."""
+
+LEGEND = (
+    "accuracy: mean over tasks at the end; BWT: backward transfer; archive: file on disk; "
+    "stored: what the method keeps; ratio: archive, or stored where there is none, "
+    "to independent networks"
+)
+
+_MARKERS = "osD^vP*X<>hp"
+_COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#ee7733",
+    "#009988",
+    "#555555",
+    "#882255",
+    "#117733",
+    "#332288",
+)
+
+
+def table_rows(results: Sequence[RunResult]) -> list[list[str]]:
+    """One row per strategy: mean over seeds, with the standard deviation where there are several.
+
+    :param results: runs of one stream.
+    :return: a row per strategy in order of first appearance, one string per column.
+    """
+    return [_row(runs) for runs in _by_strategy(results).values()]
+
+
+def rich_table(results: Sequence[RunResult], stream: str) -> Table:
+    """The table of one stream for the terminal."""
+    table = Table(
+        title=_title(results, stream),
+        title_justify="left",
+        caption=LEGEND,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for name, unit in COLUMNS:
+        justify: Literal["left", "right"] = "left" if name == "strategy" else "right"
+        table.add_column(f"{name}\n{unit}", justify=justify, no_wrap=True)
+    for row in table_rows(results):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(results: Sequence[RunResult], stream: str) -> str:
+    """The table of one stream in Markdown."""
+    lines = [
+        f"### {_title(results, stream)}",
+        "",
+        _markdown_row([f"{name} {unit}".strip() for name, unit in COLUMNS]),
+        _markdown_row([":--", *["--:"] * (len(COLUMNS) - 1)]),
+    ]
+    lines += [_markdown_row(row) for row in table_rows(results)]
+    return "\n".join([*lines, "", f"*{LEGEND}*"]) + "\n"
+
+
+def write_markdown(results: Sequence[RunResult], path: Path) -> None:
+    """Write the tables of all streams to one file."""
+    tables = [markdown_table(runs, stream) for stream, runs in by_stream(results).items()]
+    write_text(path, "\n".join(tables))
+
+
+def by_stream(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs grouped by stream, in order of first appearance."""
+    grouped: dict[str, list[RunResult]] = {}
+    for result in results:
+        grouped.setdefault(result.stream, []).append(result)
+    return grouped
+
+
+def heat_map(result: RunResult, path: Path) -> None:
+    """Draw the accuracy matrix of one run as a PNG.
+
+    :param result: the run; entries that are None stay blank.
+    :param path: the file to write.
+    """
+    matrix = np.array(
+        [[np.nan if a is None else 100 * a for a in row] for row in result.accuracy_matrix]
+    )
+    tasks = len(matrix)
+    figure = _figure(2.6 + 0.62 * tasks, 1.7 + 0.5 * tasks)
+    axes = figure.add_subplot()
+    # One scale for all maps, so that they compare; what lies below 50 % shares the darkest colour.
+    image = axes.imshow(matrix, cmap="viridis", vmin=50, vmax=100, aspect="auto")
+    for (after, task), value in np.ndenumerate(matrix):
+        if not np.isnan(value):
+            ink = "black" if value > 80 else "white"
+            axes.text(task, after, f"{value:.1f}", ha="center", va="center", color=ink, size=9)
+    _number_tasks(axes, tasks)
+    axes.set_title(f"{result.strategy} on {result.stream}, seed {result.seed}", size=11)
+    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", extend="min")
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def bytes_plot(results: Sequence[RunResult], path: Path) -> None:
+    """Draw accuracy against bytes as a PNG, one panel per stream, bytes on a logarithmic axis.
+
+    A point is the mean over seeds, its bar one standard deviation.
+
+    :param results: all runs.
+    :param path: the file to write.
+    """
+    streams = by_stream(results)
+    figure = _figure(8.6, 4.4 * len(streams))
+    panels = figure.subplots(len(streams), 1, squeeze=False)[:, 0]
+    styles = _styles(results)
+    for axes, (stream, runs) in zip(panels, streams.items()):
+        _draw_panel(axes, runs, styles)
+        axes.set_title(_title(runs, stream), size=11, loc="left")
+    _save(figure, path)
+
+
+def _draw_panel(axes: Axes, runs: Sequence[RunResult], styles: dict[str, tuple[str, str]]) -> None:
+    independent = mean(run.independent_bytes for run in runs)
+    axes.axvline(independent, color="0.6", linewidth=1, linestyle="--", zorder=1)
+    axes.annotate(
+        "one network per task",
+        (independent, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, 0),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        va="bottom",
+        size=8,
+        color="0.4",
+    )
+    for strategy, same in _ranked(runs):
+        sizes, accuracies = _points(same)
+        colour, marker = styles[strategy]
+        axes.errorbar(
+            mean(sizes),
+            mean(accuracies),
+            yerr=_spread(accuracies),
+            color=colour,
+            marker=marker,
+            markersize=9,
+            markeredgecolor="white",
+            linestyle="none",
+            elinewidth=1.2,
+            capsize=3,
+            label=f"{strategy}  {mean(accuracies):.1f} %, {format_bytes(mean(sizes))}",
+            zorder=3,
+        )
+    _log_bytes_axis(axes, runs)
+    axes.set_ylabel("mean final accuracy (%)")
+    axes.grid(True, which="major", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a decimal unit.
+
+    >>> format_bytes(812), format_bytes(81_600), format_bytes(4_536_000)
+    ('812 B', '81.6 kB', '4.54 MB')
+    """
+    if count < 1e3:
+        return f"{count:.0f} B"
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB"
+
+
+def _row(runs: Sequence[RunResult]) -> list[str]:
+    first = runs[0]
+    archives = [run.archive_bytes for run in runs if run.archive_bytes is not None]
+    return [
+        first.strategy,
+        _with_spread([100 * run.accuracy for run in runs]),
+        _points_or_dash([run.forgetting for run in runs]),
+        _points_or_dash([run.bwt for run in runs]),
+        format_bytes(mean(archives)) if archives else "-",
+        format_bytes(mean(run.stored_bytes for run in runs)),
+        f"{mean(run.ratio for run in runs):.3f}",
+        f"{mean(run.train_seconds + run.eval_seconds for run in runs):.1f}",
+    ]
+
+
+def _points_or_dash(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    return _with_spread(known) if known else "-"
+
+
+def _with_spread(values: Sequence[float]) -> str:
+    # Adding 0 turns a rounded -0.00 into 0.00.
+    middle = f"{round(mean(values), 2) + 0.0:.2f}"
+    return middle if len(values) == 1 else f"{middle} ± {stdev(values):.2f}"
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def _title(results: Sequence[RunResult], stream: str) -> str:
+    first = results[0]
+    seeds = len({result.seed for result in results})
+    epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
+    many = f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
+    return f"{stream}: {len(first.order)} tasks, {first.backbone}, {epochs}, {many}"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _by_strategy(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    grouped: dict[str, list[RunResult]] = {}
+    for result in results:
+        grouped.setdefault(result.strategy, []).append(result)
+    return grouped
+
+
+def _ranked(runs: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    grouped = _by_strategy(runs).items()
+    return sorted(grouped, key=lambda item: -mean(run.accuracy for run in item[1]))
+
+
+def _points(runs: Sequence[RunResult]) -> tuple[list[int], list[float]]:
+    return [run.compared_bytes for run in runs], [100 * run.accuracy for run in runs]
+
+
+def _styles(results: Sequence[RunResult]) -> dict[str, tuple[str, str]]:
+    names = list(_by_strategy(results))
+    return {
+        name: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _number_tasks(axes: Axes, tasks: int) -> None:
+    axes.set_xticks(range(tasks), [str(task + 1) for task in range(tasks)])
+    axes.set_yticks(range(tasks), [str(task + 1) for task in range(tasks)])
+    axes.set_xlabel("tested on task")
+    axes.set_ylabel("after learning task")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _log_bytes_axis(axes: Axes, runs: Sequence[RunResult]) -> None:
+    sizes = [run.compared_bytes for run in runs] + [run.independent_bytes for run in runs]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _tick(count)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("bytes: the archive on disk, or what the method keeps where it writes none")
+
+
+def _tick(count: float) -> str:
+    for limit, unit in ((1e3, "B"), (1e6, "kB"), (1e9, "MB")):
+        if count < limit:
+            return f"{count / (limit / 1e3):g} {unit}"
+    return f"{count / 1e9:g} GB"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

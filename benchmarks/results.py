@@ -1,0 +1,193 @@
+"""What a run leaves behind: the numbers, their arithmetic, and ``results.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import List, Mapping, Optional, Sequence
+
+Row = List[Optional[float]]
+
+_EXPERIENCE_ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/Task\d+/Exp(\d+)")
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """One cell of the comparison."""
+
+    strategy: str
+    stream: str
+    seed: int
+
+    @property
+    def slug(self) -> str:
+        """A file name for whatever belongs to this run."""
+        return f"{self.stream}-{self.strategy}-seed{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.strategy} on {self.stream}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One object of ``results.json``; the field names are its keys and do not change.
+
+    :param order: the task index that each experience held.
+    :param accuracy: mean over tasks of the final test accuracy, 0 to 1.
+    :param accuracy_matrix: row i holds the test accuracy of every task after task i; None where
+        a task was not seen yet.
+    :param forgetting: mean over all tasks but the last of the best earlier accuracy minus the
+        final one; None when tasks were not learnt one after the other.
+    :param bwt: backward transfer, the mean of the final accuracy minus the one just after the
+        task was learnt; None as for forgetting.
+    :param archive_bytes: size of the archive file; None for methods that write none.
+    :param stored_bytes: what the method has to keep to go on learning and to answer.
+    :param independent_bytes: one plain network per task, at four bytes a number.
+    """
+
+    strategy: str
+    stream: str
+    backbone: str
+    seed: int
+    order: list[int]
+    accuracy: float
+    accuracy_matrix: list[Row]
+    forgetting: float | None
+    bwt: float | None
+    archive_bytes: int | None
+    stored_bytes: int
+    independent_bytes: int
+    train_seconds: float
+    eval_seconds: float
+    versions: dict[str, str]
+    epochs: int
+    train_mb_size: int
+
+    @property
+    def key(self) -> RunKey:
+        """Which run this is."""
+        return RunKey(self.strategy, self.stream, self.seed)
+
+    @property
+    def compared_bytes(self) -> int:
+        """The archive on disk, or what is kept where there is no archive."""
+        return self.stored_bytes if self.archive_bytes is None else self.archive_bytes
+
+    @property
+    def ratio(self) -> float:
+        """Compared bytes over those of independent networks."""
+        return self.compared_bytes / self.independent_bytes
+
+
+def accuracy_row(metrics: Mapping[str, float], tasks: int) -> Row:
+    """Per-task accuracies out of the dictionary that Avalanche's ``eval`` returns.
+
+    :param metrics: metric name to value.
+    :param tasks: number of tasks of the stream.
+    :return: one accuracy per task, None where there is none.
+
+    >>> accuracy_row({"Top1_Acc_Exp/eval_phase/test_stream/Task001/Exp001": 0.5}, 3)
+    [None, 0.5, None]
+    """
+    row: Row = [None] * tasks
+    for name, value in metrics.items():
+        found = _EXPERIENCE_ACCURACY.fullmatch(name)
+        if found:
+            row[int(found.group(1))] = float(value)
+    return row
+
+
+def final_accuracy(matrix: Sequence[Row]) -> float:
+    r"""``1/T sum_j a[T-1][j]``: the mean over tasks after the last one.
+
+    :raises ValueError: if a task has no final accuracy.
+    """
+    return _mean(_known(matrix[-1]))
+
+
+def forgetting(matrix: Sequence[Row]) -> float | None:
+    r"""``mean_{j<T-1} (max_{i<T-1} a[i][j] - a[T-1][j])`` (Chaudhry et al., 2018).
+
+    :return: None when no task was measured before the last one was learnt; 0 for a single task.
+    """
+    if len(matrix) == 1:
+        return 0.0
+    earlier = [_known_column(matrix[:-1], task) for task in range(len(matrix) - 1)]
+    if not all(earlier):
+        return None
+    final = _known(matrix[-1])
+    return _mean([max(best) - now for best, now in zip(earlier, final)])
+
+
+def backward_transfer(matrix: Sequence[Row]) -> float | None:
+    r"""``mean_{j<T-1} (a[T-1][j] - a[j][j])`` (Lopez-Paz and Ranzato, 2017).
+
+    :return: None when some task was not measured right after it was learnt; 0 for a single task.
+    """
+    if len(matrix) == 1:
+        return 0.0
+    final = _known(matrix[-1])
+    changes = []
+    for task, now in enumerate(final[:-1]):
+        learnt = matrix[task][task]
+        if learnt is None:
+            return None
+        changes.append(now - learnt)
+    return _mean(changes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of whatever the numbers depend on."""
+    import avalanche_compress
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "torchvision", "avalanche-lib", "numpy"):
+        found[name] = metadata.version(name)
+    found["avalanche_compress"] = avalanche_compress.__version__
+    return found
+
+
+def write_results(results: Sequence[RunResult], path: Path) -> None:
+    """Replace ``results.json`` in one step: a reader sees the old file or the new one."""
+    write_text(path, json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+def read_results(path: Path) -> list[RunResult]:
+    """Read what :func:`write_results` wrote."""
+    return [RunResult(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step, through a temporary file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=str(path.parent), prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner can read.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _known(row: Row) -> list[float]:
+    values = [value for value in row if value is not None]
+    if len(values) != len(row):
+        raise ValueError(f"Every task needs a final accuracy, but the last row is {row}.")
+    return values
+
+
+def _known_column(matrix: Sequence[Row], task: int) -> list[float]:
+    return [value for value in (row[task] for row in matrix) if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
