@@ -48,18 +48,16 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     True
     """
     content = {"tasks": _write_tasks(network), "static": _write_static(network)}
-    description = json.dumps(
-        {**network.options, "weights": _layout(network), "rest": _fingerprint(network)},
-        separators=(",", ":"),
-    )
-    manifest = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "network": description,
-        "sha256": _checksum({**content, "network": description.encode()}),
+    manifest: dict[str, Any] = {
+        "version": VERSION,
+        **network.options,
+        "weights": _layout(network),
+        "rest": _fingerprint(network),
     }
+    manifest["sha256"] = _checksum(manifest, content)
     tensors = {name: _as_tensor(part) for name, part in content.items()}
-    return bytes(save_safetensors(tensors, metadata=manifest))
+    # one entry: safetensors writes several in an order that differs from run to run
+    return bytes(save_safetensors(tensors, metadata={FORMAT: _compact(manifest)}))
 
 
 def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
@@ -92,8 +90,7 @@ def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNe
 def _read_container(path: PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            manifest = dict(file.metadata() or {})
-            _check_format(path, manifest)
+            manifest = _read_manifest(path, dict(file.metadata() or {}))
             if set(file.keys()) != {"tasks", "static"}:
                 raise ArchiveError(f"{path} is damaged: it holds {sorted(file.keys())}")
             tensors = {name: file.get_tensor(name) for name in ("tasks", "static")}
@@ -102,29 +99,37 @@ def _read_container(path: PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
     if any(tensor.dtype != torch.uint8 or tensor.dim() != 1 for tensor in tensors.values()):
         raise ArchiveError(f"{path} is damaged: its content is not made of bytes")
     content = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    if manifest.get("sha256") != _checksum({**content, "network": manifest["network"].encode()}):
+    if manifest.pop("sha256", None) != _checksum(manifest, content):
         raise ArchiveError(f"{path} is altered: its checksum does not match its content")
-    return json.loads(manifest["network"]), content
+    return manifest, content
 
 
-def _check_format(path: PathLike, manifest: dict[str, str]) -> None:
-    if manifest.get("format") != FORMAT or "network" not in manifest:
+def _read_manifest(path: PathLike, metadata: dict[str, str]) -> dict[str, Any]:
+    if FORMAT not in metadata:
         raise ArchiveError(f"{path} is not an archive of {FORMAT}")
-    version = manifest.get("version", "")
-    if not version.isdigit():
-        raise ArchiveError(f"{path} is damaged: its format version is {version!r}")
-    if int(version) > VERSION:
+    try:
+        manifest = json.loads(metadata[FORMAT])
+        version = manifest["version"]
+        newer = version > VERSION
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArchiveError(f"{path} is damaged: its manifest cannot be read") from error
+    if newer:
         raise ArchiveError(
             f"{path} has format {version} and this release reads up to {VERSION}: upgrade "
             "avalanche-compress to read it."
         )
+    return dict(manifest)
 
 
-def _checksum(content: dict[str, bytes]) -> str:
+def _compact(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, separators=(",", ":"))
+
+
+def _checksum(manifest: dict[str, Any], content: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(content):
-        digest.update(len(content[name]).to_bytes(8, "little"))
-        digest.update(content[name])
+    for part in (_compact(manifest).encode(), content["tasks"], content["static"]):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -144,8 +149,9 @@ def _layout(network: TaskNetwork) -> list[list[Any]]:
 
 def _fingerprint(network: TaskNetwork) -> str:
     """Names, types and shapes of all else; the head's rows are left out, they differ by task."""
+    head = (Place(network.head, "weight"), Place(network.head, "bias"))
     private = [
-        (name, str(place.tensor.dtype), list(place.tensor.shape[1:]))
+        (name, str(place.tensor.dtype), list(place.tensor.shape[1 if place in head else 0 :]))
         for name, place in zip(network.private.names, network.private.places)
     ]
     static = [(n, str(t.dtype), list(t.shape)) for n, t in network.static_tensors().items()]
@@ -156,22 +162,21 @@ def _fingerprint(network: TaskNetwork) -> str:
 def _build_network(
     path: PathLike, manifest: dict[str, Any], build_model: Callable[[], nn.Module]
 ) -> TaskNetwork:
-    kinds = {name: (kind, config) for name, kind, _, config in manifest["weights"]}
+    try:
+        kinds = {n: (_KINDS[kind], dict(config)) for n, kind, _, config in manifest["weights"]}
+        options = {name: manifest[name] for name in ("head", "exclude", "include")}
+        rest = manifest["rest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(f"{path} is damaged: its manifest does not fit") from error
 
     def store(place: Place, name: str) -> WeightStore:
         if name not in kinds:
             raise ArchiveError(f"{path} was made for another model: it knows no weight {name!r}")
         kind, config = kinds[name]
-        return _KINDS[kind](place, name, **config)
+        return kind(place, name, **config)
 
     try:
-        network = TaskNetwork(
-            build_model(),
-            store,
-            head=manifest["head"],
-            exclude=manifest["exclude"],
-            include=manifest["include"],
-        )
+        network = TaskNetwork(build_model(), store, **options)
     except UnsupportedModuleError as error:
         raise ArchiveError(f"{path} was made for another model: {error}") from error
     ours, theirs = _layout(network), manifest["weights"]
@@ -181,7 +186,7 @@ def _build_network(
             f"{path} was made for another model: it holds {', '.join(differing[:3])}, which "
             "build_model() does not have in that shape and order."
         )
-    if _fingerprint(network) != manifest["rest"]:
+    if _fingerprint(network) != rest:
         raise ArchiveError(
             f"{path} was made for another model: its biases, norms, buffers or number types differ "
             "from those of build_model()."
@@ -209,7 +214,7 @@ def _write_tasks(network: TaskNetwork) -> bytes:
         for name, values in sorted(statistics.items()):
             writer.write_bytes(name.encode())
             writer.write_uint(values.numel())
-            writer.write_tensor(values.flatten())
+            writer.write_tensor(values.flatten().float())
         for store in _stores(network):
             writer.write_bytes(store.sections[task])
     return writer.getvalue()
@@ -218,10 +223,9 @@ def _write_tasks(network: TaskNetwork) -> bytes:
 def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
     classes: dict[int, tuple[int, ...]] = {}
     for _ in range(reader.read_uint()):
-        label = reader.read_bytes().decode()
-        if not label.lstrip("-").isdigit() or int(label) in classes:
-            raise CorruptStreamError(f"a task labelled {label!r}")
-        task = int(label)
+        task = _read_label(reader)
+        if task in classes:
+            raise CorruptStreamError(f"two tasks labelled {task}")
         classes[task] = _read_classes(reader)
         statistics = {}
         for _ in range(reader.read_uint()):
@@ -233,6 +237,13 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
             store.restore(task, reader.read_bytes())
     reader.finish()
     network.finish_loading(classes)
+
+
+def _read_label(reader: ByteReader) -> int:
+    label = reader.read_bytes().decode()
+    if not (label.isascii() and label[label.startswith("-") :].isdecimal() and len(label) < 20):
+        raise CorruptStreamError(f"a task labelled {label[:20]!r}")
+    return int(label)
 
 
 def _read_classes(reader: ByteReader) -> tuple[int, ...]:

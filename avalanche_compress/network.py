@@ -8,10 +8,15 @@ from contextlib import contextmanager
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
-from avalanche.models import MultiTaskModule
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.conversion import find_head, replace_avalanche_heads, sort_tensors
+from avalanche_compress.conversion import (
+    find_head,
+    replace_avalanche_heads,
+    restore_avalanche_heads,
+    sort_tensors,
+)
 from avalanche_compress.errors import (
     CapacityExhaustedError,
     TaskAlreadyLearnedError,
@@ -74,9 +79,16 @@ class TaskNetwork(MultiTaskModule):
             raise UnsupportedModuleError(
                 "the model is, or holds, a TaskNetwork already: pass it as is."
             )
-        replace_avalanche_heads(model)
-        self.head_name, head_layer = find_head(model, head)
-        tensors = sort_tensors(model, self.head_name, include, exclude)
+        if isinstance(model, (MultiHeadClassifier, IncrementalClassifier)):
+            model = nn.Sequential(model)
+        replaced = replace_avalanche_heads(model)
+        try:
+            self.head_name, head_layer = find_head(model, head)
+            tensors = sort_tensors(model, self.head_name, include, exclude)
+        except UnsupportedModuleError:
+            for parent, name, classifier in replaced:
+                parent._modules[name] = classifier
+            raise
         self.options = {"head": self.head_name, "exclude": list(exclude), "include": list(include)}
         self.backbone = model
         self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
@@ -155,14 +167,20 @@ class TaskNetwork(MultiTaskModule):
         :raises TaskAlreadyLearnedError: if the task is finished.
         :raises TaskStateError: if another task is open.
         :raises CapacityExhaustedError: if no weights are left for it.
+        :raises TaskLabelError: if there are no classes, or one of them is negative.
         """
-        reusable = self._planned_reuse
+        reusable, self._planned_reuse = self._planned_reuse, None
+        numbers = tuple(sorted({int(c) for c in classes}))
+        if not numbers or numbers[0] < 0:
+            raise TaskLabelError(
+                f"task {task} has the classes {list(numbers)}, and one class number or more from "
+                "0 on were expected: pass those of its targets."
+            )
         self.check_open(task, reusable)
         for store in self.weight_stores:
             store.open(self.tasks if reusable is None else reusable)
-        self._planned_reuse = None
         self.open_task = task
-        self._open_classes = tuple(sorted(int(c) for c in classes))
+        self._open_classes = numbers
         self._fresh_head(len(self._open_classes))
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -225,6 +243,7 @@ class TaskNetwork(MultiTaskModule):
             return self.forward_all_tasks(x)
         if isinstance(task_labels, int):
             return self.forward_single_task(x, task_labels)
+        task_labels = torch.as_tensor(task_labels)
         labels = torch.unique(task_labels).tolist()
         if len(labels) == 1:
             return self.forward_single_task(x, labels[0])
@@ -239,12 +258,14 @@ class TaskNetwork(MultiTaskModule):
         """
         task = self._answering(task_label)
         if task is None:
-            return self._run(x, task_label)
+            logits = self._run(x, task_label)
+            return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
         if task == self.open_task:
             loans = [(store.place, store.weight()) for store in self.weight_stores]
             logits = self._lend(loans, x, task)
         else:
             logits = self._run_finished(x, task)
+        self._check_logits(logits, task)
         # an unseen task's classes may lie beyond those of the task that answers
         width = self.max_class_label if task_label != task else 0
         return spread_logits(logits, self.classes_of(task), width)
@@ -253,11 +274,21 @@ class TaskNetwork(MultiTaskModule):
         parts = [
             (task_labels == t, self.forward_single_task(x[task_labels == t], t)) for t in labels
         ]
-        width = max(self.max_class_label, *(logits.shape[1] for _, logits in parts))
-        out = parts[0][1].new_full((x.shape[0], width), MASKED_LOGIT)
+        width = max([self.max_class_label, *(logits.shape[-1] for _, logits in parts)])
+        inner = parts[0][1].shape[1:-1] if parts else ()
+        out = (parts[0][1] if parts else x).new_full((x.shape[0], *inner, width), MASKED_LOGIT)
         for chosen, logits in parts:
-            out[chosen, : logits.shape[1]] = logits
+            out[chosen, ..., : logits.shape[-1]] = logits
         return out
+
+    def _check_logits(self, logits: Tensor, task: int) -> None:
+        classes = len(self.classes_of(task))
+        if logits.shape[-1] != classes:
+            raise UnsupportedModuleError(
+                f"the model gives an output of shape {tuple(logits.shape)} and task {task} has "
+                f"{classes} classes, so {self.head_name!r} is not the layer that gives the "
+                "logits: name that one with head=."
+            )
 
     # ------------------------------------------------------------------ lending
 
@@ -268,14 +299,15 @@ class TaskNetwork(MultiTaskModule):
         """
         if self._active is not None and self._active[0] == task:
             return
-        loans = [(store.place, store.committed(task)) for store in self.weight_stores]
-        loans += zip(self.private.places, self.private.committed(task))
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
+            loans = [(store.place, store.committed(task)) for store in self.weight_stores]
+            loans += zip(self.private.places, self.private.committed(task))
         self._active = (task, loans)
 
     def _run_finished(self, x: Tensor, task: int) -> Tensor:
         self.activate(task)
         assert self._active is not None
-        if not self.training:
+        if not self.training and not self.backbone.training:
             return self._lend(self._active[1], x, task)
         # a replayed sample of a finished task: its running statistics must not move
         with evaluating(self.backbone):
@@ -334,6 +366,7 @@ class TaskNetwork(MultiTaskModule):
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
         memo[id(self.head)].out_features = len(self.classes[task])
+        restore_avalanche_heads(plain, task)
         return plain.eval()
 
     def static_tensors(self) -> dict[str, Tensor]:
@@ -354,6 +387,7 @@ class TaskNetwork(MultiTaskModule):
             "open_classes": list(self._open_classes),
             "head_rows": self.head.weight.shape[0],
             "max_class_label": self.max_class_label,
+            "static_marks": dict(self._static_marks),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -365,6 +399,7 @@ class TaskNetwork(MultiTaskModule):
         self._open_classes = tuple(state["open_classes"])
         self.max_class_label = state["max_class_label"]
         self.known_train_tasks_labels = set(self.classes)
+        self._static_marks = dict(state["static_marks"])
         self._active = None
 
     def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
@@ -380,9 +415,19 @@ class TaskNetwork(MultiTaskModule):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_active": None}
 
-    def _apply(self, *args: Any, **kwargs: Any) -> TaskNetwork:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TaskNetwork:
+        if self.classes and fn(torch.empty(0, dtype=self.head.weight.dtype)).dtype != (
+            self.head.weight.dtype
+        ):
+            raise TaskStateError(
+                f"the tasks {self.tasks} were learned in {self.head.weight.dtype} and would "
+                "compute other logits in another type: convert materialise(task), or the network "
+                "before its first task."
+            )
         self._active = None
-        result: TaskNetwork = super()._apply(*args, **kwargs)
+        result: TaskNetwork = super()._apply(fn, *args, **kwargs)
+        if not self.classes:
+            self.remember_static()
         return result
 
     def _require_open(self) -> int:
@@ -392,8 +437,7 @@ class TaskNetwork(MultiTaskModule):
 
     def _check_static(self) -> None:
         for name, mark in self._static_marks.items():
-            tensor = self._static[name].tensor
-            if tensor.is_floating_point() and _mark(tensor) != mark:
+            if _mark(self._static[name].tensor) != mark:
                 raise TaskStateError(
                     f"{name} changed while task {self.open_task} was trained, but all tasks share "
                     f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
@@ -413,9 +457,11 @@ class TaskNetwork(MultiTaskModule):
         if self.head.weight.shape[0] == classes:
             return
         self.head.out_features = classes
-        for name, own in self.head.named_parameters():
-            shape = (classes, *own.shape[1:])
-            self.head._parameters[name] = nn.Parameter(own.new_empty(shape))
+        for name in ("weight", "bias"):
+            own = self.head._parameters[name]
+            if own is not None:
+                resized = own.new_empty((classes, *own.shape[1:]))
+                self.head._parameters[name] = nn.Parameter(resized, own.requires_grad)
 
 
 class Lending:
@@ -472,7 +518,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _mark(tensor: Tensor) -> int:
     """A fingerprint by which a change shows."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes())
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16
 
 
 def _point_flat_weights(module: nn.RNNBase) -> None:
@@ -521,8 +568,8 @@ def single_task_label(experience: Any) -> int:
     labels = getattr(experience, "task_labels", None)
     if labels is None:
         raise TaskLabelError(
-            "the experience has no task labels, and every task needs one for a sub-network of its "
-            "own: build the stream with return_task_id=True, or decorate it with with_task_labels()."
+            "the experience has no task labels, and every task needs one for a sub-network of "
+            "its own: build the stream with return_task_id=True, or with with_task_labels()."
         )
     distinct = sorted({int(label) for label in labels})
     if len(distinct) != 1:

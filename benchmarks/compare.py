@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: exit code, 0 only when every run finished.
     """
     options = parse(arguments)
-    # Avalanche warns about optional solvers and its own deprecations, once per run and strategy.
+    # Avalanche warns about its own deprecations in every run.
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console()
@@ -156,6 +156,7 @@ def run(key: RunKey, options: Options, display: Display) -> RunResult:
     :param display: gets the progress.
     """
     budget = options.budget(key.stream)
+    _error_file(key, options.out).unlink(missing_ok=True)
     tracker = Tracker(options.wandb, options.out, key, budget)
     finished = False
     try:
@@ -262,9 +263,13 @@ def _report(
 
 
 def _failure(key: RunKey, error: Exception, out: Path) -> Failure:
-    path = out / "errors" / f"{key.slug}.txt"
+    path = _error_file(key, out)
     write_text(path, traceback.format_exc())
     return Failure(key, f"{type(error).__name__}: {' '.join(str(error).split())}", path)
+
+
+def _error_file(key: RunKey, out: Path) -> Path:
+    return out / "errors" / f"{key.slug}.txt"
 
 
 def _seed_everything(seed: int) -> None:

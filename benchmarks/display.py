@@ -143,7 +143,7 @@ class LiveDisplay:
         self.progress.update(self.all_runs, completed=self.finished, detail=detail)
 
 
-class EpochWatcher(SupervisedPlugin, supports_distributed=True):
+class EpochWatcher(SupervisedPlugin):
     """Tells a function after each epoch how many the current experience has had.
 
     :param tell: called with the number of finished epochs.

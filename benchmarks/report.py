@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from rich.table import Table, box
+from rich import box
+from rich.table import Table
 
 from benchmarks.results import RunResult, write_text
 
@@ -33,7 +34,7 @@ LEGEND = (
     "to independent networks"
 )
 
-_MARKERS = "osD^vP*X<>hp"
+_MARKERS = "osD^vPhX<>dp"
 _COLOURS = (
     "#4477aa",
     "#ee6677",

@@ -83,7 +83,7 @@ def task_parameters(network: TaskNetwork) -> int:
     if not network.tasks:
         return 0
     task = network.tasks[-1]
-    stores: List[Store] = [network.private, *network.weight_stores]
+    stores: list[Store] = [network.private, *network.weight_stores]
     return sum(store.stored_values(task) for store in stores)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.network import TaskNetwork, evaluating
 from avalanche_compress.plugins.base import network_of, shape_and_commit
+from avalanche_compress.plugins.validation import load_batches
 
 SHARING = ("all", "similar", "none")
 
@@ -141,5 +141,4 @@ def _two_samples(dataset: Any, count: int) -> list[Tensor]:
     count = max(1, min(count, len(dataset) // 2))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     chosen = dataset.subset(order[: 2 * count].tolist()).eval()
-    loader = DataLoader(chosen, batch_size=count, collate_fn=getattr(chosen, "collate_fn", None))
-    return [batch[0] for batch in loader]
+    return [x for x, _ in load_batches(chosen, count)]

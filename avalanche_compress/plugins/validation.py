@@ -51,7 +51,10 @@ class ValidationPlugin(SupervisedPlugin):
         order = torch.randperm(len(dataset), generator=generator).tolist()
         strategy.adapted_dataset = dataset.subset(order[held_out:])
         self._task = single_task_label(strategy.experience)
-        self._batches = _load(dataset.subset(order[:held_out]).eval(), strategy)
+        self._batches = load_batches(
+            dataset.subset(order[:held_out]).eval(),
+            strategy.eval_mb_size or strategy.train_mb_size,
+        )
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self._batches = [(x.to(strategy.device), y.to(strategy.device)) for x, y in self._batches]
@@ -96,11 +99,18 @@ def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
     )
 
 
-def _load(dataset: Any, strategy: Any) -> list[tuple[Tensor, Tensor]]:
-    """All samples in memory: they are looked at many times, and the host's loader is slow."""
+def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:
+    """All samples in memory: they are looked at many times, and the host's loader is slow.
+
+    :param dataset: one of Avalanche's.
+    :param size: samples in a batch.
+    :return: inputs (n, ...) and targets (n,), batch by batch.
+    """
     loader = DataLoader(
         dataset,
-        batch_size=strategy.eval_mb_size or strategy.train_mb_size,
+        batch_size=size,
         collate_fn=getattr(dataset, "collate_fn", None),
+        # of its own: drawing from torch's would change the order of the training batches
+        generator=torch.Generator(),
     )
     return [(batch[0], batch[1]) for batch in loader]

@@ -181,9 +181,10 @@ class WeightStore(Store):
     def check_commit(self) -> None:
         """Refuse to commit before anything has changed.
 
-        :raises NonFiniteError: if a kept value is NaN or infinite.
+        :raises NonFiniteError: if a value that was trained is NaN or infinite, kept or not.
         """
-        if not all(bool(torch.isfinite(v).all()) for v in self.kept_values()):
+        trained = [self.scratch, *self.parameters(), *self.kept_values()]
+        if not all(bool(torch.isfinite(v).all()) for v in trained):
             raise non_finite(self.name)
 
 

@@ -19,7 +19,7 @@ from avalanche_compress.coding import (
     unpack_mask,
 )
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
-from avalanche_compress.stores.base import Place, WeightStore
+from avalanche_compress.stores.base import Place, WeightStore, non_finite
 from avalanche_compress.stores.values import (
     Values,
     bits_of,
@@ -110,6 +110,10 @@ class MaskedStore(WeightStore):
             self._available = self._free_or_used_by(reusable)
             self.frozen = torch.where(self._available, self.value, 0.0)
         self.trainable = self.free
+        if self.sections and not self.scored:
+            # pruned weights start at zero (PackNet); scored ones go on from where they are (WSN)
+            with torch.no_grad():
+                self.scratch.mul_(self.free == 0)
 
     def weight(self) -> Tensor:
         weight: Tensor
@@ -150,8 +154,11 @@ class MaskedStore(WeightStore):
 
         :param fraction: fraction of the free weights to drop (see
             :func:`~avalanche_compress.coding.magnitude_mask`).
+        :raises NonFiniteError: if a weight is NaN or infinite.
         """
         free = self.free != 0
+        if not bool(torch.isfinite(self.scratch[free]).all()):
+            raise non_finite(self.name)
         mask = ~free
         mask[free] = magnitude_mask(self.scratch.detach()[free], fraction)
         self.fix_mask(mask)
@@ -210,6 +217,18 @@ class MaskedStore(WeightStore):
     def value_bits(self, task: int) -> int:
         added, bits = self._added[task]
         return added * bits
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The finished tasks, and what the open one may use."""
+        chosen = {"density": self.density, "mask": self._mask, "available": self._available}
+        return {"finished": super().get_extra_state(), "open": chosen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state["finished"])
+        chosen = state["open"]
+        self.density = chosen["density"]
+        self._mask, self._available = chosen["mask"], chosen["available"]
+        self._quantised = None
 
     def forget(self) -> None:
         super().forget()

@@ -1,0 +1,209 @@
+"""How fast: our strategies' training step against Naive's, our k-means against scikit-learn's.
+
+Run ``python -m benchmarks.speed``; every figure is a median over repetitions, and ratios compare
+runs that took turns in one process, so that they hold when the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from avalanche.core import SupervisedPlugin
+from avalanche.models import as_multitask
+from avalanche.training import Naive
+from rich.console import Console
+from rich.table import Table
+
+from avalanche_compress import WSN, PackNet
+from avalanche_compress.coding import decode_mask, encode_mask, kmeans_1d
+from benchmarks.backbones import BACKBONES
+
+ROUNDS = 9
+BATCHES = 100
+TASKS = ROUNDS + 1
+SHAPES = {"mlp": (1, 28, 28), "lenet": (3, 32, 32)}
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    :param what: what was timed.
+    :param milliseconds: median.
+    :param reference: what it is compared with.
+    :param reference_milliseconds: its median.
+    :param ratio: median of the ratios of neighbouring runs.
+    """
+
+    what: str
+    milliseconds: float
+    reference: str
+    reference_milliseconds: float
+    ratio: float
+
+
+class EpochTimer(SupervisedPlugin):
+    """Remembers how long the last training epoch took, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.seconds = time.perf_counter() - self._start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table.
+
+    :param arguments: command line without the program's name.
+    :return: exit code.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    given = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    figures = [
+        *training_steps("mlp", 10),
+        *training_steps("mlp", 256),
+        *training_steps("lenet", 64),
+        *kmeans(),
+        mask_coding(),
+    ]
+    Console().print(_table(figures))
+    if given.json is not None:
+        given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
+    return 0
+
+
+def training_steps(backbone: str, batch: int) -> list[Figure]:
+    """One training step with loader and callbacks, ours against Naive's with a head per task.
+
+    :param backbone: name of the backbone.
+    :param batch: samples in a step.
+    """
+    stream = _random_stream(SHAPES[backbone], batch)
+    runs = {name: _trainer(name, backbone, batch) for name in ("naive", "packnet", "wsn")}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for experience in stream.train_stream:
+        for name, (strategy, timer) in runs.items():
+            strategy.train(experience)
+            seconds[name].append(timer.seconds / BATCHES)
+    naive = seconds.pop("naive")[1:]  # the first round warms up
+    return [
+        _figure(f"{name} step, {backbone}, batch {batch}", own[1:], "naive", naive)
+        for name, own in seconds.items()
+    ]
+
+
+def kmeans(count: int = 1_000_000) -> list[Figure]:
+    """Optimal one-dimensional k-means against scikit-learn's with one start.
+
+    :param count: normal random values.
+    """
+    from sklearn.cluster import KMeans
+
+    values = torch.randn(count, generator=torch.Generator().manual_seed(0))
+    column = values.numpy().reshape(-1, 1)
+    figures = []
+    for k in (4, 16):
+        ours, theirs = [], []
+        for _ in range(3):
+            ours.append(_seconds(lambda k=k: kmeans_1d(values, k)))
+            theirs.append(_seconds(lambda k=k: KMeans(k, n_init=1, random_state=0).fit(column)))
+        figures.append(_figure(f"kmeans_1d, {count:,} values, k={k}", ours, "sklearn", theirs))
+    return figures
+
+
+def mask_coding(count: int = 1_000_000) -> Figure:
+    """Coding a mask that inherits 80 % of the last task's, against decoding it.
+
+    :param count: weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    last = torch.rand(count, generator=generator) < 0.5
+    fresh = torch.rand(count, generator=generator) < 0.5
+    mask = torch.where(torch.rand(count, generator=generator) < 0.8, last, fresh)
+    context = last.to(torch.uint8)
+    coded = encode_mask(mask, context)
+    encode = [_seconds(lambda: encode_mask(mask, context)) for _ in range(ROUNDS)]
+    decode = [_seconds(lambda: decode_mask(coded, count, context)) for _ in range(ROUNDS)]
+    return _figure(f"encode_mask, {count:,} weights", encode, "decode_mask", decode)
+
+
+def _trainer(name: str, backbone: str, batch: int) -> tuple[Any, EpochTimer]:
+    model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False)
+    if name == "naive":
+        model = as_multitask(model, "head")
+    timer = EpochTimer()
+    arguments = {
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
+        "train_mb_size": batch,
+        "train_epochs": 1,
+        "evaluator": None,
+        "plugins": [timer],
+    }
+    if name == "packnet":
+        return PackNet(**arguments, prune_proportion=0.7), timer
+    if name == "wsn":
+        return WSN(**arguments, density=0.5), timer
+    return Naive(**arguments), timer
+
+
+def _random_stream(shape: tuple[int, ...], batch: int) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCHES * batch, *shape, generator=generator)
+    y = torch.randint(CLASSES, (len(x),), generator=generator)
+    return tensors_benchmark(
+        train_tensors=[(x, y)] * TASKS,
+        test_tensors=[(x[:batch], y[:batch])] * TASKS,
+        task_labels=list(range(TASKS)),
+    )
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _figure(what: str, own: list[float], reference: str, other: list[float]) -> Figure:
+    ratio = statistics.median([a / b for a, b in zip(own, other)])
+    return Figure(
+        what, 1e3 * statistics.median(own), reference, 1e3 * statistics.median(other), ratio
+    )
+
+
+def _table(figures: Sequence[Figure]) -> Table:
+    table = Table(title=f"medians, {torch.get_num_threads()} thread, torch {torch.__version__}")
+    for heading in ("", "ms", "compared with", "ms", "ratio"):
+        table.add_column(heading, justify="left" if heading in ("", "compared with") else "right")
+    for figure in figures:
+        table.add_row(
+            figure.what,
+            f"{figure.milliseconds:.3g}",
+            figure.reference,
+            f"{figure.reference_milliseconds:.3g}",
+            f"{figure.ratio:.3g}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

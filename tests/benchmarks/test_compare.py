@@ -1,0 +1,136 @@
+"""The command, end to end."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import compare
+from benchmarks.strategies import STRATEGIES, Recipe
+from benchmarks.streams import nearest
+
+
+def broken(settings):
+    raise RuntimeError("this one\nis broken")
+
+
+@pytest.fixture()
+def with_broken(monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "broken", Recipe(broken))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--strategies", "naive", "packnt"], "no strategy 'packnt'; the nearest is 'packnet'"),
+        (["--streams", "split_digit"], "no stream 'split_digit'; the nearest is 'split_digits'"),
+        (["--epochs", "0"], "--epochs is 0"),
+        (["--wandb", "maybe"], "invalid choice: 'maybe'"),
+    ],
+)
+def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    def never(*args):
+        raise AssertionError("training started")
+
+    monkeypatch.setattr(compare, "run", never)
+    with pytest.raises(SystemExit) as exit_error:
+        compare.main([*arguments, "--out", str(tmp_path / "out")])
+    assert exit_error.value.code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_defaults_are_nine_strategies_on_split_digits():
+    options = compare.parse([])
+    assert options.strategies == (
+        [
+            "naive",
+            "ewc",
+            "lwf",
+            "avalanche_packnet",
+            "packnet",
+            "wsn",
+            "tinysubnets",
+            "independent",
+            "joint",
+        ]
+    )
+    assert (options.streams, options.seeds, options.wandb) == (["split_digits"], [0], "off")
+    assert len(options.runs()) == 9
+
+
+def test_a_name_given_twice_runs_once():
+    options = compare.parse(["--strategies", "naive", "naive", "--seeds", "1", "1", "2"])
+    assert [str(key) for key in options.runs()] == [
+        "naive on split_digits, seed 1",
+        "naive on split_digits, seed 2",
+    ]
+
+
+def test_two_strategies_end_to_end(tmp_path, capsys):
+    code = compare.main(
+        ["--strategies", "naive", "independent", "--epochs", "1", "--out", str(tmp_path)]
+    )
+    assert code == 0
+    naive, independent = json.loads((tmp_path / "results.json").read_text())
+    assert (naive["strategy"], independent["strategy"]) == ("naive", "independent")
+    assert (naive["epochs"], naive["order"]) == (1, [0, 1, 2, 3, 4])
+    assert 0.6 < naive["accuracy"] <= 1
+    assert independent["forgetting"] == independent["bwt"] == 0
+    assert independent["stored_bytes"] == independent["independent_bytes"]
+    for after, row in enumerate(naive["accuracy_matrix"]):
+        assert [value is None for value in row] == [task > after for task in range(5)]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {
+        "results.json",
+        "table.md",
+        "accuracy_against_bytes.png",
+        "matrix-split_digits-naive-seed0.png",
+        "matrix-split_digits-independent-seed0.png",
+    }
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert re.search(r"naive on split_digits, seed 0: task 5/5, epoch 1/1, accuracy", printed)
+    assert re.search(r"independent +\d+\.\d\d +0\.00 +0\.00", printed)
+
+
+def test_a_run_is_the_same_twice(tmp_path):
+    matrices = []
+    for attempt in ("a", "b"):
+        out = tmp_path / attempt
+        assert compare.main(["--strategies", "naive", "--epochs", "1", "--out", str(out)]) == 0
+        matrices.append(json.loads((out / "results.json").read_text())[0]["accuracy_matrix"])
+    assert matrices[0] == matrices[1]
+
+
+def test_a_failing_strategy_does_not_stop_the_rest(tmp_path, capsys, with_broken):
+    arguments = ["--strategies", "broken", "naive", "--epochs", "1", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 1
+    assert [r["strategy"] for r in json.loads((tmp_path / "results.json").read_text())] == ["naive"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "failed: broken on split_digits, seed 0: RuntimeError: this one is broken" in last
+    trace = (tmp_path / "errors" / "split_digits-broken-seed0.txt").read_text()
+    assert "Traceback" in trace
+
+
+def test_only_failures_still_end_well(tmp_path, with_broken):
+    assert compare.main(["--strategies", "broken", "--out", str(tmp_path)]) == 1
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_ours_write_an_archive_that_was_checked(tmp_path):
+    arguments = ["--strategies", "packnet", "tinysubnets", "--epochs", "2", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    for entry in json.loads((tmp_path / "results.json").read_text()):
+        archive = tmp_path / "archives" / f"split_digits-{entry['strategy']}-seed0"
+        assert entry["archive_bytes"] == archive.stat().st_size == entry["stored_bytes"]
+        assert entry["forgetting"] == 0
+
+
+def test_nearest_is_always_a_known_name():
+    assert nearest("", STRATEGIES) in STRATEGIES

@@ -1,0 +1,136 @@
+"""Metric arithmetic and results.json, against matrices made by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks.results import (
+    RunResult,
+    accuracy_row,
+    backward_transfer,
+    final_accuracy,
+    forgetting,
+    read_results,
+    versions,
+    write_results,
+)
+
+KEYS = [
+    "strategy",
+    "stream",
+    "backbone",
+    "seed",
+    "order",
+    "accuracy",
+    "accuracy_matrix",
+    "forgetting",
+    "bwt",
+    "archive_bytes",
+    "stored_bytes",
+    "independent_bytes",
+    "train_seconds",
+    "eval_seconds",
+    "versions",
+    "epochs",
+    "train_mb_size",
+]
+
+MATRIX = [
+    [0.9, None, None],
+    [0.95, 0.8, None],
+    [0.7, 0.85, 0.6],
+]
+
+
+def make_result(**changes):
+    result = RunResult(
+        strategy="naive",
+        stream="split_digits",
+        backbone="mlp",
+        seed=0,
+        order=[0, 1, 2],
+        accuracy=final_accuracy(MATRIX),
+        accuracy_matrix=MATRIX,
+        forgetting=forgetting(MATRIX),
+        bwt=backward_transfer(MATRIX),
+        archive_bytes=None,
+        stored_bytes=500,
+        independent_bytes=1000,
+        train_seconds=1.0,
+        eval_seconds=0.5,
+        versions=versions(),
+        epochs=2,
+        train_mb_size=16,
+    )
+    return dataclasses.replace(result, **changes)
+
+
+def test_metrics_of_a_matrix_made_by_hand():
+    assert final_accuracy(MATRIX) == pytest.approx((0.7 + 0.85 + 0.6) / 3)
+    # Task 1 was at best .95 before the end, task 2 at best .8.
+    assert forgetting(MATRIX) == pytest.approx(((0.95 - 0.7) + (0.8 - 0.85)) / 2)
+    assert backward_transfer(MATRIX) == pytest.approx(((0.7 - 0.9) + (0.85 - 0.8)) / 2)
+
+
+def test_forgetting_and_transfer_are_zero_for_a_single_task():
+    assert forgetting([[0.9]]) == 0.0
+    assert backward_transfer([[0.9]]) == 0.0
+
+
+def test_forgetting_and_transfer_are_undefined_when_only_the_end_was_measured():
+    joint = [[None, None], [0.9, 0.8]]
+    assert final_accuracy(joint) == pytest.approx(0.85)
+    assert forgetting(joint) is None
+    assert backward_transfer(joint) is None
+
+
+def test_a_missing_final_accuracy_is_an_error():
+    with pytest.raises(ValueError, match="last row"):
+        final_accuracy([[0.9, None]])
+
+
+def test_only_per_experience_test_accuracies_enter_a_row():
+    metrics = {
+        "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000": 0.5,
+        "Top1_Acc_Exp/eval_phase/test_stream/Task012/Exp002": 0.25,
+        "Top1_Acc_Exp/eval_phase/train_stream/Task001/Exp001": 0.75,
+        "Top1_Acc_Stream/eval_phase/test_stream/Task002": 0.375,
+    }
+    assert accuracy_row(metrics, 3) == [0.5, None, 0.25]
+
+
+def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    results = [make_result(), make_result(strategy="joint", forgetting=None, bwt=None)]
+    write_results(results, path)
+    entries = json.loads(path.read_text())
+    assert [list(entry) for entry in entries] == [KEYS, KEYS]
+    assert entries[0]["accuracy_matrix"][0] == [0.9, None, None]
+    assert read_results(path) == results
+
+
+def test_versions_name_everything_the_numbers_depend_on():
+    names = {"python", "torch", "torchvision", "avalanche-lib", "numpy", "avalanche_compress"}
+    assert set(versions()) == names
+    assert all(versions().values())
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_results([make_result()], path)
+    before = path.read_text()
+
+    def fail(*paths):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_results([make_result(), make_result()], path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_archive_is_compared_where_there_is_one():
+    assert make_result().ratio == 0.5
+    assert make_result(archive_bytes=100).ratio == 0.1

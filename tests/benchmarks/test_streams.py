@@ -1,0 +1,153 @@
+"""Streams: shapes, labels, determinism, the promise about held-out examples."""
+
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sklearn.utils
+import torch
+
+from avalanche_compress import ValidationPlugin
+from benchmarks import streams
+from benchmarks.streams import MNIST_FILES, kept_rows, nearest, split_digits, wsn_permutations
+
+
+def tensors(experience):
+    data = experience.dataset
+    return torch.stack([data[i][0] for i in range(len(data))]), torch.tensor(list(data.targets))
+
+
+@pytest.fixture()
+def tiny_mnist(tmp_path):
+    """MNIST's files with random images, 200 for training and 50 for testing."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.RandomState(0)
+    for name in MNIST_FILES:
+        count = 200 if name.startswith("train") else 50
+        if "images" in name:
+            header = np.array([2051, count, 28, 28], dtype=">i4")
+            body = generator.randint(0, 256, count * 784)
+        else:
+            header = np.array([2049, count], dtype=">i4")
+            body = np.arange(count) % 10
+        (raw / name).write_bytes(header.tobytes() + body.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+def test_split_digits_is_five_tasks_of_two_remapped_classes(tmp_path):
+    stream = split_digits(tmp_path, seed=0)
+    assert stream.tasks == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert stream.order == [0, 1, 2, 3, 4]
+    assert (stream.input_shape, stream.max_classes) == ((1, 8, 8), 2)
+    sizes = {"train": 0, "test": 0}
+    for name in sizes:
+        for task, experience in enumerate(getattr(stream.benchmark, f"{name}_stream")):
+            x, y = tensors(experience)
+            assert x.shape[1:] == (1, 8, 8)
+            assert x.dtype == torch.float32
+            assert set(y.tolist()) == {0, 1}
+            assert experience.task_labels == [task]
+            assert list(experience.classes_in_this_experience) == [0, 1]
+            assert experience.dataset[0][2] == task
+            sizes[name] += len(x)
+    assert sizes == {"train": 1257, "test": 540}
+
+
+def test_digits_are_standardised_by_their_training_pixels(tmp_path):
+    stream = split_digits(tmp_path, seed=0)
+    pixels = torch.cat([tensors(e)[0] for e in stream.benchmark.train_stream])
+    assert pixels.mean().item() == pytest.approx(0, abs=1e-5)
+    assert pixels.std(unbiased=False).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_seed_gives_the_same_stream_and_another_seed_another(tmp_path):
+    first, again, other = (
+        tensors(split_digits(tmp_path, seed, held_out=0.1).benchmark.train_stream[2])[0]
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert first.shape != other.shape or not torch.equal(first, other)
+
+
+def test_baselines_train_on_what_the_validation_plugin_leaves(tmp_path):
+    for task, experience in enumerate(split_digits(tmp_path, 5).benchmark.train_stream):
+        strategy = SimpleNamespace(
+            adapted_dataset=experience.dataset,
+            experience=experience,
+            clock=SimpleNamespace(train_exp_counter=task),
+            eval_mb_size=100,
+            train_mb_size=16,
+            device="cpu",
+        )
+        ValidationPlugin(0.1, seed=5).after_train_dataset_adaptation(strategy)
+        theirs = [strategy.adapted_dataset[i][0] for i in range(len(strategy.adapted_dataset))]
+        held_out = split_digits(tmp_path, 5, held_out=0.1).benchmark.train_stream[task]
+        ours = tensors(held_out)[0]
+        assert sorted(x.flatten().tolist() for x in theirs) == sorted(ours.flatten(1).tolist())
+
+
+def test_held_out_examples_leave_the_rest_untouched():
+    kept = kept_rows(50, 0.1, seed=1)
+    assert len(kept) == 45
+    assert (np.diff(kept) > 0).all()
+    assert np.array_equal(kept_rows(50, 0.0, seed=1), np.arange(50))
+
+
+def test_permutations_are_those_of_the_public_wsn_code():
+    drawn = sklearn.utils.shuffle(np.arange(10), random_state=2)
+    image = np.random.RandomState(0).rand(784)
+    for task, permutation in enumerate(wsn_permutations(2, 10, 784)):
+        expected = sklearn.utils.shuffle(image, random_state=drawn[task] * 100 + task)
+        assert np.array_equal(image[permutation], expected)
+
+
+def test_permuted_mnist_permutes_the_normalised_images(tiny_mnist):
+    stream = streams.permuted_mnist(tiny_mnist, seed=1, tasks=3)
+    assert stream.tasks == [list(range(10))] * 3
+    source = torch.from_numpy(
+        np.frombuffer((tiny_mnist / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8)
+        .reshape(50, 784)
+        .copy()
+    )
+    normalised = (source / 255 - 0.1307) / 0.3081
+    for task, permutation in enumerate(wsn_permutations(1, 3, 784)):
+        experience = stream.benchmark.test_stream[task]
+        x, y = tensors(experience)
+        assert experience.task_labels == [task]
+        assert y.tolist() == (np.arange(50) % 10).tolist()
+        torch.testing.assert_close(x.flatten(1), normalised[:, permutation], rtol=0, atol=1e-6)
+
+
+def test_split_mnist_holds_out_a_part_of_the_training_set_only(tiny_mnist):
+    stream = streams.split_mnist(tiny_mnist, seed=0, held_out=0.1)
+    assert [len(e.dataset) for e in stream.benchmark.train_stream] == [36] * 5
+    assert [len(e.dataset) for e in stream.benchmark.test_stream] == [10] * 5
+    assert stream.input_shape == (1, 28, 28)
+
+
+def test_absent_mnist_says_where_to_put_the_files(tmp_path, monkeypatch):
+    def no_network(self):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
+    with pytest.raises(FileNotFoundError, match="no network") as error:
+        streams.split_mnist(tmp_path, seed=0)
+    assert str(tmp_path / "MNIST" / "raw") in str(error.value)
+    assert all(name in str(error.value) for name in MNIST_FILES)
+
+
+def test_a_dataset_survives_pickling(tiny_mnist):
+    images = streams._load_mnist(tiny_mnist)
+    permutation = wsn_permutations(0, 1, 784)[0]
+    data = streams._cut(images, images.test, [1, 2], 4, permutation=permutation)
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy[3][0], data[3][0])
+    assert copy.targets == data.targets
+    assert set(copy.targets_task_labels) == {4}
+
+
+def test_nearest_name():
+    assert nearest("tiny_subnets", ["wsn", "tinysubnets"]) == "tinysubnets"
+    assert nearest("?", ["wsn"]) == "wsn"

@@ -1,0 +1,66 @@
+"""Small streams and models that several tests share."""
+
+from __future__ import annotations
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from torch import Tensor, nn
+
+CLASSES = 2
+
+
+def make_stream(tasks: int = 3, samples: int = 60, seed: int = 0, shape=(1, 8, 8), labels=None):
+    """``tasks`` experiences of two classes each, separable by their means, with task labels."""
+    generator = torch.Generator().manual_seed(seed)
+    train, test = [], []
+    for _ in range(tasks):
+        means = torch.randn(CLASSES, *shape, generator=generator)
+        for part, count in ((train, samples), (test, samples // 2)):
+            y = torch.arange(count) % CLASSES
+            x = means[y] + 0.7 * torch.randn(count, *shape, generator=generator)
+            part.append((x, y))
+    return tensors_benchmark(
+        train_tensors=train,
+        test_tensors=test,
+        task_labels=list(range(tasks)) if labels is None else labels,
+    )
+
+
+def mlp(width: int = 24) -> nn.Module:
+    """A bias-free perceptron on 8 x 8 images."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, width, bias=False),
+        nn.ReLU(),
+        nn.Linear(width, width, bias=False),
+        nn.ReLU(),
+        nn.Linear(width, CLASSES),
+    )
+
+
+def conv_net() -> nn.Module:
+    """A small network with convolutions, BatchNorm, dropout and biases."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, groups=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    )
+
+
+def inputs_of(experience) -> Tensor:
+    """All inputs of an experience as one tensor."""
+    return torch.stack([experience.dataset[i][0] for i in range(len(experience.dataset))])
+
+
+@torch.no_grad()
+def logits(network, stream, tasks) -> list[Tensor]:
+    """Logits of each task's test inputs, in evaluation mode."""
+    network.eval()
+    return [network(inputs_of(stream[task]), stream[task].task_label) for task in tasks]
