@@ -28,7 +28,6 @@ from avalanche_compress.coding import decode_mask, encode_mask, kmeans_1d
 from benchmarks.backbones import BACKBONES
 
 ROUNDS = 9
-BATCHES = 100
 TASKS = ROUNDS + 1
 SHAPES = {"mlp": (1, 28, 28), "lenet": (3, 32, 32)}
 CLASSES = 10
@@ -79,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     figures = [
-        *training_steps("mlp", 10),
-        *training_steps("mlp", 256),
-        *training_steps("lenet", 64),
+        *training_steps("mlp", 10, 300),
+        *training_steps("mlp", 256, 40),
+        *training_steps("lenet", 64, 8),
         *kmeans(),
         mask_coding(),
     ]
@@ -91,19 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def training_steps(backbone: str, batch: int) -> list[Figure]:
+def training_steps(backbone: str, batch: int, batches: int) -> list[Figure]:
     """One training step with loader and callbacks, ours against Naive's with a head per task.
 
     :param backbone: name of the backbone.
     :param batch: samples in a step.
+    :param batches: steps in an epoch.
     """
-    stream = _random_stream(SHAPES[backbone], batch)
+    stream = _random_stream(SHAPES[backbone], batch, batches)
     runs = {name: _trainer(name, backbone, batch) for name in ("naive", "packnet", "wsn")}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for experience in stream.train_stream:
         for name, (strategy, timer) in runs.items():
             strategy.train(experience)
-            seconds[name].append(timer.seconds / BATCHES)
+            seconds[name].append(timer.seconds / batches)
     naive = seconds.pop("naive")[1:]  # the first round warms up
     return [
         _figure(f"{name} step, {backbone}, batch {batch}", own[1:], "naive", naive)
@@ -166,9 +166,9 @@ def _trainer(name: str, backbone: str, batch: int) -> tuple[Any, EpochTimer]:
     return Naive(**arguments), timer
 
 
-def _random_stream(shape: tuple[int, ...], batch: int) -> Any:
+def _random_stream(shape: tuple[int, ...], batch: int, batches: int) -> Any:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCHES * batch, *shape, generator=generator)
+    x = torch.randn(batches * batch, *shape, generator=generator)
     y = torch.randint(CLASSES, (len(x),), generator=generator)
     return tensors_benchmark(
         train_tensors=[(x, y)] * TASKS,

@@ -306,7 +306,9 @@ def test_sharing_none_makes_masks_disjoint_until_no_slots_are_left():
         strategy.train(stream.train_stream[2])
     after = strategy.model.state_dict()
     assert all(
-        torch.equal(before[key], after[key]) for key in before if isinstance(before[key], torch.Tensor)
+        torch.equal(before[key], after[key])
+        for key in before
+        if isinstance(before[key], torch.Tensor)
     )
 
 
@@ -403,7 +405,9 @@ def test_one_unpruned_task_is_plain_training():
             train_mb_size=16,
             train_epochs=2,
             evaluator=None,
-            plugins=[ValidationPlugin(0.2), Record()] if strategy_class is TinySubNets else [Record()],
+            plugins=[ValidationPlugin(0.2), Record()]
+            if strategy_class is TinySubNets
+            else [Record()],
             **arguments,
         )
         experience = stream.train_stream[0]

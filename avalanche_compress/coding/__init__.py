@@ -16,7 +16,7 @@ from avalanche_compress.coding.selection import (
     kept_count,
     kth_smallest,
     magnitude_mask,
-    top_mask,
+    top_mask_,
 )
 from avalanche_compress.coding.stream import ByteReader, ByteWriter
 
@@ -39,7 +39,7 @@ __all__ = [
     "pack_mask",
     "quantise_codebook",
     "quantise_fixed_point",
-    "top_mask",
+    "top_mask_",
     "unpack_bits",
     "unpack_mask",
 ]

@@ -40,24 +40,24 @@ def kept_count(density: float, count: int) -> int:
     return count - round((1 - density) * (count - 1))
 
 
-def top_mask(magnitude: Tensor, density: float) -> Tensor:
+def top_mask_(magnitude: Tensor, density: float) -> Tensor:
     """1.0 where a magnitude is among the largest, else 0.0; ties at the threshold are all kept.
 
-    :param magnitude: float tensor of any shape; it is what scores are compared by.
+    :param magnitude: float tensor of any shape, what scores are compared by; it is overwritten,
+        since this runs at every training step and memory is what costs there.
     :param density: fraction to keep, 0..1 (see :func:`kept_count`).
-    :return: of the shape and type of ``magnitude``: a float, because it multiplies in a forward
-        pass.
+    :return: ``magnitude``, now the mask: a float, because it multiplies in a forward pass.
 
-    >>> top_mask(torch.tensor([0.9, 0.1, 0.4, 0.7]), 0.5).tolist()
+    >>> top_mask_(torch.tensor([0.9, 0.1, 0.4, 0.7]), 0.5).tolist()
     [1.0, 0.0, 0.0, 1.0]
     """
     count = magnitude.numel()
     kept = kept_count(density, count)
     if kept == count:
-        return torch.ones_like(magnitude)
+        return magnitude.fill_(1)
     threshold = kth_smallest(magnitude, count - kept + 1)
-    # sign, shift and clamp: on a CPU 3 times faster than a comparison and a cast to float
-    return (magnitude - threshold).sign_().add_(1).clamp_(max=1)
+    # shift, sign and clamp: on a CPU 3 times faster than a comparison and a cast to float
+    return magnitude.sub_(threshold).sign_().add_(1).clamp_(max=1)
 
 
 def magnitude_mask(values: Tensor, prune_fraction: float) -> Tensor:

@@ -27,10 +27,13 @@ def network_of(strategy: Any) -> TaskNetwork:
 class ShapingPlugin(SupervisedPlugin):
     """Prunes, truncates or quantises a task when its training is over.
 
-    When the experience ends, the shaping plugins of the strategy run in their order and the task is
-    committed, once, whichever of them Avalanche calls first. So each works alone on any Avalanche
-    strategy, and together in the order of the list.
+    When the experience ends, the shaping plugins of the strategy run in the order of their
+    :attr:`turn` and the task is committed, once, whichever of them Avalanche calls first. So each
+    works alone on any Avalanche strategy, and together wherever they stand in its list.
     """
+
+    turn = 0
+    """Restore the best epoch (0), prune (1), quantise (2)."""
 
     def shape(self, strategy: Any) -> None:
         """Change the open task's weights, after its last training step.
@@ -43,14 +46,14 @@ class ShapingPlugin(SupervisedPlugin):
 
 
 def shape_and_commit(strategy: Any) -> None:
-    """Run the strategy's shaping plugins in order and commit the task; nothing if that was done.
+    """Run the strategy's shaping plugins in turn and commit the task; nothing if that was done.
 
     :param strategy: an Avalanche strategy.
     """
     network = network_of(strategy)
     if network.open_task is None:
         return
-    for plugin in strategy.plugins:
-        if isinstance(plugin, ShapingPlugin):
-            plugin.shape(strategy)
+    shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
+    for plugin in sorted(shaping, key=lambda plugin: plugin.turn):
+        plugin.shape(strategy)
     network.commit()

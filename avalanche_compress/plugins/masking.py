@@ -44,6 +44,8 @@ class MaskingPlugin(ShapingPlugin):
     0.4
     """
 
+    turn = 1
+
     def __init__(
         self,
         density: Density = 0.5,
@@ -103,6 +105,9 @@ class MaskingPlugin(ShapingPlugin):
         left = strategy.train_epochs - strategy.clock.train_exp_epochs
         if not self._pruned and 0 < left <= self.post_prune_epochs < strategy.train_epochs:
             self._prune(network_of(strategy))
+            for plugin in strategy.plugins:
+                if isinstance(plugin, ValidationPlugin):
+                    plugin.restart()
 
     def shape(self, strategy: Any) -> None:
         network = network_of(strategy)

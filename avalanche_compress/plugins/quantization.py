@@ -39,6 +39,8 @@ class QuantizationPlugin(ShapingPlugin):
     4
     """
 
+    turn = 2
+
     def __init__(
         self,
         bits: int | str = "auto",

@@ -5,29 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_compress.errors import ValidationDataError
 from avalanche_compress.network import TaskNetwork, evaluating, single_task_label
-from avalanche_compress.plugins.base import network_of
+from avalanche_compress.plugins.base import ShapingPlugin, network_of
 
 
-class ValidationPlugin(SupervisedPlugin):
+class ValidationPlugin(ShapingPlugin):
     """Sets a seeded part of each experience's training data aside; the test stream is never used.
 
     Put it before plugins that add data (replay), and beside plugins that decide by accuracy.
 
     :param fraction: part of the training samples, 0 < fraction < 1.
     :param seed: of the split; experience e is split with seed + e.
+    :param keep_best: when the task ends, go back to its epoch of least validation loss. A change of
+        phase (pruning) starts the comparison anew.
     :raises ValidationDataError: if the fraction is outside (0, 1).
 
     >>> ValidationPlugin(0.1, seed=3).fraction
     0.1
     """
 
-    def __init__(self, fraction: float = 0.1, seed: int = 0):
+    def __init__(self, fraction: float = 0.1, seed: int = 0, *, keep_best: bool = False):
         super().__init__()
         if not 0 < fraction < 1:
             raise ValidationDataError(
@@ -36,6 +37,8 @@ class ValidationPlugin(SupervisedPlugin):
             )
         self.fraction = fraction
         self.seed = seed
+        self.keep_best = keep_best
+        self._best: tuple[float, list[Tensor]] | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
         self._task = -1
 
@@ -51,6 +54,7 @@ class ValidationPlugin(SupervisedPlugin):
         order = torch.randperm(len(dataset), generator=generator).tolist()
         strategy.adapted_dataset = dataset.subset(order[held_out:])
         self._task = single_task_label(strategy.experience)
+        self.restart()
         self._batches = load_batches(
             dataset.subset(order[:held_out]).eval(),
             strategy.eval_mb_size or strategy.train_mb_size,
@@ -58,6 +62,25 @@ class ValidationPlugin(SupervisedPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self._batches = [(x.to(strategy.device), y.to(strategy.device)) for x, y in self._batches]
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.keep_best:
+            return
+        loss = self._loss(strategy)
+        if self._best is None or loss < self._best[0]:
+            state = _trained_tensors(network_of(strategy))
+            self._best = loss, [tensor.detach().clone() for tensor in state]
+
+    def restart(self) -> None:
+        """Forget the best epoch so far: what follows is not to be compared with it."""
+        self._best = None
+
+    @torch.no_grad()
+    def shape(self, strategy: Any) -> None:
+        if self._best is not None:
+            for tensor, best in zip(_trained_tensors(network_of(strategy)), self._best[1]):
+                tensor.copy_(best)
+        self.restart()
 
     def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self._batches = []
@@ -80,6 +103,21 @@ class ValidationPlugin(SupervisedPlugin):
                 right += int((network(x, self._task).argmax(dim=1) == y).sum())
                 total += len(y)
         return 100 * right / total
+
+    @torch.no_grad()
+    def _loss(self, strategy: Any) -> float:
+        """The strategy's criterion on the held-out samples, mean over samples."""
+        network, total, count = network_of(strategy), 0.0, 0
+        with evaluating(network):
+            for x, y in self._batches:
+                total += float(strategy._criterion(network(x, self._task), y)) * len(y)
+                count += len(y)
+        return total / count
+
+
+def _trained_tensors(network: TaskNetwork) -> list[Tensor]:
+    """Everything that training the open task changes."""
+    return [*network.parameters(), *(place.tensor for place in network.private.places)]
 
 
 def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:

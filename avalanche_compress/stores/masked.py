@@ -15,7 +15,7 @@ from avalanche_compress.coding import (
     kept_count,
     magnitude_mask,
     pack_mask,
-    top_mask,
+    top_mask_,
     unpack_mask,
 )
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
@@ -244,7 +244,7 @@ class MaskedStore(WeightStore):
         if self._available is not None:
             # below every magnitude, and check_open saw to it that enough others are there
             magnitude = torch.where(self._available, magnitude, -1.0)
-        return top_mask(magnitude, self.density)
+        return top_mask_(magnitude, self.density)
 
     def _free_or_used_by(self, tasks: Sequence[int]) -> Tensor:
         available = self.free != 0
