@@ -349,8 +349,9 @@ class TaskNetwork(MultiTaskModule):
         """A finished task as a model of the original classes, which runs without this package.
 
         :param task: its label.
-        :return: a copy of the model; its head has one output per class of the task, in ascending
-            order of class number (:meth:`classes_of`).
+        :return: a copy of the model in evaluation mode, which requires no gradients; its head has
+            one output per class of the task, in ascending order of class number
+            (:meth:`classes_of`).
         :raises TaskStateError: if the task is not finished.
         """
         self.activate(task)
@@ -360,7 +361,8 @@ class TaskNetwork(MultiTaskModule):
         for place, tensor in self._active[1]:
             module = memo[id(place.module)]
             if place.name in module._parameters:
-                module._parameters[place.name] = nn.Parameter(tensor.clone())
+                # torch takes other kernels, with other roundings, if a weight requires a gradient
+                module._parameters[place.name] = nn.Parameter(tensor.clone(), requires_grad=False)
             else:
                 module._buffers[place.name] = tensor.clone()
             if isinstance(module, nn.RNNBase):

@@ -14,8 +14,10 @@ from avalanche_compress.plugins.base import ShapingPlugin, network_of
 from avalanche_compress.plugins.validation import ValidationPlugin, validation_of
 from avalanche_compress.stores import MaskedStore
 
-Density = Union[float, Sequence[float], Callable[[int], float], Mapping[str, float]]
-"""Fraction of weights kept: for all tasks, by position in the stream, or by layer."""
+TaskDensity = Union[float, Sequence[float], Callable[[int], float]]
+"""Fraction of weights kept: for all tasks, or by position in the stream."""
+Density = Union[TaskDensity, Mapping[str, TaskDensity]]
+"""The same for all layers, or by a weight's name."""
 
 
 class MaskingPlugin(ShapingPlugin):
@@ -23,17 +25,17 @@ class MaskingPlugin(ShapingPlugin):
 
     With scores (a network of ``MaskedStore(scored=True)``; WSN, Kang et al., ICML 2022) the mask
     of ``density`` is learned along with the weights. Without (PackNet, Mallya and Lazebnik, CVPR
-    2018) all free weights are trained, the largest of them are kept when ``post_prune_epochs`` are
-    left, and these train on; ``density`` is then the part of the *free* weights that the task
-    keeps.
+    2018) all free weights are trained and the largest are kept; ``density`` is then the part of
+    the *free* weights that the task keeps. When ``post_prune_epochs`` are left the mask is fixed
+    and only the weights in it train on.
 
     Afterwards ``prune_rounds`` times a random layer loses the ``prune_fraction`` smallest of the
     task's own weights, unless validation accuracy falls by ``prune_tolerance`` or more
     (TinySubNets, Pietron et al., AAAI 2025, Algorithm 2); that needs a :class:`ValidationPlugin`.
 
     :param density: fraction kept, 0..1; a float, a list by position of the task in the stream, a
-        function of that position, or a mapping from a weight's name to its fraction (others: 1).
-    :param post_prune_epochs: epochs left when magnitude pruning happens; 0 prunes after training.
+        function of that position, or a mapping from a weight's name to any of these (others: 1).
+    :param post_prune_epochs: epochs of training with the mask fixed; 0 fixes it after training.
     :param prune_rounds: rounds of post-training pruning.
     :param prune_fraction: fraction of a layer's own weights dropped in a round.
     :param prune_tolerance: loss of accuracy that undoes a round, in percentage points.
@@ -79,11 +81,11 @@ class MaskingPlugin(ShapingPlugin):
         :param name: the weight's dotted name.
         :raises TaskStateError: if it is outside 0..1, or the list is too short.
         """
-        density = self.density
-        if callable(density):
-            density = density(position)
+        density: Any = self.density
         if isinstance(density, Mapping):
             density = density.get(name, 1.0)
+        if callable(density):
+            density = density(position)
         elif isinstance(density, Sequence):
             if position >= len(density):
                 raise TaskStateError(
@@ -119,8 +121,9 @@ class MaskingPlugin(ShapingPlugin):
     def _prune(self, network: TaskNetwork) -> None:
         for store in masked_stores(network):
             if store.scored:
-                continue
-            store.prune(1 - store.density)
+                store.fix_mask(store.mask)
+            else:
+                store.prune(1 - store.density)
         self._pruned = True
 
     def _prune_further(self, network: TaskNetwork, validation: ValidationPlugin) -> None:

@@ -48,7 +48,8 @@ class PrivateStore(Store):
             own = place.tensor
             rows = reader.read_uint()
             shape = (rows, *own.shape[1:]) if own.dim() else ()
-            tensors.append(reader.read_tensor(own.dtype, shape))
+            # cloned into torch's memory: results may depend on how NumPy's happened to be aligned
+            tensors.append(reader.read_tensor(own.dtype, shape).clone())
         self._tensors[task] = tensors
 
     def committed(self, task: int) -> list[Tensor]:

@@ -22,7 +22,7 @@ class PackNet(CompressedStrategy):
     :class:`CompressedStrategy`.
 
     :param prune_proportion: part of the free weights that a task gives up, 0..1: a float, a list by
-        position of the task, a function of it, or a mapping from a weight's name.
+        position of the task, a function of it, or a mapping from a weight's name to one of these.
     :param post_prune_epochs: epochs of ``train_epochs`` that come after pruning.
 
     >>> import torch
@@ -71,10 +71,10 @@ def complement(proportion: Density) -> Density:
     >>> complement([0.25, 0.5])
     [0.75, 0.5]
     """
+    if isinstance(proportion, Mapping):
+        return {name: complement(own) for name, own in proportion.items()}  # type: ignore[misc]
     if callable(proportion):
         return _Complement(proportion)
-    if isinstance(proportion, Mapping):
-        return {name: 1 - p for name, p in proportion.items()}
     if isinstance(proportion, Sequence):
         return [1 - p for p in proportion]
     return 1 - proportion

@@ -30,6 +30,7 @@ class TinySubNets(CompressedStrategy):
     :class:`CompressedStrategy`.
 
     :param density: as in :class:`WSN`.
+    :param post_prune_epochs: as in :class:`WSN`.
     :param bits: bits of a value, or ``"auto"``; see :class:`QuantizationPlugin`.
     :param tolerance: accuracy that quantisation may cost, in percentage points.
     :param prune_rounds: rounds of post-training pruning, see :class:`MaskingPlugin`.
@@ -55,6 +56,7 @@ class TinySubNets(CompressedStrategy):
         model: Any,
         optimizer: Any,
         density: Density = 0.5,
+        post_prune_epochs: int = 0,
         bits: int | str = "auto",
         tolerance: float = 0.5,
         prune_rounds: int = 20,
@@ -71,6 +73,7 @@ class TinySubNets(CompressedStrategy):
             SharingPlugin(sharing, threshold=similarity_threshold),
             MaskingPlugin(
                 density,
+                post_prune_epochs=post_prune_epochs,
                 prune_rounds=prune_rounds,
                 prune_fraction=prune_fraction,
                 prune_tolerance=prune_tolerance,

@@ -21,6 +21,8 @@ class WSN(CompressedStrategy):
 
     :param density: part of each layer's weights that a task uses, 0..1: a float, a list by
         position of the task, a function of it, or a mapping from a weight's name.
+    :param post_prune_epochs: last epochs in which the mask is fixed and only weights train. 0 is
+        the paper's way; 1 spares the weights the noise of a mask that changes with every step.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -30,11 +32,19 @@ class WSN(CompressedStrategy):
     5
     """
 
-    def __init__(self, *, model: Any, optimizer: Any, density: Density = 0.5, **base_kwargs: Any):
+    def __init__(
+        self,
+        *,
+        model: Any,
+        optimizer: Any,
+        density: Density = 0.5,
+        post_prune_epochs: int = 0,
+        **base_kwargs: Any,
+    ):
         super().__init__(
             model=model,
             optimizer=optimizer,
             store=partial(MaskedStore, scored=True),
-            shaping=[MaskingPlugin(density)],
+            shaping=[MaskingPlugin(density, post_prune_epochs=post_prune_epochs)],
             **base_kwargs,
         )

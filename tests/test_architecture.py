@@ -1,0 +1,73 @@
+"""Imports run one way, and the public names are what the package says."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import avalanche_compress
+
+PACKAGE = Path(avalanche_compress.__file__).parent
+GROUND = {"errors", "files"}
+LEVELS = ["coding", "stores", "conversion", "network", "plugins", "strategies"]
+BESIDE = {
+    "archive": {*GROUND, "coding", "stores", "conversion", "network"},
+    "metrics": {*GROUND, "coding", "stores", "conversion", "network", "archive"},
+    "checkpoint": GROUND,
+    "loggers": GROUND,
+    "errors": set(),
+    "files": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names.add(node.module)
+    return names
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].replace(".py", "")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part_of(path) != "__init__"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = part_of(path)
+    own = {
+        name.split(".")[1] for name in imported(path) if name.startswith("avalanche_compress.")
+    }
+    assert "avalanche_compress" not in imported(path), "import from the module, not from the front"
+    if part in LEVELS:
+        allowed = {*GROUND, *LEVELS[: LEVELS.index(part) + 1]}
+    else:
+        allowed = {part, *BESIDE[part]}
+    assert own <= allowed, f"{part} must not know {own - allowed}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_coding_and_stores_do_not_know_avalanche(path):
+    if part_of(path) in {"coding", "stores"}:
+        assert not any(name.split(".")[0] == "avalanche" for name in imported(path))
+
+
+def test_benchmarks_use_public_names_only():
+    public = {"avalanche_compress", "avalanche_compress.coding", "avalanche_compress.metrics"}
+    for path in (PACKAGE.parent / "benchmarks").glob("*.py"):
+        ours = {name for name in imported(path) if name.split(".")[0] == "avalanche_compress"}
+        assert ours <= public, path
+
+
+def test_every_public_name_exists_and_has_a_docstring():
+    for name in avalanche_compress.__all__:
+        assert getattr(avalanche_compress, name).__doc__, name
