@@ -548,6 +548,20 @@ def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Ten
     return out
 
 
+def network_of(strategy: Any) -> TaskNetwork:
+    """The network that a strategy trains.
+
+    :param strategy: an Avalanche strategy.
+    :raises TaskStateError: if its model is none of ours.
+    """
+    if not isinstance(strategy.model, TaskNetwork):
+        raise TaskStateError(
+            f"a TaskNetwork is needed and the strategy's model is a "
+            f"{type(strategy.model).__name__}: wrap it, model=TaskNetwork(model)."
+        )
+    return strategy.model
+
+
 def classes_in(experience: Any) -> list[int]:
     """The class numbers of an experience of any of Avalanche's benchmarks, ascending.
 

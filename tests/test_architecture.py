@@ -44,9 +44,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part_of(path) != "__i
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path):
     part = part_of(path)
-    own = {
-        name.split(".")[1] for name in imported(path) if name.startswith("avalanche_compress.")
-    }
+    own = {name.split(".")[1] for name in imported(path) if name.startswith("avalanche_compress.")}
     assert "avalanche_compress" not in imported(path), "import from the module, not from the front"
     if part in LEVELS:
         allowed = {*GROUND, *LEVELS[: LEVELS.index(part) + 1]}

@@ -8,8 +8,7 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
 from avalanche_compress.archive import archive_bytes
-from avalanche_compress.network import TaskNetwork
-from avalanche_compress.plugins import network_of
+from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.stores import MaskedStore, Store
 
 

@@ -1,6 +1,6 @@
 """When a task is shaped: plugins for any Avalanche strategy over a TaskNetwork."""
 
-from avalanche_compress.plugins.base import ShapingPlugin, network_of, shape_and_commit
+from avalanche_compress.plugins.base import ShapingPlugin, shape_and_commit
 from avalanche_compress.plugins.masking import MaskingPlugin
 from avalanche_compress.plugins.quantization import QuantizationPlugin
 from avalanche_compress.plugins.sharing import SharingPlugin
@@ -12,6 +12,5 @@ __all__ = [
     "ShapingPlugin",
     "SharingPlugin",
     "ValidationPlugin",
-    "network_of",
     "shape_and_commit",
 ]

@@ -6,22 +6,7 @@ from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
-from avalanche_compress.errors import TaskStateError
-from avalanche_compress.network import TaskNetwork
-
-
-def network_of(strategy: Any) -> TaskNetwork:
-    """The network that a strategy trains.
-
-    :param strategy: an Avalanche strategy.
-    :raises TaskStateError: if its model is none of ours.
-    """
-    if not isinstance(strategy.model, TaskNetwork):
-        raise TaskStateError(
-            f"this plugin shapes a TaskNetwork and the strategy's model is a "
-            f"{type(strategy.model).__name__}: wrap it, model=TaskNetwork(model)."
-        )
-    return strategy.model
+from avalanche_compress.network import network_of
 
 
 class ShapingPlugin(SupervisedPlugin):

@@ -9,8 +9,8 @@ import torch
 
 from avalanche_compress.coding import magnitude_mask
 from avalanche_compress.errors import TaskStateError
-from avalanche_compress.network import TaskNetwork
-from avalanche_compress.plugins.base import ShapingPlugin, network_of
+from avalanche_compress.network import TaskNetwork, network_of
+from avalanche_compress.plugins.base import ShapingPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin, validation_of
 from avalanche_compress.stores import MaskedStore
 

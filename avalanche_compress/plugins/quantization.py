@@ -8,8 +8,8 @@ from torch import Tensor
 
 from avalanche_compress.coding import quantise_codebook, quantise_fixed_point
 from avalanche_compress.errors import TaskStateError
-from avalanche_compress.network import TaskNetwork
-from avalanche_compress.plugins.base import ShapingPlugin, network_of
+from avalanche_compress.network import TaskNetwork, network_of
+from avalanche_compress.plugins.base import ShapingPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin, validation_of
 from avalanche_compress.stores import Values, WeightStore
 

@@ -9,8 +9,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_compress.errors import TaskStateError
-from avalanche_compress.network import TaskNetwork, evaluating
-from avalanche_compress.plugins.base import network_of, shape_and_commit
+from avalanche_compress.network import TaskNetwork, evaluating, network_of
+from avalanche_compress.plugins.base import shape_and_commit
 from avalanche_compress.plugins.validation import load_batches
 
 SHARING = ("all", "similar", "none")

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_compress.errors import ValidationDataError
-from avalanche_compress.network import TaskNetwork, evaluating, single_task_label
-from avalanche_compress.plugins.base import ShapingPlugin, network_of
+from avalanche_compress.network import TaskNetwork, evaluating, network_of, single_task_label
+from avalanche_compress.plugins.base import ShapingPlugin
 
 
 class ValidationPlugin(ShapingPlugin):

@@ -1,0 +1,108 @@
+"""What the network weighs, as numbers and as Avalanche metrics."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from avalanche.logging import InteractiveLogger
+from avalanche.training.plugins import EvaluationPlugin
+from streams_for_tests import make_stream, mlp
+from torch import nn
+
+from avalanche_compress import (
+    WSN,
+    MaskedStore,
+    PackNet,
+    TaskNetwork,
+    compression_metrics,
+    save_archive,
+)
+from avalanche_compress.coding import Codebook
+from avalanche_compress.metrics import (
+    bits_per_weight,
+    capacity,
+    capacity_tinysubnets,
+    capacity_wsn,
+    stored_bytes,
+    task_parameters,
+    union_density,
+)
+
+
+def test_capacity_is_that_of_the_golden_case():
+    network = TaskNetwork(nn.Sequential(nn.Linear(100, 10, bias=False), nn.Linear(10, 2)))
+    (store,) = network.weight_stores
+    assert isinstance(store, MaskedStore)
+    for task, own in enumerate((500, 100, 50)):
+        network.open(task, [0, 1])
+        free = torch.nonzero(store.free.flatten()).flatten()
+        mask = torch.zeros(1000, dtype=torch.bool)
+        mask[free[:own]] = True
+        store.fix_mask(mask.view(10, 100))
+        codes = torch.arange(own, dtype=torch.int32) % 16
+        store.keep_values([Codebook(codes, torch.arange(16.0))])
+        network.commit()
+    assert capacity(network) == pytest.approx(8.125)
+    assert union_density(network) == pytest.approx(65.0)
+    assert capacity_tinysubnets(network, bits=4) == pytest.approx(8.125)
+    assert capacity_wsn(network, mask_ratio=0.78) == pytest.approx(65 + 100 * 0.22 * 3 / 32)
+    assert task_parameters(network) == 50 + 10 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("density", "bits", "percent"),
+    [(0.5, 4, 6.25), (1.0, 4, 12.5), (0.8125, 4, 10.15625), (0.6, 5, 9.375)],
+)
+def test_capacity_of_tinysubnets_is_that_of_its_code(density, bits, percent):
+    network = TaskNetwork(nn.Sequential(nn.Linear(200, 8, bias=False), nn.Linear(8, 2)))
+    network.open(0, [0, 1])
+    mask = torch.arange(1600) < 1600 * density
+    network.weight_stores[0].fix_mask(mask.view(8, 200))
+    network.commit()
+    assert capacity_tinysubnets(network, bits) == pytest.approx(percent)
+
+
+def test_stored_bytes_are_those_of_the_file(tmp_path):
+    model = mlp()
+    strategy = WSN(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters()),
+        train_mb_size=16,
+        evaluator=EvaluationPlugin(compression_metrics(), loggers=[InteractiveLogger()]),
+    )
+    weights = sum(store.shape.numel() for store in strategy.network.weight_stores)
+    for task, experience in enumerate(make_stream(2).train_stream):
+        results = strategy.train(experience)
+        written = save_archive(strategy.model, tmp_path / "archive")
+        assert written == os.path.getsize(tmp_path / "archive") == stored_bytes(strategy.network)
+        assert results[f"StoredBytes/train_phase/Exp{task:03d}"] == written
+        bits = results[f"BitsPerWeight/train_phase/Exp{task:03d}"]
+        assert bits == bits_per_weight(strategy.network) == 8 * written / (weights * (task + 1))
+    assert {type(value) for key, value in results.items() if "train_phase/Exp" in key} == {float}
+
+
+def test_every_metric_is_emitted_after_each_experience():
+    model = mlp()
+    strategy = PackNet(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters()),
+        train_mb_size=16,
+        evaluator=EvaluationPlugin(compression_metrics(), loggers=[]),
+    )
+    results = strategy.train(make_stream(1).train_stream[0])
+    names = {key.split("/")[0] for key in results}
+    assert {
+        "StoredBytes",
+        "BitsPerWeight",
+        "Capacity",
+        "UnionDensity",
+        "CapacityWSN",
+        "TaskParameters",
+    } <= names
+
+
+def test_nothing_learned_weighs_nothing():
+    network = TaskNetwork(mlp())
+    assert capacity(network) == union_density(network) == task_parameters(network) == 0
