@@ -113,7 +113,7 @@ class MaskedStore(WeightStore):
         if self.sections and not self.scored:
             # pruned weights start at zero (PackNet); scored ones go on from where they are (WSN)
             with torch.no_grad():
-                self.scratch.mul_(self.free == 0)
+                self.scratch.masked_fill_(self.free != 0, 0.0)
 
     def weight(self) -> Tensor:
         weight: Tensor
@@ -130,9 +130,11 @@ class MaskedStore(WeightStore):
         """The open task's mask M_t (bool): as :meth:`fix_mask` fixed it, else as it is just now."""
         if self._mask is not None:
             return self._mask
-        if self.scores is None:
-            return torch.ones_like(self.free, dtype=torch.bool)
-        return self._learned_mask() != 0
+        if self.scores is not None:
+            return self._learned_mask() != 0
+        if self._available is not None:
+            return self._available
+        return torch.ones_like(self.free, dtype=torch.bool)
 
     @property
     def own(self) -> Tensor:
@@ -144,6 +146,8 @@ class MaskedStore(WeightStore):
 
         :param mask: bool, of the weight's shape; slots outside what this task may use drop out.
         """
+        if self._available is not None:
+            mask = mask & self._available
         self._mask = mask
         self.frozen = torch.where(mask, self.value, 0.0)
         self.trainable = self.free * mask
