@@ -164,7 +164,9 @@ def _build_network(
 ) -> TaskNetwork:
     try:
         kinds = {n: (_KINDS[kind], dict(config)) for n, kind, _, config in manifest["weights"]}
-        options = {name: manifest[name] for name in ("head", "exclude", "include")}
+        options: dict[str, Any] = {"head": str(manifest["head"])}
+        for name in ("exclude", "include"):
+            options[name] = [str(entry) for entry in manifest[name]]
         rest = manifest["rest"]
     except (KeyError, TypeError, ValueError) as error:
         raise ArchiveError(f"{path} is damaged: its manifest does not fit") from error
@@ -173,7 +175,10 @@ def _build_network(
         if name not in kinds:
             raise ArchiveError(f"{path} was made for another model: it knows no weight {name!r}")
         kind, config = kinds[name]
-        return kind(place, name, **config)
+        try:
+            return kind(place, name, **config)
+        except TypeError as error:
+            raise ArchiveError(f"{path} is damaged: {name} is kept in an unknown way") from error
 
     try:
         network = TaskNetwork(build_model(), store, **options)
