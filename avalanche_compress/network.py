@@ -184,9 +184,7 @@ class TaskNetwork(MultiTaskModule):
         self._fresh_head(len(self._open_classes))
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
-                seen = module.num_batches_tracked
-                if seen is not None:
-                    seen.zero_()
+                _start_counting(module)
 
     def commit(self) -> None:
         """Freeze the open task: from now on its logits never change.
@@ -516,6 +514,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def _start_counting(norm: nn.modules.batchnorm._NormBase) -> None:
+    """Count batches anew; statistics go on, unless an attempt that diverged has spoiled them."""
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.zero_()
+    statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
+    if not all(bool(torch.isfinite(t).all()) for t in statistics):
+        norm.reset_running_stats()
 
 
 def _mark(tensor: Tensor) -> int:

@@ -30,11 +30,11 @@ def mlp(width=12, classes=2, inputs=6):
     )
 
 
-def learn(network, x, task, classes=(0, 1), quantise=None, steps=2):
+def learn(network, x, task, classes=(0, 1), quantise=None, steps=2, lr=0.05):
     for store in network.weight_stores:
         store.density = 0.5
     network.open(task, classes)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(network.parameters(), lr=lr)
     y = torch.tensor(sorted(classes))[torch.randint(len(classes), (len(x),))]
     network.train()
     for _ in range(steps):
@@ -124,11 +124,14 @@ def test_a_resnet_comes_back(tmp_path):
     build, x = partial(resnet18, num_classes=2), torch.randn(2, 3, 32, 32)
     network = TaskNetwork(build())
     for task, classes in ((0, (0, 1)), (1, (0, 1, 2))):
-        learn(network, x, task, classes, partial(quantise_fixed_point, bits=4), steps=1)
+        # batch norm over two samples has huge gradients
+        learn(network, x, task, classes, partial(quantise_fixed_point, bits=4), steps=1, lr=1e-6)
     save_archive(network, tmp_path / "file")
     loaded = load_archive(tmp_path / "file", build)
     for task in (0, 1):
-        assert torch.equal(logits_of(loaded, x, task), logits_of(network, x, task))
+        logits = logits_of(network, x, task)
+        assert bool(torch.isfinite(logits).all())
+        assert torch.equal(logits_of(loaded, x, task), logits)
 
 
 def test_options_and_statistics_come_back(tmp_path):

@@ -659,6 +659,16 @@ def test_what_is_not_finite_is_never_kept_and_nothing_changes(name, value):
     assert torch.equal(logits_of(network, x, 0), old)
 
 
+def test_a_batch_of_nan_does_not_spoil_the_next_attempt():
+    network, x = TaskNetwork(ConvNet()), images()
+    learn(network, x, 0)
+    network.open(1, [0, 1])
+    network.train()(images() * float("nan"), 1)
+    network.discard()
+    learn(network, x, 1)
+    assert bool(torch.isfinite(logits_of(network, x, 1)).all())
+
+
 def test_scores_that_are_not_finite_are_refused():
     network, x = TaskNetwork(ConvNet(), Scored), images()
     start(network, x, 0)
