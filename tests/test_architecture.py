@@ -11,10 +11,19 @@ import avalanche_compress
 
 PACKAGE = Path(avalanche_compress.__file__).parent
 GROUND = {"errors", "files"}
-LEVELS = ["coding", "stores", "conversion", "network", "plugins", "strategies"]
+LEVELS = [
+    "coding",
+    "stores",
+    "lending",
+    "experiences",
+    "conversion",
+    "network",
+    "plugins",
+    "strategies",
+]
 BESIDE = {
-    "archive": {*GROUND, "coding", "stores", "conversion", "network"},
-    "metrics": {*GROUND, "coding", "stores", "conversion", "network", "archive"},
+    "archive": {*GROUND, *LEVELS[:6]},
+    "metrics": {*GROUND, *LEVELS[:6], "archive"},
     "checkpoint": GROUND,
     "loggers": GROUND,
     "errors": set(),

@@ -23,7 +23,7 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.coding import quantise_codebook
-from avalanche_compress.network import classes_in, single_task_label
+from avalanche_compress.experiences import classes_in, single_task_label
 from avalanche_compress.stores import MaskedStore
 
 MASKED = -1000.0

@@ -20,6 +20,8 @@ def kth_smallest(values: Tensor, k: int) -> float:
     """
     if values.device.type != "cpu":
         return values.flatten().kthvalue(k).values.item()
+    if values.dtype == torch.bfloat16:  # unknown to NumPy; float32 holds each of its values
+        values = values.float()
     return float(np.partition(values.detach().numpy().ravel(), k - 1)[k - 1])
 
 

@@ -9,7 +9,8 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_compress.errors import TaskStateError
-from avalanche_compress.network import TaskNetwork, evaluating, network_of
+from avalanche_compress.lending import evaluating
+from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import shape_and_commit
 from avalanche_compress.plugins.validation import load_batches
 

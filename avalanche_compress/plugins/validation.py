@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_compress.errors import ValidationDataError
-from avalanche_compress.network import TaskNetwork, evaluating, network_of, single_task_label
+from avalanche_compress.experiences import single_task_label
+from avalanche_compress.lending import evaluating
+from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin
 
 

@@ -1,0 +1,41 @@
+"""What an experience says of its task, in any of Avalanche's kinds of benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche_compress.errors import TaskLabelError
+
+
+def classes_in(experience: Any) -> list[int]:
+    """The class numbers of an experience of any of Avalanche's benchmarks, ascending.
+
+    :param experience: old style (a list of classes), new style (a set), or without a timeline (then
+        its targets are counted).
+    """
+    if hasattr(experience, "classes_in_this_experience"):
+        found = experience.classes_in_this_experience
+    else:
+        found = set(experience.dataset.targets)
+    return sorted(int(c) for c in found)
+
+
+def single_task_label(experience: Any) -> int:
+    """The one task label of an experience.
+
+    :param experience: of any of Avalanche's benchmarks.
+    :raises TaskLabelError: if it has no label, or several.
+    """
+    labels = getattr(experience, "task_labels", None)
+    if labels is None:
+        raise TaskLabelError(
+            "the experience has no task labels, and every task needs one for a sub-network of "
+            "its own: build the stream with return_task_id=True, or with with_task_labels()."
+        )
+    distinct = sorted({int(label) for label in labels})
+    if len(distinct) != 1:
+        raise TaskLabelError(
+            f"the experience has the task labels {distinct} and one was expected: give each task "
+            "an experience of its own."
+        )
+    return distinct[0]

@@ -1,0 +1,67 @@
+"""A module computes with tensors that are not its own, for as long as a forward pass lasts."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Iterator, Sequence
+
+from torch import Tensor, nn
+
+from avalanche_compress.stores import Place
+
+
+class Lending:
+    """While it lasts, modules read the lent tensors in place of their own.
+
+    An entry in a module's ``__dict__`` comes before its Parameters and buffers in attribute
+    look-up, so nothing is moved or registered, and nothing is left behind.
+
+    :param loans: where each tensor is read, and the tensor.
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> with Lending([(Place(layer, "weight"), torch.ones(1, 2))]):
+    ...     layer(torch.ones(1, 2)).item()
+    2.0
+    """
+
+    def __init__(self, loans: Sequence[tuple[Place, Tensor]]):
+        self._loans = loans
+
+    def __enter__(self) -> None:
+        for place, tensor in self._loans:
+            place.module.__dict__[place.name] = tensor
+            if isinstance(place.module, nn.RNNBase):
+                _point_flat_weights(place.module)
+
+    def __exit__(self, *error: Any) -> None:
+        for place, _ in self._loans:
+            place.module.__dict__.pop(place.name, None)
+            if isinstance(place.module, nn.RNNBase):
+                _point_flat_weights(place.module)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While it lasts, the module and all within are in evaluation mode.
+
+    :param module: any; each module's own mode comes back afterwards.
+
+    >>> dropout = nn.Dropout()
+    >>> with evaluating(dropout):
+    ...     dropout.training
+    False
+    >>> dropout.training
+    True
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _point_flat_weights(module: nn.RNNBase) -> None:
+    """Recurrent layers compute with a list of their tensors, not with their attributes."""
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
