@@ -47,7 +47,9 @@ def test_capacity_is_that_of_the_golden_case():
     assert capacity(network) == pytest.approx(8.125)
     assert union_density(network) == pytest.approx(65.0)
     assert capacity_tinysubnets(network, bits=4) == pytest.approx(8.125)
-    assert capacity_wsn(network, mask_ratio=0.78) == pytest.approx(65 + 100 * 0.22 * 3 / 32)
+    # one code for the symbols 0, 1, 2, 4, of which there are 350, 500, 100 and 50
+    mask_bits = 500 + 2 * 350 + 3 * 150
+    assert capacity_wsn(network) == pytest.approx(65 + 100 * mask_bits / 32000)
     assert task_parameters(network) == 50 + 10 * 2 + 2
 
 

@@ -383,6 +383,32 @@ def test_post_pruning_frees_own_weights_only_and_holds_its_tolerance():
     assert torch.equal(old, logits(strategy.model, stream.test_stream, [0])[0])
 
 
+@pytest.mark.parametrize("method", ["packnet", "wsn"])
+def test_the_best_epoch_is_restored_with_its_mask(method):
+    losses, states = [], []
+
+    class Watch(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            network = strategy.network
+            losses.append(validation._loss(strategy))
+            states.append([(s.scratch.detach().clone(), s.mask) for s in network.weight_stores])
+            if len(losses) == 2:  # from here on it gets worse
+                for group in strategy.optimizer.param_groups:
+                    group["lr"] = 1.0
+
+    validation = ValidationPlugin(0.3, keep_best=True)
+    strategy = build(method, mlp(), epochs=4, plugins=[validation, Watch()])
+    if method == "packnet":
+        next(p for p in strategy.plugins if isinstance(p, MaskingPlugin)).post_prune_epochs = 3
+    strategy.train(make_stream(1, samples=200).train_stream[0])
+    first = 1 if method == "packnet" else 0  # the epoch before pruning does not count
+    best = min(range(first, 4), key=losses.__getitem__)
+    assert best < 3
+    for store, (scratch, mask) in zip(strategy.network.weight_stores, states[best]):
+        assert torch.equal(store.mask_of(0), mask)
+        assert torch.equal(store.committed(0), torch.where(mask, scratch, 0.0))
+
+
 def test_one_unpruned_task_is_plain_training():
     stream = make_stream(1)
     torch.manual_seed(1)

@@ -3,6 +3,7 @@
 from avalanche_compress.coding.bits import pack_bits, pack_mask, unpack_bits, unpack_mask
 from avalanche_compress.coding.errors import CorruptStreamError
 from avalanche_compress.coding.fixed_point import fixed_point, from_fixed_point
+from avalanche_compress.coding.huffman import fused_mask_bits, huffman_bits
 from avalanche_compress.coding.kmeans import kmeans_1d
 from avalanche_compress.coding.masks import decode_mask, encode_mask
 from avalanche_compress.coding.quantised import (
@@ -31,6 +32,8 @@ __all__ = [
     "encode_mask",
     "fixed_point",
     "from_fixed_point",
+    "fused_mask_bits",
+    "huffman_bits",
     "kept_count",
     "kmeans_1d",
     "kth_smallest",

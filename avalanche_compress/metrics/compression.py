@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
 from avalanche_compress.archive import archive_bytes
+from avalanche_compress.coding import fused_mask_bits
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.stores import MaskedStore, Store
 
@@ -42,13 +44,13 @@ def capacity(network: TaskNetwork) -> float:
 
 
 def union_density(network: TaskNetwork) -> float:
-    """Percent of the weights that any task uses, ``100 |U_T| / N``.
+    """Percent of the masked weights that any task uses, ``100 |U_T| / N``.
 
-    :param network: with masked weights.
+    :param network: any; 0 without masked weights.
     """
-    stores = [store for store in network.weight_stores if isinstance(store, MaskedStore)]
+    stores = _masked(network)
     used = sum(int((store.free == 0).sum()) for store in stores)
-    return 100 * used / sum(store.shape.numel() for store in stores)
+    return 100 * used / max(1, sum(store.shape.numel() for store in stores))
 
 
 def capacity_tinysubnets(network: TaskNetwork, bits: int) -> float:
@@ -62,16 +64,22 @@ def capacity_tinysubnets(network: TaskNetwork, bits: int) -> float:
     return union_density(network) * bits / 32
 
 
-def capacity_wsn(network: TaskNetwork, mask_ratio: float = 0.78) -> float:
-    """Capacity as WSN counts it: union density plus compressed masks, in percent.
+def capacity_wsn(network: TaskNetwork) -> float:
+    """Capacity as WSN counts it: union density plus Huffman-coded masks, in percent of the weights.
 
-    ``(1 - S) + (1 - alpha) T / 32`` with S the union's sparsity and alpha the masks' mean
-    compression; unlike :func:`stored_bytes`, heads and norms are not in it.
+    The masks of seven tasks at a time are fused to one symbol a weight, as in its public code.
+    Heads and norms are not in it; :func:`stored_bytes` has everything.
 
     :param network: with masked weights.
-    :param mask_ratio: alpha.
     """
-    return union_density(network) + 100 * (1 - mask_ratio) * len(network.tasks) / 32
+    stores = _masked(network)
+    if not network.tasks or not stores:
+        return 0.0
+    bits = sum(
+        fused_mask_bits(torch.stack([s.mask_of(task).flatten() for task in network.tasks]).cpu())
+        for s in stores
+    )
+    return union_density(network) + 100 * bits / (32 * sum(s.shape.numel() for s in stores))
 
 
 def task_parameters(network: TaskNetwork) -> int:
@@ -84,6 +92,10 @@ def task_parameters(network: TaskNetwork) -> int:
     task = network.tasks[-1]
     stores: list[Store] = [network.private, *network.weight_stores]
     return sum(store.stored_values(task) for store in stores)
+
+
+def _masked(network: TaskNetwork) -> list[MaskedStore]:
+    return [store for store in network.weight_stores if isinstance(store, MaskedStore)]
 
 
 class NetworkMetric(PluginMetric[float]):
@@ -119,7 +131,8 @@ def compression_metrics() -> list[NetworkMetric]:
     """Metrics for an ``EvaluationPlugin``: bytes, bits a weight, capacity, parameters a task.
 
     :return: ``StoredBytes``, ``BitsPerWeight``, ``Capacity`` and ``TaskParameters``, and for
-        masked weights ``UnionDensity`` and ``CapacityWSN``, each emitted when a task is finished.
+        masked weights ``UnionDensity`` and ``CapacityWSN`` (0 without), each emitted when a task is
+        finished.
 
     >>> [str(metric) for metric in compression_metrics()][:2]
     ['StoredBytes', 'BitsPerWeight']
