@@ -1,7 +1,12 @@
-"""The table and the pictures of a comparison."""
+"""The table and the pictures of a comparison.
+
+Run ``python -m benchmarks.report results.json [MORE ...] [--out DIR]`` to draw them again, or for
+several comparisons together.
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, Sequence
@@ -14,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
-from benchmarks.results import RunResult, write_text
+from benchmarks.results import RunResult, read_results, write_text
 
 COLUMNS = (
     ("strategy", ""),
@@ -304,3 +309,26 @@ def _tick(count: float) -> str:
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the reports of stored results again.
+
+    :param arguments: command line without the program's name.
+    :return: exit code.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path, metavar="results.json")
+    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+    given = parser.parse_args(arguments)
+    results = [result for file in given.files for result in read_results(file)]
+    write_markdown(results, given.out / "table.md")
+    bytes_plot(results, given.out / "accuracy_against_bytes.png")
+    for result in results:
+        heat_map(result, given.out / f"matrix-{result.key.slug}.png")
+    print((given.out / "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

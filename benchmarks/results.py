@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence
+
+from avalanche_compress.files import write_atomically
 
 Row = List[Optional[float]]
 
@@ -165,17 +165,7 @@ def read_results(path: Path) -> list[RunResult]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, through a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=str(path.parent), prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, text.encode("utf-8"))
 
 
 def _known(row: Row) -> list[float]:

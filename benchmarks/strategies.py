@@ -51,9 +51,15 @@ class RunSettings:
         """A new Adam over a model's parameters."""
         return torch.optim.Adam(model.parameters(), lr=self.budget.lr)
 
-    def arguments(self, model: nn.Module) -> dict[str, Any]:
-        """The constructor arguments that all strategies share, without plugins."""
-        evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=list(self.loggers))
+    def arguments(self, model: nn.Module, *metrics: Any) -> dict[str, Any]:
+        """The constructor arguments that all strategies share, without plugins.
+
+        :param model: a new one.
+        :param metrics: further metrics for the loggers.
+        """
+        evaluator = EvaluationPlugin(
+            accuracy_metrics(experience=True), *metrics, loggers=list(self.loggers)
+        )
         return {
             "model": model,
             "optimizer": self.optimizer(model),
@@ -296,8 +302,12 @@ def _scored(settings: RunSettings) -> dict[str, Any]:
 def _compressed(
     settings: RunSettings, strategy_class: Callable[..., Any], own_arguments: dict[str, Any]
 ) -> Learner:
+    from avalanche_compress import compression_metrics
+
+    # they are read off the archive, which takes time: only if somebody looks
+    metrics = compression_metrics() if settings.loggers else []
     strategy = strategy_class(
-        **settings.arguments(settings.model()),
+        **settings.arguments(settings.model(), *metrics),
         plugins=[*settings.plugins, *_validation(settings)],
         **own_arguments,
     )

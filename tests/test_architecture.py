@@ -69,7 +69,7 @@ def test_coding_and_stores_do_not_know_avalanche(path):
 
 
 def test_benchmarks_use_public_names_only():
-    public = {"avalanche_compress", "avalanche_compress.coding", "avalanche_compress.metrics"}
+    public = {"avalanche_compress", *(f"avalanche_compress.{p}" for p in ("coding", "files"))}
     for path in (PACKAGE.parent / "benchmarks").glob("*.py"):
         ours = {name for name in imported(path) if name.split(".")[0] == "avalanche_compress"}
         assert ours <= public, path

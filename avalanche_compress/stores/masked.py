@@ -110,8 +110,8 @@ class MaskedStore(WeightStore):
             self._available = self._free_or_used_by(reusable)
             self.frozen = torch.where(self._available, self.value, 0.0)
         self.trainable = self.free
-        if self.sections and not self.scored:
-            # pruned weights start at zero (PackNet); scored ones go on from where they are (WSN)
+        if reusable and not self.scored:
+            # beside old weights, pruned ones start at zero (PackNet); scored ones go on (WSN)
             with torch.no_grad():
                 self.scratch.masked_fill_(self.free != 0, 0.0)
 
