@@ -8,33 +8,46 @@ from avalanche_compress.errors import (
     CompressError,
     NonFiniteError,
     TaskAlreadyLearnedError,
+    TaskInferenceError,
     TaskLabelError,
     TaskStateError,
     UnsupportedModuleError,
     ValidationDataError,
 )
 from avalanche_compress.loggers import WandBLogger
-from avalanche_compress.metrics import compression_metrics
+from avalanche_compress.metrics import TaskIdAccuracy, compression_metrics, task_id_metrics
 from avalanche_compress.network import TaskNetwork
 from avalanche_compress.plugins import (
+    DensityRange,
+    DensitySearch,
     MaskingPlugin,
     QuantizationPlugin,
     ShapingPlugin,
     SharingPlugin,
     ValidationPlugin,
 )
-from avalanche_compress.stores import MaskedStore
-from avalanche_compress.strategies import WSN, CompressedStrategy, PackNet, TinySubNets
+from avalanche_compress.stores import MaskedStore, SlottedStore
+from avalanche_compress.strategies import (
+    WSN,
+    AdaQPackNet,
+    CompressedStrategy,
+    PackNet,
+    TinySubNets,
+)
+from avalanche_compress.task_inference import TaskInference, infer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "WSN",
+    "AdaQPackNet",
     "ArchiveError",
     "CapacityExhaustedError",
     "CheckpointError",
     "CompressError",
     "CompressedStrategy",
+    "DensityRange",
+    "DensitySearch",
     "MaskedStore",
     "MaskingPlugin",
     "NonFiniteError",
@@ -42,7 +55,11 @@ __all__ = [
     "QuantizationPlugin",
     "ShapingPlugin",
     "SharingPlugin",
+    "SlottedStore",
     "TaskAlreadyLearnedError",
+    "TaskIdAccuracy",
+    "TaskInference",
+    "TaskInferenceError",
     "TaskLabelError",
     "TaskNetwork",
     "TaskStateError",
@@ -52,8 +69,10 @@ __all__ = [
     "ValidationPlugin",
     "WandBLogger",
     "compression_metrics",
+    "infer",
     "load_archive",
     "load_checkpoint",
     "save_archive",
     "save_checkpoint",
+    "task_id_metrics",
 ]

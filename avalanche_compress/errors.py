@@ -26,6 +26,10 @@ class TaskStateError(CompressError, RuntimeError):
     """A call came at the wrong moment of a task's life (open, train, shape, commit)."""
 
 
+class TaskInferenceError(CompressError, ValueError):
+    """A task cannot be inferred: no such rule, nothing learned, or nothing kept to compare with."""
+
+
 class CapacityExhaustedError(CompressError, RuntimeError):
     """No free weights are left for a new task."""
 

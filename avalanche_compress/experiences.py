@@ -30,7 +30,8 @@ def single_task_label(experience: Any) -> int:
     if labels is None:
         raise TaskLabelError(
             "the experience has no task labels, and every task needs one for a sub-network of "
-            "its own: build the stream with return_task_id=True, or with with_task_labels()."
+            "its own: build the stream with return_task_id=True, or with with_task_labels(); for a "
+            "stream that has none at test either, give the strategy task_inference='entropy'."
         )
     distinct = sorted({int(label) for label in labels})
     if len(distinct) != 1:
@@ -39,3 +40,11 @@ def single_task_label(experience: Any) -> int:
             "an experience of its own."
         )
     return distinct[0]
+
+
+def position_in_stream(experience: Any) -> int:
+    """The number of an experience in its stream, which is its task where labels say nothing.
+
+    :param experience: of any of Avalanche's benchmarks.
+    """
+    return int(experience.current_experience)

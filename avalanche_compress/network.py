@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, List, Sequence, Tuple
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
@@ -31,6 +31,7 @@ MASKED_LOGIT = -1000.0
 """Logit of a class that is not the task's, as in Avalanche's classifiers."""
 
 StoreFactory = Callable[[Place, str], WeightStore]
+Loans = List[Tuple[Place, Tensor]]
 
 
 class TaskNetwork(MultiTaskModule):
@@ -101,10 +102,12 @@ class TaskNetwork(MultiTaskModule):
         self.remember_static()
         self.classes: dict[int, tuple[int, ...]] = {}
         self.statistics: dict[int, dict[str, Tensor]] = {}
+        self.task_of: Callable[[Any], int] = single_task_label
         self.open_task: int | None = None
         self._open_classes: tuple[int, ...] = ()
         self._planned_reuse: Sequence[int] | None = None
-        self._active: tuple[int, list[tuple[Place, Tensor]]] | None = None
+        self._active: dict[int, Loans] = {}
+        self._stack: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
 
     # ------------------------------------------------------------------ life of a task
 
@@ -143,7 +146,8 @@ class TaskNetwork(MultiTaskModule):
             raise TaskAlreadyLearnedError(
                 f"task {task} is finished and its weights are frozen; each experience needs a task "
                 f"label of its own (finished: {self.tasks}). Build the stream with "
-                "return_task_id=True, or one label per experience."
+                "return_task_id=True, or one label per experience; for a stream that has none, "
+                "give the strategy task_inference='entropy'."
             )
         if self.open_task not in (None, task):
             raise TaskStateError(
@@ -204,7 +208,7 @@ class TaskNetwork(MultiTaskModule):
         self.classes[task] = self._open_classes
         self.known_train_tasks_labels.add(task)
         self.open_task = None
-        self._active = None
+        self._deactivate()
 
     def discard(self) -> None:
         """Drop the open task, if there is one; finished tasks are untouched."""
@@ -222,13 +226,16 @@ class TaskNetwork(MultiTaskModule):
     def adaptation(self, experience: Any) -> None:
         """Avalanche's hook before each experience: in training it opens the task.
 
+        Which task that is says :attr:`task_of`, a function of the experience: its one task label,
+        unless a strategy that infers tasks counts experiences instead.
+
         :param experience: with one task label.
         :raises TaskLabelError: in training, if it has no task label or several.
         """
         classes = classes_in(experience)
         self.max_class_label = max(self.max_class_label, max(classes, default=-1) + 1)
         if self.training:
-            self.open(single_task_label(experience), classes)
+            self.open(self.task_of(experience), classes)
 
     def forward(self, x: Tensor, task_labels: Any = None) -> Any:
         """Logits of each sample by the sub-network of its task.
@@ -260,15 +267,25 @@ class TaskNetwork(MultiTaskModule):
         if task is None:
             logits = self._run(x, task_label)
             return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
+        logits = self.own_logits(x, task)
+        # an unseen task's classes may lie beyond those of the task that answers
+        width = self.max_class_label if task_label != task else 0
+        return spread_logits(logits, self.classes_of(task), width)
+
+    def own_logits(self, x: Tensor, task: int) -> Tensor:
+        """Logits of one task's classes alone.
+
+        :param x: ``(N, ...)``.
+        :param task: finished or open.
+        :return: ``(N, C_t)``, in ascending order of class number (:meth:`classes_of`).
+        """
         if task == self.open_task:
             loans = [(store.place, store.weight()) for store in self.weight_stores]
             logits = self._lend(loans, x, task)
         else:
             logits = self._run_finished(x, task)
         self._check_logits(logits, task)
-        # an unseen task's classes may lie beyond those of the task that answers
-        width = self.max_class_label if task_label != task else 0
-        return spread_logits(logits, self.classes_of(task), width)
+        return logits
 
     def _forward_mixed(self, x: Tensor, task_labels: Tensor, labels: Sequence[int]) -> Tensor:
         parts = [
@@ -292,28 +309,70 @@ class TaskNetwork(MultiTaskModule):
 
     # ------------------------------------------------------------------ lending
 
-    def activate(self, task: int) -> None:
-        """Build the weights of a finished task once; they are kept until another task is activated.
+    def activate(self, *tasks: int) -> None:
+        """Build the weights of finished tasks once; they are kept until another one is activated.
+
+        :param tasks: their labels; all of them are in memory at a time.
+        """
+        if all(task in self._active for task in tasks):
+            return
+        kept = {task: self._active[task] for task in tasks if task in self._active}
+        self._deactivate()  # what is not asked for makes room first
+        for task in tasks:
+            if task not in kept:
+                kept[task] = self._build(task)
+        self._active = kept
+
+    def loans_of(self, task: int) -> Loans:
+        """The places of the model that a finished task fills, and its tensors for them.
 
         :param task: its label.
         """
-        if self._active is not None and self._active[0] == task:
-            return
+        self.activate(task)
+        return self._active[task]
+
+    def stack(self, tasks: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of several finished tasks by their names in the model, one task a row.
+
+        :param tasks: whose heads are of equal size.
+        :return: ``(T, ...)`` each, as ``torch.func.vmap`` over ``functional_call`` takes them.
+        """
+        self.activate(*tasks)
+        if self._stack is None or self._stack[0] != tuple(tasks):
+            names = {
+                (id(module), own): f"{prefix}.{own}".lstrip(".")
+                for prefix, module in self.backbone.named_modules()
+                for own in (*module._parameters, *module._buffers)
+            }
+            columns = zip(*(self._active[task] for task in tasks))
+            tensors = {
+                names[id(column[0][0].module), column[0][0].name]: torch.stack(
+                    [tensor for _, tensor in column]
+                )
+                for column in columns
+            }
+            self._stack = (tuple(tasks), tensors)
+        return self._stack[1]
+
+    def _deactivate(self) -> None:
+        self._active = {}
+        self._stack = None
+
+    def _build(self, task: int) -> Loans:
         with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
             loans = [(store.place, store.committed(task)) for store in self.weight_stores]
             loans += zip(self.private.places, self.private.committed(task))
-        self._active = (task, loans)
+        return loans
 
     def _run_finished(self, x: Tensor, task: int) -> Tensor:
-        self.activate(task)
-        assert self._active is not None
+        loans = self.loans_of(task)
         if not self.training and not self.backbone.training:
-            return self._lend(self._active[1], x, task)
+            return self._lend(loans, x, task)
         # a replayed sample of a finished task: its running statistics must not move
         with evaluating(self.backbone):
-            return self._lend(self._active[1], x, task)
+            return self._lend(loans, x, task)
 
-    def _lend(self, loans: Sequence[tuple[Place, Tensor]], x: Tensor, task: int) -> Tensor:
+    def _lend(self, loans: Loans, x: Tensor, task: int) -> Tensor:
         """Run the model while its modules read the lent tensors instead of their own."""
         with Lending(loans):
             return self._run(x, task)
@@ -354,11 +413,10 @@ class TaskNetwork(MultiTaskModule):
             (:meth:`classes_of`).
         :raises TaskStateError: if the task is not finished.
         """
-        self.activate(task)
-        assert self._active is not None
+        loans = self.loans_of(task)
         memo: dict[int, Any] = {}
         plain = copy.deepcopy(self.backbone, memo)
-        for place, tensor in self._active[1]:
+        for place, tensor in loans:
             module = memo[id(place.module)]
             if place.name in module._parameters:
                 # torch takes other kernels, with other roundings, if a weight requires a gradient
@@ -402,7 +460,7 @@ class TaskNetwork(MultiTaskModule):
         self.max_class_label = state["max_class_label"]
         self.known_train_tasks_labels = set(self.classes)
         self._static_marks = dict(state["static_marks"])
-        self._active = None
+        self._deactivate()
 
     def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
         """Declare the tasks that the stores were restored with.
@@ -412,10 +470,10 @@ class TaskNetwork(MultiTaskModule):
         self.classes = dict(classes)
         self.known_train_tasks_labels = set(classes)
         self.max_class_label = max((max(own) + 1 for own in classes.values() if own), default=0)
-        self._active = None
+        self._deactivate()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_active": None}
+        return {**self.__dict__, "_active": {}, "_stack": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TaskNetwork:
         if self.classes and fn(torch.empty(0, dtype=self.head.weight.dtype)).dtype != (
@@ -426,7 +484,7 @@ class TaskNetwork(MultiTaskModule):
                 "compute other logits in another type: convert materialise(task), or the network "
                 "before its first task."
             )
-        self._active = None
+        self._deactivate()
         result: TaskNetwork = super()._apply(fn, *args, **kwargs)
         if not self.classes:
             self.remember_static()

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, NoReturn, Sequence
 
@@ -34,8 +34,8 @@ from benchmarks.results import (
     write_results,
     write_text,
 )
-from benchmarks.strategies import STRATEGIES, Learner, RunSettings
-from benchmarks.streams import STREAMS, Budget, Stream, nearest
+from benchmarks.strategies import RULES, STRATEGIES, Learner, RunSettings
+from benchmarks.streams import SCENARIOS, STREAMS, Budget, Stream, nearest
 from benchmarks.tracking import MODES, Tracker
 
 
@@ -47,6 +47,8 @@ class Options:
     :param data: folder of the data sets.
     :param out: folder of everything that is written.
     :param wandb: ``off``, ``offline`` or ``online``.
+    :param scenarios: ``task``, ``class`` or both.
+    :param inference: the rules by which our strategies infer tasks in the class scenario.
     """
 
     strategies: list[str]
@@ -56,15 +58,26 @@ class Options:
     data: Path
     out: Path
     wandb: str
+    scenarios: list[str]
+    inference: list[str]
 
     def runs(self) -> list[RunKey]:
-        """All runs, the strategies of one stream and seed next to each other."""
+        """All runs, the strategies of one stream, scenario and seed next to each other."""
         return [
-            RunKey(strategy, stream, seed)
+            RunKey(strategy, stream, seed, scenario, rule)
             for stream in self.streams
+            for scenario in self.scenarios
             for seed in self.seeds
             for strategy in self.strategies
+            if scenario in _scenarios(strategy)
+            for rule in self._rules(strategy, scenario)
         ]
+
+    def _rules(self, strategy: str, scenario: str) -> Sequence[str | None]:
+        """A row per rule for whoever infers tasks."""
+        if scenario == "class" and STRATEGIES[strategy].infers:
+            return self.inference
+        return [None]
 
     def budget(self, stream: str) -> Budget:
         """What is spent on each task of a stream."""
@@ -120,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line; an unknown name ends the program with exit code 2."""
     parser = _Parser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), metavar="NAME")
+    parser.add_argument("--strategies", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--streams", nargs="+", default=["split_digits"], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs per task")
@@ -131,10 +144,28 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--out", type=Path, default=Path("results"), metavar="DIR", help="default: results"
     )
     parser.add_argument("--wandb", choices=MODES, default="off")
+    parser.add_argument(
+        "--scenario",
+        nargs="+",
+        choices=SCENARIOS,
+        default=["task"],
+        help="with task labels at test, or without and all classes in one head",
+    )
+    parser.add_argument(
+        "--inference",
+        nargs="+",
+        default=list(RULES),
+        metavar="RULE",
+        help=f"class scenario: how our strategies infer tasks (default: {' '.join(RULES)})",
+    )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     given = parser.parse_args(arguments)
+    if given.strategies is None:
+        given.strategies = [name for name in STRATEGIES if _scenarios(name) & set(given.scenario)]
     _check_names(parser, "strategy", given.strategies, STRATEGIES)
     _check_names(parser, "stream", given.streams, STREAMS)
+    _check_names(parser, "rule", given.inference, [*RULES, *(f"{rule}_batch" for rule in RULES)])
+    _check_scenarios(parser, given)
     if given.epochs is not None and given.epochs < 1:
         parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
     return Options(
@@ -145,6 +176,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         given.data,
         given.out,
         given.wandb,
+        _unique(given.scenario),
+        _unique(given.inference),
     )
 
 
@@ -175,9 +208,12 @@ def _settings(key: RunKey, options: Options, tracker: Tracker) -> RunSettings:
     entry, budget = STREAMS[key.stream], options.budget(key.stream)
     _seed_everything(key.seed)
     held_out = 0.0 if STRATEGIES[key.strategy].holds_out else budget.validation_fraction
-    stream = entry.build(options.data, key.seed, held_out)
+    scenario = {} if key.scenario == "task" else {"scenario": key.scenario}
+    stream = entry.build(options.data, key.seed, held_out, **scenario)
     loggers = [] if tracker.logger is None else [tracker.logger]
-    return RunSettings(stream, entry.backbone, budget, key.seed, loggers=loggers)
+    return RunSettings(
+        stream, entry.backbone, budget, key.seed, loggers=loggers, inference=key.inference
+    )
 
 
 def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path) -> RunResult:
@@ -207,6 +243,9 @@ def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path
         versions=versions(),
         epochs=budget.epochs,
         train_mb_size=budget.train_mb_size,
+        scenario=key.scenario,
+        task_inference=key.inference,
+        task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
     )
 
 
@@ -224,6 +263,7 @@ class _Position:
 @dataclass
 class _History:
     matrix: list[Row]
+    task_ids: Row = field(default_factory=list)
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
 
@@ -240,6 +280,7 @@ def _train_all(learner: Learner, stream: Stream, position: _Position) -> _Histor
         history.train_seconds += trained - start
         history.eval_seconds += time.perf_counter() - trained
         row = accuracy_row(metrics, len(stream.tasks))
+        history.task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
         history.matrix.append(row)
         position.display.task(task, _mean_so_far(row))
     return history
@@ -256,8 +297,8 @@ def _report(
     if results:
         report.write_markdown(results, out / "table.md")
         report.bytes_plot(results, out / "accuracy_against_bytes.png")
-    for stream, runs in report.by_stream(results).items():
-        console.print(report.rich_table(runs, stream))
+    for table in report.rich_tables(results):
+        console.print(table)
     for failure in failures:
         console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
 
@@ -287,6 +328,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
+
+
+def _scenarios(strategy: str) -> set[str]:
+    return set(STRATEGIES[strategy].scenarios)
+
+
+def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    for scenario in given.scenario:
+        for stream in given.streams:
+            if scenario not in STREAMS[stream].scenarios:
+                parser.error(
+                    f"{stream} has no {scenario} scenario: its tasks are the same classes in other "
+                    "guises, so there are no classes to add."
+                )
+    for strategy in given.strategies:
+        if not set(given.scenario) & _scenarios(strategy):
+            parser.error(f"{strategy} needs task labels at test: it has no class scenario.")
 
 
 def _check_names(

@@ -33,10 +33,17 @@ COLUMNS = (
 )
 """Name and unit of each column of the table."""
 
+TASK_ID = ("task id", "%")
+"""A further column, behind accuracy, where tasks were inferred."""
+
 LEGEND = (
     "accuracy: mean over tasks at the end; BWT: backward transfer; archive: file on disk; "
     "stored: what the method keeps; ratio: archive, or stored where there is none, "
     "to independent networks"
+)
+CLASS_LEGEND = (
+    "class scenario: no task labels at test, all classes in one head; task id: part of the test "
+    "samples whose task was inferred rightly"
 )
 
 _MARKERS = "osD^vPhX<>dp"
@@ -59,42 +66,116 @@ _COLOURS = (
 def table_rows(results: Sequence[RunResult]) -> list[list[str]]:
     """One row per strategy: mean over seeds, with the standard deviation where there are several.
 
-    :param results: runs of one stream.
+    :param results: runs of one stream in one scenario.
     :return: a row per strategy in order of first appearance, one string per column.
     """
-    return [_row(runs) for runs in _by_strategy(results).values()]
+    rows = [_row(runs) for runs in _by_strategy(results).values()]
+    if TASK_ID in columns(results):
+        for row, runs in zip(rows, _by_strategy(results).values()):
+            row.insert(2, _points_or_dash([run.task_id_accuracy for run in runs]))
+    return rows
 
 
-def rich_table(results: Sequence[RunResult], stream: str) -> Table:
-    """The table of one stream for the terminal."""
+def columns(results: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """Name and unit of each column of these runs' table.
+
+    :param results: runs of one stream in one scenario.
+    """
+    inferred = any(run.task_inference is not None for run in results)
+    return [*COLUMNS[:2], *([TASK_ID] if inferred else []), *COLUMNS[2:]]
+
+
+SIDES = (
+    ("strategy", ""),
+    ("with task labels", "%"),
+    ("without, tasks inferred by", ""),
+    ("accuracy", "%"),
+    ("task id", "%"),
+)
+"""Name and unit of each column of the table that puts both scenarios side by side."""
+
+
+def side_by_side(results: Sequence[RunResult]) -> list[list[str]]:
+    """Accuracy with task labels at test beside accuracy without, a row per strategy and rule.
+
+    :param results: runs of one stream in both scenarios.
+    :return: one string per column of :data:`SIDES`; a dash where something was not run.
+    """
+    rows = []
+    for strategy in dict.fromkeys(run.strategy for run in results):
+        own = [run for run in results if run.strategy == strategy]
+        labelled = [run.accuracy for run in own if run.scenario == "task"]
+        without = _by_strategy([run for run in own if run.scenario == "class"]).values()
+        for runs in without or [[]]:
+            rows.append(
+                [
+                    strategy,
+                    _points_or_dash(labelled),
+                    (runs[0].task_inference if runs else None) or "-",
+                    _points_or_dash([run.accuracy for run in runs]),
+                    _points_or_dash([run.task_id_accuracy for run in runs]),
+                ]
+            )
+    return rows
+
+
+def rich_tables(results: Sequence[RunResult]) -> list[Table]:
+    """The tables of all streams for the terminal."""
+    tables = []
+    for stream, runs in by_stream(results).items():
+        for same in _by_scenario(runs).values():
+            caption = _legend(same)
+            tables.append(_rich(_title(same, stream), columns(same), table_rows(same), caption))
+        if len(_by_scenario(runs)) > 1:
+            tables.append(_rich(f"{stream}: both scenarios", SIDES, side_by_side(runs), ""))
+    return tables
+
+
+def _rich(
+    title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], caption: str
+) -> Table:
     table = Table(
-        title=_title(results, stream),
+        title=title,
         title_justify="left",
-        caption=LEGEND,
+        caption=caption,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )
-    for name, unit in COLUMNS:
+    for name, unit in heads:
         justify: Literal["left", "right"] = "left" if name == "strategy" else "right"
         table.add_column(f"{name}\n{unit}", justify=justify, no_wrap=True)
-    for row in table_rows(results):
+    for row in rows:
         table.add_row(*row)
     return table
 
 
 def markdown_table(results: Sequence[RunResult], stream: str) -> str:
-    """The table of one stream in Markdown."""
+    """The tables of one stream in Markdown, one per scenario and one for both side by side."""
+    tables = []
+    for runs in _by_scenario(results).values():
+        table = _markdown(_title(runs, stream), columns(runs), table_rows(runs))
+        tables.append(f"{table}\n\n*{_legend(runs)}*\n")
+    if len(tables) > 1:
+        tables.append(_markdown(f"{stream}: both scenarios", SIDES, side_by_side(results)) + "\n")
+    return "\n".join(tables)
+
+
+def _markdown(title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     lines = [
-        f"### {_title(results, stream)}",
+        f"### {title}",
         "",
-        _markdown_row([f"{name} {unit}".strip() for name, unit in COLUMNS]),
-        _markdown_row([":--", *["--:"] * (len(COLUMNS) - 1)]),
+        _markdown_row([f"{name} {unit}".strip() for name, unit in heads]),
+        _markdown_row([":--", *["--:"] * (len(heads) - 1)]),
+        *map(_markdown_row, rows),
     ]
-    lines += [_markdown_row(row) for row in table_rows(results)]
-    return "\n".join([*lines, "", f"*{LEGEND}*"]) + "\n"
+    return "\n".join(lines)
+
+
+def _legend(results: Sequence[RunResult]) -> str:
+    return LEGEND if results[0].scenario == "task" else f"{LEGEND}; {CLASS_LEGEND}"
 
 
 def write_markdown(results: Sequence[RunResult], path: Path) -> None:
@@ -111,6 +192,13 @@ def by_stream(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     return grouped
 
 
+def _by_scenario(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    grouped: dict[str, list[RunResult]] = {}
+    for result in results:
+        grouped.setdefault(result.scenario, []).append(result)
+    return grouped
+
+
 def heat_map(result: RunResult, path: Path) -> None:
     """Draw the accuracy matrix of one run as a PNG.
 
@@ -123,32 +211,41 @@ def heat_map(result: RunResult, path: Path) -> None:
     tasks = len(matrix)
     figure = _figure(2.6 + 0.62 * tasks, 1.7 + 0.5 * tasks)
     axes = figure.add_subplot()
-    # One scale for all maps, so that they compare; what lies below 50 % shares the darkest colour.
-    image = axes.imshow(matrix, cmap="viridis", vmin=50, vmax=100, aspect="auto")
+    # One scale for all maps of a scenario, so that they compare; with labels, what lies below 50 %
+    # shares the darkest colour.
+    least = 50 if result.scenario == "task" else 0
+    image = axes.imshow(matrix, cmap="viridis", vmin=least, vmax=100, aspect="auto")
     for (after, task), value in np.ndenumerate(matrix):
         if not np.isnan(value):
-            ink = "black" if value > 80 else "white"
+            ink = "black" if value > least + 0.6 * (100 - least) else "white"
             axes.text(task, after, f"{value:.1f}", ha="center", va="center", color=ink, size=9)
     _number_tasks(axes, tasks)
-    axes.set_title(f"{result.strategy} on {result.stream}, seed {result.seed}", size=11)
-    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", extend="min")
+    axes.set_title(str(result.key), size=11)
+    extend = "min" if least else "neither"
+    bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", extend=extend)
     bar.outline.set_visible(False)
     _save(figure, path)
 
 
 def bytes_plot(results: Sequence[RunResult], path: Path) -> None:
-    """Draw accuracy against bytes as a PNG, one panel per stream, bytes on a logarithmic axis.
+    """Draw accuracy against bytes as a PNG, bytes on a logarithmic axis.
+
+    There is one panel per stream and scenario.
 
     A point is the mean over seeds, its bar one standard deviation.
 
     :param results: all runs.
     :param path: the file to write.
     """
-    streams = by_stream(results)
-    figure = _figure(8.6, 4.4 * len(streams))
-    panels = figure.subplots(len(streams), 1, squeeze=False)[:, 0]
+    groups = [
+        (stream, same)
+        for stream, runs in by_stream(results).items()
+        for same in _by_scenario(runs).values()
+    ]
+    figure = _figure(8.6, 4.4 * len(groups))
+    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     styles = _styles(results)
-    for axes, (stream, runs) in zip(panels, streams.items()):
+    for axes, (stream, runs) in zip(panels, groups):
         _draw_panel(axes, runs, styles)
         axes.set_title(_title(runs, stream), size=11, loc="left")
     _save(figure, path)
@@ -211,7 +308,7 @@ def _row(runs: Sequence[RunResult]) -> list[str]:
     first = runs[0]
     archives = [run.archive_bytes for run in runs if run.archive_bytes is not None]
     return [
-        first.strategy,
+        first.key.label,
         _with_spread([100 * run.accuracy for run in runs]),
         _points_or_dash([run.forgetting for run in runs]),
         _points_or_dash([run.bwt for run in runs]),
@@ -242,7 +339,8 @@ def _title(results: Sequence[RunResult], stream: str) -> str:
     seeds = len({result.seed for result in results})
     epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
     many = f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
-    return f"{stream}: {len(first.order)} tasks, {first.backbone}, {epochs}, {many}"
+    scenario = "" if first.scenario == "task" else f" ({first.scenario} scenario)"
+    return f"{stream}{scenario}: {len(first.order)} tasks, {first.backbone}, {epochs}, {many}"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -252,7 +350,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _by_strategy(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     grouped: dict[str, list[RunResult]] = {}
     for result in results:
-        grouped.setdefault(result.strategy, []).append(result)
+        grouped.setdefault(result.key.label, []).append(result)
     return grouped
 
 

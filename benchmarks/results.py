@@ -14,7 +14,7 @@ from avalanche_compress.files import write_atomically
 
 Row = List[Optional[float]]
 
-_EXPERIENCE_ACCURACY = re.compile(r"Top1_Acc_Exp/eval_phase/test_stream/Task\d+/Exp(\d+)")
+_PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,23 @@ class RunKey:
     strategy: str
     stream: str
     seed: int
+    scenario: str = "task"
+    inference: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The strategy, with its rule to infer tasks if it has one."""
+        return self.strategy if self.inference is None else f"{self.strategy}, {self.inference}"
 
     @property
     def slug(self) -> str:
         """A file name for whatever belongs to this run."""
-        return f"{self.stream}-{self.strategy}-seed{self.seed}"
+        stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
+        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}"
 
     def __str__(self) -> str:
-        return f"{self.strategy} on {self.stream}, seed {self.seed}"
+        scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
+        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,10 @@ class RunResult:
     :param archive_bytes: size of the archive file; None for methods that write none.
     :param stored_bytes: what the method has to keep to go on learning and to answer.
     :param independent_bytes: one plain network per task, at four bytes a number.
+    :param scenario: ``"task"``, with task labels at test, or ``"class"``, without.
+    :param task_inference: the rule by which tasks were inferred; None where none was.
+    :param task_id_accuracy: mean over tasks of the final part of test samples whose task was
+        inferred rightly, 0 to 1; None where none was inferred.
     """
 
     strategy: str
@@ -68,11 +81,14 @@ class RunResult:
     versions: dict[str, str]
     epochs: int
     train_mb_size: int
+    scenario: str = "task"
+    task_inference: str | None = None
+    task_id_accuracy: float | None = None
 
     @property
     def key(self) -> RunKey:
         """Which run this is."""
-        return RunKey(self.strategy, self.stream, self.seed)
+        return RunKey(self.strategy, self.stream, self.seed, self.scenario, self.task_inference)
 
     @property
     def compared_bytes(self) -> int:
@@ -85,11 +101,12 @@ class RunResult:
         return self.compared_bytes / self.independent_bytes
 
 
-def accuracy_row(metrics: Mapping[str, float], tasks: int) -> Row:
+def accuracy_row(metrics: Mapping[str, float], tasks: int, metric: str = "Top1_Acc_Exp") -> Row:
     """Per-task accuracies out of the dictionary that Avalanche's ``eval`` returns.
 
     :param metrics: metric name to value.
     :param tasks: number of tasks of the stream.
+    :param metric: which one, as Avalanche calls it.
     :return: one accuracy per task, None where there is none.
 
     >>> accuracy_row({"Top1_Acc_Exp/eval_phase/test_stream/Task001/Exp001": 0.5}, 3)
@@ -97,7 +114,7 @@ def accuracy_row(metrics: Mapping[str, float], tasks: int) -> Row:
     """
     row: Row = [None] * tasks
     for name, value in metrics.items():
-        found = _EXPERIENCE_ACCURACY.fullmatch(name)
+        found = re.fullmatch(metric + _PER_EXPERIENCE, name)
         if found:
             row[int(found.group(1))] = float(value)
     return row

@@ -1,4 +1,4 @@
-"""How fast: our strategies' training step against Naive's, our k-means against scikit-learn's.
+"""How fast: training steps against Naive's, task inference against plain passes, k-means, masks.
 
 Run ``python -m benchmarks.speed``; every figure is a median over repetitions, and ratios compare
 runs that took turns in one process, so that they hold when the machine's speed drifts.
@@ -12,6 +12,7 @@ import statistics
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
@@ -23,7 +24,7 @@ from avalanche.training import Naive
 from rich.console import Console
 from rich.table import Table
 
-from avalanche_compress import WSN, PackNet
+from avalanche_compress import WSN, MaskedStore, PackNet, TaskInference, TaskNetwork
 from avalanche_compress.coding import decode_mask, encode_mask, kmeans_1d
 from benchmarks.backbones import BACKBONES
 
@@ -81,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *training_steps("mlp", 10, 300),
         *training_steps("mlp", 256, 40),
         *training_steps("lenet", 64, 8),
+        *task_inference("mlp", 256),
+        *task_inference("lenet", 64),
         *kmeans(),
         mask_coding(),
     ]
@@ -109,6 +112,36 @@ def training_steps(backbone: str, batch: int, batches: int) -> list[Figure]:
         _figure(f"{name} step, {backbone}, batch {batch}", own[1:], "naive", naive)
         for name, own in seconds.items()
     ]
+
+
+@torch.no_grad()
+def task_inference(backbone: str, batch: int) -> list[Figure]:
+    """Answers to samples of unknown tasks, against a pass of each of the ten plain networks.
+
+    :param backbone: name of the backbone.
+    :param batch: samples in a mini-batch.
+    """
+    model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False)
+    network = TaskNetwork(model, partial(MaskedStore, scored=True)).eval()
+    x, y = torch.randn(batch, *SHAPES[backbone]), torch.arange(batch) % CLASSES
+    for task in range(TASKS):
+        classes = range(CLASSES * task, CLASSES * (task + 1))
+        network.open(task, classes)
+        network.commit()
+        TaskInference("prototype").collect(network, task, [(x, torch.tensor(classes)[y])])
+    plain = [network.materialise(task) for task in network.tasks]
+    ways = {rule: TaskInference(rule) for rule in ("entropy", "energy", "prototype")}
+    ways["entropy, stacked"] = TaskInference("entropy", stacked=True)
+    figures = []
+    repeats = 3 * ROUNDS if backbone == "mlp" else ROUNDS
+    for name, infer in ways.items():
+        own, reference = [], []
+        for _ in range(repeats):
+            own.append(_seconds(lambda infer=infer: infer(network, x)))
+            reference.append(_seconds(lambda: [model(x) for model in plain]))
+        what = f"inference by {name}, {backbone}, batch {batch}"
+        figures.append(_figure(what, own[1:], f"{TASKS} plain passes", reference[1:]))
+    return figures
 
 
 def kmeans(count: int = 1_000_000) -> list[Figure]:

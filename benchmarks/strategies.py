@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Sequence
@@ -12,15 +13,18 @@ from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.models import as_multitask
 from avalanche.models.packnet import PackNetModel, WeightAndBiasPackNetModule
-from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin
-from avalanche.training.supervised import EWC, JointTraining, LwF, Naive
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, LwFPlugin, ReplayPlugin
+from avalanche.training.supervised import EWC, JointTraining, LwF, Naive, Replay
 from avalanche.training.supervised import PackNet as AvalanchePackNet
 from torch import nn
 
 from benchmarks.backbones import BACKBONES, float_bytes
-from benchmarks.streams import Budget, Stream
+from benchmarks.streams import SCENARIOS, Budget, Stream
 
 Metrics = Dict[str, float]
+
+RULES = ("entropy", "energy", "prototype")
+"""How our strategies infer tasks, sample by sample; each may have ``_batch`` behind it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class RunSettings:
     :param seed: of the run.
     :param plugins: Avalanche plugins that only watch, such as the progress display.
     :param loggers: Avalanche loggers that get the metrics.
+    :param inference: the rule by which our strategies infer tasks in the class scenario.
     """
 
     stream: Stream
@@ -41,9 +46,10 @@ class RunSettings:
     seed: int
     plugins: list[SupervisedPlugin] = field(default_factory=list)
     loggers: list[BaseLogger] = field(default_factory=list)
+    inference: str | None = None
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
-        """A new plain network; its head is as wide as the largest task unless told."""
+        """A new plain network; its head is as wide as the stream's shared one unless told."""
         width = self.stream.max_classes if classes is None else classes
         return BACKBONES[self.backbone](self.stream.input_shape, width, bias)
 
@@ -116,10 +122,14 @@ class Recipe:
     :param build: makes the learner.
     :param holds_out: whether it takes its validation examples from the experience itself; the
         others get streams without them, so that all train on equally many.
+    :param scenarios: those that it can be run in.
+    :param infers: whether it infers tasks in the class scenario, by one of :data:`RULES`.
     """
 
     build: Callable[[RunSettings], Learner]
     holds_out: bool = False
+    scenarios: tuple[str, ...] = SCENARIOS
+    infers: bool = False
 
 
 # --- Baselines of Avalanche ----------------------------------------------------------------------
@@ -127,14 +137,16 @@ class Recipe:
 
 def naive(settings: RunSettings) -> Learner:
     """One network, trained on each task in turn, one head per task."""
-    strategy = Naive(**settings.arguments(_multihead(settings)), plugins=list(settings.plugins))
+    strategy = Naive(
+        **settings.arguments(_baseline_model(settings)), plugins=list(settings.plugins)
+    )
     return Learner(strategy.train, strategy.eval, lambda: float_bytes(strategy.model))
 
 
 def ewc(settings: RunSettings, ewc_lambda: float = 100.0) -> Learner:
     """Elastic Weight Consolidation (Kirkpatrick et al., 2017), a penalty per earlier task."""
     strategy = EWC(
-        **settings.arguments(_multihead(settings)),
+        **settings.arguments(_baseline_model(settings)),
         plugins=list(settings.plugins),
         ewc_lambda=ewc_lambda,
     )
@@ -150,7 +162,7 @@ def ewc(settings: RunSettings, ewc_lambda: float = 100.0) -> Learner:
 def lwf(settings: RunSettings, alpha: float = 1.0, temperature: float = 2.0) -> Learner:
     """Learning without Forgetting (Li and Hoiem, 2016), which keeps a copy of the old model."""
     strategy = LwF(
-        **settings.arguments(_multihead(settings)),
+        **settings.arguments(_baseline_model(settings)),
         plugins=list(settings.plugins),
         alpha=alpha,
         temperature=temperature,
@@ -160,6 +172,23 @@ def lwf(settings: RunSettings, alpha: float = 1.0, temperature: float = 2.0) -> 
     def stored_bytes() -> int:
         old = plugin.lwf.prev_model
         return float_bytes(strategy.model) + (0 if old is None else float_bytes(old))
+
+    return Learner(strategy.train, strategy.eval, stored_bytes)
+
+
+def replay(settings: RunSettings, memory: int = 500) -> Learner:
+    """Experience replay: a fixed number of earlier examples, shared evenly by the experiences."""
+    strategy = Replay(
+        **settings.arguments(_baseline_model(settings)),
+        plugins=list(settings.plugins),
+        mem_size=memory,
+    )
+
+    def stored_bytes() -> int:
+        numbers = math.prod(settings.stream.input_shape)
+        kept = len(_plugin(strategy, ReplayPlugin).storage_policy.buffer)
+        # an example is kept as its bytes, as on disk, and a byte for its class
+        return float_bytes(strategy.model) + kept * (numbers + 1)
 
     return Learner(strategy.train, strategy.eval, stored_bytes)
 
@@ -226,7 +255,7 @@ class Joint:
         self.tasks = len(settings.stream.tasks)
         self.seen: list[Any] = []
         self.strategy = JointTraining(
-            **settings.arguments(_multihead(settings)), plugins=list(settings.plugins)
+            **settings.arguments(_baseline_model(settings)), plugins=list(settings.plugins)
         )
 
     def train(self, experience: Any) -> None:
@@ -295,6 +324,20 @@ def tinysubnets(settings: RunSettings) -> Learner:
     return _compressed(settings, TinySubNets, {**_scored(settings), **own_arguments})
 
 
+def ada_qpacknet(settings: RunSettings) -> Learner:
+    """avalanche_compress.AdaQPackNet: a quarter of each layer, pruned after a fifth of the epochs."""
+    from avalanche_compress import AdaQPackNet
+
+    epochs = settings.budget.epochs
+    own_arguments = {
+        "density": 0.25,
+        "tolerance": 0.2,
+        "post_prune_epochs": epochs - max(1, epochs // 5),
+        "seed": settings.seed,
+    }
+    return _compressed(settings, AdaQPackNet, own_arguments)
+
+
 def _scored(settings: RunSettings) -> dict[str, Any]:
     return {"density": 0.5, "post_prune_epochs": settings.budget.epochs // 5}
 
@@ -309,6 +352,7 @@ def _compressed(
     strategy = strategy_class(
         **settings.arguments(settings.model(), *metrics),
         plugins=[*settings.plugins, *_validation(settings)],
+        task_inference=settings.inference,
         **own_arguments,
     )
 
@@ -338,16 +382,16 @@ def _save_archive(network: Any, path: Path, settings: RunSettings) -> int:
     loaded = load_archive(path, settings.model)
     for experience in settings.stream.benchmark.test_stream:
         batch = torch.stack([experience.dataset[i][0] for i in range(32)])
-        if not torch.equal(_logits(network, batch, experience), _logits(loaded, batch, experience)):
-            task = experience.task_label
+        task = experience.current_experience
+        if not torch.equal(_logits(network, batch, task), _logits(loaded, batch, task)):
             raise RuntimeError(f"The archive {path} gives other logits for task {task}.")
     return path.stat().st_size
 
 
 @torch.no_grad()
-def _logits(network: nn.Module, batch: torch.Tensor, experience: Any) -> torch.Tensor:
+def _logits(network: nn.Module, batch: torch.Tensor, task: int) -> torch.Tensor:
     network.eval()
-    return network(batch, torch.full((len(batch),), experience.task_label, dtype=torch.long))
+    return network(batch, torch.full((len(batch),), task, dtype=torch.long))
 
 
 # --- The registry --------------------------------------------------------------------------------
@@ -356,11 +400,13 @@ STRATEGIES: dict[str, Recipe] = {
     "naive": Recipe(naive),
     "ewc": Recipe(ewc),
     "lwf": Recipe(lwf),
-    "avalanche_packnet": Recipe(avalanche_packnet),
-    "packnet": Recipe(packnet, holds_out=True),
-    "wsn": Recipe(wsn, holds_out=True),
-    "tinysubnets": Recipe(tinysubnets, holds_out=True),
-    "independent": Recipe(independent),
+    "replay": Recipe(replay),
+    "avalanche_packnet": Recipe(avalanche_packnet, scenarios=("task",)),
+    "packnet": Recipe(packnet, holds_out=True, infers=True),
+    "wsn": Recipe(wsn, holds_out=True, infers=True),
+    "tinysubnets": Recipe(tinysubnets, holds_out=True, infers=True),
+    "ada_qpacknet": Recipe(ada_qpacknet, holds_out=True, infers=True),
+    "independent": Recipe(independent, scenarios=("task",)),
     "joint": Recipe(joint),
 }
 """Strategies by name, in the order of the table."""
@@ -388,7 +434,10 @@ def _pruned(shares: tuple[float, float], tasks: int) -> list[float]:
     return [max(0.0, 1.0 - own / left) for own, left in zip(kept, free)]
 
 
-def _multihead(settings: RunSettings) -> nn.Module:
+def _baseline_model(settings: RunSettings) -> nn.Module:
+    """A head per task where tasks have labels, one head for all classes where they have none."""
+    if settings.stream.scenario == "class":
+        return settings.model()
     return as_multitask(settings.model(), "head")
 
 

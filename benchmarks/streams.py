@@ -1,4 +1,4 @@
-"""Streams of tasks with task labels, held in memory as bytes and normalised on access."""
+"""Streams of tasks, held in memory as bytes and normalised on access."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 Pixels = np.ndarray  # uint8 [examples, height * width]
 Labels = np.ndarray  # int64 [examples]
+
+SCENARIOS = ("task", "class")
 
 MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -43,13 +45,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Stream:
-    """A task-labelled benchmark and what the comparison has to know of it.
+    """A benchmark and what the comparison has to know of it.
 
     :param name: its name in the registry.
     :param benchmark: an Avalanche benchmark with a train and a test stream.
-    :param tasks: the original class ids of each task; labels count from 0 within a task.
+    :param tasks: the original class ids of each task.
     :param input_shape: ``(channels, height, width)``.
     :param order: the task index that each experience holds.
+    :param scenario: ``"task"``: labels count from 0 within a task, and each task has its label;
+        ``"class"``: labels count through all tasks, and the task label is always 0.
     """
 
     name: str
@@ -57,10 +61,13 @@ class Stream:
     tasks: list[list[int]]
     input_shape: tuple[int, int, int]
     order: list[int]
+    scenario: str = "task"
 
     @property
     def max_classes(self) -> int:
-        """Classes of the largest task: the width of a single shared head."""
+        """The width of a single shared head: classes of the largest task, or of all tasks."""
+        if self.scenario == "class":
+            return len({number for classes in self.tasks for number in classes})
         return max(len(classes) for classes in self.tasks)
 
 
@@ -69,14 +76,16 @@ class StreamEntry:
     """How to build a registered stream, and what is spent on it by default.
 
     :param build: ``(data_dir, seed, held_out) -> Stream``; ``held_out`` is the fraction of each
-        training set that is left out.
+        training set that is left out. With several scenarios it takes ``scenario=`` as well.
     :param backbone: name of its default backbone.
     :param budget: its default budget.
+    :param scenarios: those that it makes sense in.
     """
 
     build: Callable[..., Stream]
     backbone: str
     budget: Budget
+    scenarios: tuple[str, ...] = ("task",)
 
 
 class PixelDataset(Dataset):
@@ -132,7 +141,9 @@ class _Images:
     shape: tuple[int, int, int]
 
 
-def split_digits(data_dir: Path, seed: int, held_out: float = 0.0) -> Stream:
+def split_digits(
+    data_dir: Path, seed: int, held_out: float = 0.0, scenario: str = "task"
+) -> Stream:
     """scikit-learn's 1,797 handwritten digits (8 x 8), five tasks of two classes, no download.
 
     70 % of each digit are for training. Values are divided by 16, then standardised by the mean
@@ -141,6 +152,7 @@ def split_digits(data_dir: Path, seed: int, held_out: float = 0.0) -> Stream:
     :param data_dir: not used.
     :param seed: of the split into train, test and held-out examples.
     :param held_out: fraction of each task's training set to leave out.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -156,17 +168,18 @@ def split_digits(data_dir: Path, seed: int, held_out: float = 0.0) -> Stream:
     scaled = train_x / 16
     values = _value_table(16, scaled.mean(), scaled.std())
     images = _Images((train_x, train_y), (test_x, test_y), values, (1, 8, 8))
-    return _split_classes("split_digits", images, 2, seed, held_out)
+    return _split_classes("split_digits", images, 2, seed, held_out, scenario)
 
 
-def split_mnist(data_dir: Path, seed: int, held_out: float = 0.0) -> Stream:
+def split_mnist(data_dir: Path, seed: int, held_out: float = 0.0, scenario: str = "task") -> Stream:
     """MNIST, five tasks of two digits.
 
     :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
     :param seed: of the held-out examples.
     :param held_out: fraction of each task's training set to leave out.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
     """
-    return _split_classes("split_mnist", _load_mnist(data_dir), 2, seed, held_out)
+    return _split_classes("split_mnist", _load_mnist(data_dir), 2, seed, held_out, scenario)
 
 
 def permuted_mnist(data_dir: Path, seed: int, held_out: float = 0.0, tasks: int = 10) -> Stream:
@@ -191,8 +204,8 @@ def permuted_mnist(data_dir: Path, seed: int, held_out: float = 0.0, tasks: int 
 
 
 STREAMS: dict[str, StreamEntry] = {
-    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3)),
-    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3)),
+    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), SCENARIOS),
+    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), SCENARIOS),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3)),
 }
 """Streams by name; budgets of MNIST's permutations are those of the public WSN code."""
@@ -260,31 +273,38 @@ def _has_mnist(data_dir: Path) -> bool:
     return all((Path(data_dir) / "MNIST" / "raw" / name).is_file() for name in MNIST_FILES)
 
 
-def _split_classes(name: str, images: _Images, per_task: int, seed: int, held_out: float) -> Stream:
+def _split_classes(
+    name: str, images: _Images, per_task: int, seed: int, held_out: float, scenario: str
+) -> Stream:
     classes = sorted(np.unique(images.train[1]).tolist())
     tasks = [classes[i : i + per_task] for i in range(0, len(classes), per_task)]
-    train = [
-        _cut(images, images.train, chosen, task, held_out, seed + task)
-        for task, chosen in enumerate(tasks)
-    ]
-    test = [_cut(images, images.test, chosen, task) for task, chosen in enumerate(tasks)]
-    return _stream(name, train, test, tasks, images.shape)
+    train, test = [], []
+    for task, chosen in enumerate(tasks):
+        label, numbered = (0, classes) if scenario == "class" else (task, chosen)
+        names = {"label": label, "numbered": numbered}
+        train.append(
+            _cut(images, images.train, chosen, **names, held_out=held_out, seed=seed + task)
+        )
+        test.append(_cut(images, images.test, chosen, **names))
+    return _stream(name, train, test, tasks, images.shape, scenario)
 
 
 def _cut(
     images: _Images,
     part: tuple[Pixels, Labels],
     classes: Sequence[int],
-    task: int,
+    label: int,
     held_out: float = 0.0,
     seed: int = 0,
     permutation: np.ndarray | None = None,
+    numbered: Sequence[int] | None = None,
 ) -> PixelDataset:
+    """The examples of some classes, which are numbered by their place in ``numbered``."""
     pixels, labels = part
     rows = np.flatnonzero(np.isin(labels, classes))
     rows = rows[kept_rows(len(rows), held_out, seed)]
-    targets = np.searchsorted(classes, labels[rows])
-    return PixelDataset(pixels, rows, targets, task, images.values, images.shape, permutation)
+    targets = np.searchsorted(classes if numbered is None else numbered, labels[rows])
+    return PixelDataset(pixels, rows, targets, label, images.values, images.shape, permutation)
 
 
 def _stream(
@@ -293,6 +313,7 @@ def _stream(
     test: list[PixelDataset],
     tasks: list[list[int]],
     shape: tuple[int, int, int],
+    scenario: str = "task",
 ) -> Stream:
     benchmark = dataset_benchmark(train, test)
-    return Stream(name, benchmark, tasks, shape, list(range(len(tasks))))
+    return Stream(name, benchmark, tasks, shape, list(range(len(tasks))), scenario)

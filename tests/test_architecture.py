@@ -18,12 +18,13 @@ LEVELS = [
     "experiences",
     "conversion",
     "network",
+    "task_inference",
+    "archive",
+    "metrics",
     "plugins",
     "strategies",
 ]
 BESIDE = {
-    "archive": {*GROUND, *LEVELS[:6]},
-    "metrics": {*GROUND, *LEVELS[:6], "archive"},
     "checkpoint": GROUND,
     "loggers": GROUND,
     "errors": set(),

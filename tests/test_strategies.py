@@ -390,7 +390,7 @@ def test_the_best_epoch_is_restored_with_its_mask(method):
     class Watch(SupervisedPlugin):
         def after_training_epoch(self, strategy, **kwargs):
             network = strategy.network
-            losses.append(validation._loss(strategy))
+            losses.append(validation.loss(strategy))
             states.append([(s.scratch.detach().clone(), s.mask) for s in network.weight_stores])
             if len(losses) == 2:  # from here on it gets worse
                 for group in strategy.optimizer.param_groups:

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import Tensor, nn
+from torch import Tensor
 
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.lending import evaluating
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import shape_and_commit
 from avalanche_compress.plugins.validation import load_batches
+from avalanche_compress.task_inference import run_with_features
 
 SHARING = ("all", "similar", "none")
 
@@ -72,7 +73,8 @@ class SharingPlugin(SupervisedPlugin):
         task = network.tasks[-1]
         ours, others = (gaussian(features(network, x, task)) for x in self._probe)
         own = divergence(ours, others).view(1)
-        network.statistics[task] = {"similarity": torch.cat([ours.flatten(), own]).cpu()}
+        kept = network.statistics.setdefault(task, {})
+        kept["similarity"] = torch.cat([ours.flatten(), own]).cpu()
         self._probe = []
 
     def similarity(self, network: TaskNetwork, task: int) -> float:
@@ -95,19 +97,8 @@ def features(network: TaskNetwork, x: Tensor, task: int) -> Tensor:
     :param task: whose sub-network computes them.
     :return: ``(N, d)``.
     """
-    seen: list[Tensor] = []
-
-    def remember(module: nn.Module, inputs: Any) -> None:
-        seen.append(inputs[0].detach().flatten(1))
-
-    device = network.head.weight.device
-    hook = network.head.register_forward_pre_hook(remember)
-    try:
-        with torch.no_grad(), evaluating(network):
-            network(x.to(device), task)
-    finally:
-        hook.remove()
-    return seen[-1]
+    with torch.no_grad(), evaluating(network):
+        return run_with_features(network, x.to(network.head.weight.device), task)[1]
 
 
 def gaussian(values: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 import torch
+from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from avalanche_compress.errors import ValidationDataError
-from avalanche_compress.experiences import single_task_label
 from avalanche_compress.lending import evaluating
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin
@@ -42,7 +42,6 @@ class ValidationPlugin(ShapingPlugin):
         self.keep_best = keep_best
         self._best: tuple[float, list[Tensor]] | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
-        self._task = -1
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         dataset = strategy.adapted_dataset
@@ -55,7 +54,6 @@ class ValidationPlugin(ShapingPlugin):
         generator = torch.Generator().manual_seed(self.seed + strategy.clock.train_exp_counter)
         order = torch.randperm(len(dataset), generator=generator).tolist()
         strategy.adapted_dataset = dataset.subset(order[held_out:])
-        self._task = single_task_label(strategy.experience)
         self.restart()
         self._batches = load_batches(
             dataset.subset(order[:held_out]).eval(),
@@ -68,7 +66,7 @@ class ValidationPlugin(ShapingPlugin):
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if not self.keep_best:
             return
-        loss = self._loss(strategy)
+        loss = self.loss(strategy)
         if self._best is None or loss < self._best[0]:
             state = _trained_tensors(network_of(strategy))
             self._best = loss, [tensor.detach().clone() for tensor in state]
@@ -102,17 +100,21 @@ class ValidationPlugin(ShapingPlugin):
         right = total = 0
         with evaluating(network):
             for x, y in self._batches:
-                right += int((network(x, self._task).argmax(dim=1) == y).sum())
+                right += int((network(x, network.open_task).argmax(dim=1) == y).sum())
                 total += len(y)
         return 100 * right / total
 
     @torch.no_grad()
-    def _loss(self, strategy: Any) -> float:
-        """The strategy's criterion on the held-out samples, mean over samples."""
+    def loss(self, strategy: Any) -> float:
+        """The strategy's criterion for the open task on the held-out samples.
+
+        :param strategy: whose network has an open task.
+        :return: mean over samples.
+        """
         network, total, count = network_of(strategy), 0.0, 0
         with evaluating(network):
             for x, y in self._batches:
-                total += float(strategy._criterion(network(x, self._task), y)) * len(y)
+                total += float(strategy._criterion(network(x, network.open_task), y)) * len(y)
                 count += len(y)
         return total / count
 
@@ -120,6 +122,17 @@ class ValidationPlugin(ShapingPlugin):
 def _trained_tensors(network: TaskNetwork) -> list[Tensor]:
     """Everything that training the open task changes."""
     return [*network.parameters(), *(place.tensor for place in network.private.places)]
+
+
+def find_validation(strategy: Any) -> ValidationPlugin | None:
+    """The strategy's validation plugin, if there is one and it has data.
+
+    :param strategy: an Avalanche strategy.
+    """
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ValidationPlugin) and plugin.batches:
+            return plugin
+    return None
 
 
 def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
@@ -130,13 +143,31 @@ def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
     :raises ValidationDataError: if there is none, or it has no data.
     """
     network_of(strategy)
-    for plugin in strategy.plugins:
-        if isinstance(plugin, ValidationPlugin) and plugin.batches:
-            return plugin
-    raise ValidationDataError(
-        f"{purpose} is decided by accuracy on held-out data and none was set aside: add "
-        "ValidationPlugin(fraction=0.1) to plugins=."
-    )
+    plugin = find_validation(strategy)
+    if plugin is None:
+        raise ValidationDataError(
+            f"{purpose} is decided by accuracy on held-out data and none was set aside: add "
+            "ValidationPlugin(fraction=0.1) to plugins=."
+        )
+    return plugin
+
+
+def validation_unless_given(
+    plugins: Sequence[SupervisedPlugin] | None, fraction: float, seed: int
+) -> list[SupervisedPlugin]:
+    """A validation plugin for a strategy whose user has not brought one.
+
+    :param plugins: the user's.
+    :param fraction: of the training samples.
+    :param seed: of the split.
+    :return: one plugin or none.
+
+    >>> validation_unless_given([ValidationPlugin(0.2)], 0.1, 0)
+    []
+    """
+    if any(isinstance(plugin, ValidationPlugin) for plugin in plugins or []):
+        return []
+    return [ValidationPlugin(fraction, seed)]
 
 
 def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:

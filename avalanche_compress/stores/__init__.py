@@ -3,6 +3,18 @@
 from avalanche_compress.stores.base import Place, Store, WeightStore
 from avalanche_compress.stores.masked import MaskedStore
 from avalanche_compress.stores.private import PrivateStore
+from avalanche_compress.stores.slotted import SlottedStore
+from avalanche_compress.stores.subnetwork import SubnetworkStore
 from avalanche_compress.stores.values import Values, decoded
 
-__all__ = ["MaskedStore", "Place", "PrivateStore", "Store", "Values", "WeightStore", "decoded"]
+__all__ = [
+    "MaskedStore",
+    "Place",
+    "PrivateStore",
+    "SlottedStore",
+    "Store",
+    "SubnetworkStore",
+    "Values",
+    "WeightStore",
+    "decoded",
+]

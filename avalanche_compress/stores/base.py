@@ -160,6 +160,13 @@ class WeightStore(Store):
         """The 1-D float tensors that the open task newly keeps, in a fixed order."""
 
     @abstractmethod
+    def kept_gradients(self) -> list[Tensor]:
+        """What the last backward pass gave the kept values; aligned with :meth:`kept_values`.
+
+        :return: 1-D float tensors, zeros where no gradient arrived.
+        """
+
+    @abstractmethod
     def keep_values(self, values: Sequence[Values]) -> None:
         """Replace the kept values, by floats or by codes whose decoded values are used from now on.
 

@@ -1,8 +1,9 @@
 """The methods: each a store and a list of plugins."""
 
+from avalanche_compress.strategies.ada_qpacknet import AdaQPackNet
 from avalanche_compress.strategies.base import CompressedStrategy
 from avalanche_compress.strategies.packnet import PackNet
 from avalanche_compress.strategies.tinysubnets import TinySubNets
 from avalanche_compress.strategies.wsn import WSN
 
-__all__ = ["WSN", "CompressedStrategy", "PackNet", "TinySubNets"]
+__all__ = ["WSN", "AdaQPackNet", "CompressedStrategy", "PackNet", "TinySubNets"]

@@ -11,12 +11,16 @@ from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.strategy_mixin_protocol import CriterionType
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_compress.errors import NonFiniteError, TaskStateError
+from avalanche_compress.experiences import position_in_stream, single_task_label
+from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import shape_and_commit
+from avalanche_compress.plugins.validation import load_batches
+from avalanche_compress.task_inference import TaskInference
 
 
 class CompressedStrategy(SupervisedTemplate):
@@ -27,6 +31,10 @@ class CompressedStrategy(SupervisedTemplate):
     optimiser's state is reset at each task, the optimiser object stays, so that schedulers do.
     Tasks are told apart by the experiences' task labels, in training and in evaluation.
 
+    With ``task_inference`` no labels are needed, and those that there are play no role: the task in
+    training is the position of its experience in the stream, evaluation infers every sample's, and
+    :class:`~avalanche_compress.TaskIdAccuracy` is reported beside what the evaluator reports.
+
     :param model: a plain ``nn.Module`` or a :class:`TaskNetwork`.
     :param optimizer: over the model's parameters.
     :param criterion: loss of logits (N, C) and targets (N,).
@@ -34,6 +42,9 @@ class CompressedStrategy(SupervisedTemplate):
     :param shaping: the method's plugins, in their order; they run before the user's.
     :param head: dotted name of the classifier, see :class:`TaskNetwork`.
     :param exclude: modules to keep out of compression, see :class:`TaskNetwork`.
+    :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or its rule
+        (``"entropy"``, ``"energy"``, ``"prototype"``, or one with ``_batch`` behind it); None for
+        streams with task labels.
     :param train_mb_size: samples per training step.
     :param train_epochs: epochs a task.
     :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
@@ -43,6 +54,7 @@ class CompressedStrategy(SupervisedTemplate):
     :param eval_every: epochs between evaluations during training, -1 for none.
     :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
     :raises TaskStateError: if a given TaskNetwork has other stores than the method needs.
+    :raises TaskInferenceError: if there is no such rule, or it cannot judge the network's tasks.
     """
 
     optimized_param_id: Any
@@ -57,6 +69,7 @@ class CompressedStrategy(SupervisedTemplate):
         shaping: Sequence[SupervisedPlugin],
         head: str | None = None,
         exclude: Sequence[str] = (),
+        task_inference: str | TaskInference | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -71,6 +84,13 @@ class CompressedStrategy(SupervisedTemplate):
             network = model
         else:
             network = TaskNetwork(model, store, head=head, exclude=exclude)
+        if isinstance(task_inference, str):
+            task_inference = TaskInference(task_inference)
+        if task_inference is not None:
+            task_inference.candidates(network)
+        network.task_of = single_task_label if task_inference is None else position_in_stream
+        self.task_inference = task_inference
+        self.inferred_tasks: Tensor | None = None
         _join_groups(network, optimizer)
         super().__init__(
             model=network,
@@ -85,6 +105,8 @@ class CompressedStrategy(SupervisedTemplate):
             eval_every=eval_every,
             **base_kwargs,
         )
+        if task_inference is not None:
+            _report_task_identity(self.evaluator)
 
     @property
     def network(self) -> TaskNetwork:
@@ -105,6 +127,35 @@ class CompressedStrategy(SupervisedTemplate):
             remove_params=kwargs.get("remove_params", False),
         )
 
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Open the experience's task in training; see Avalanche.
+
+        :param model: the strategy's own, unless another is given.
+        """
+        adapted: nn.Module = super().model_adaptation(model)
+        task = self.network.open_task
+        if self.task_inference is not None and self.is_training and task is not None:
+            # before hours of training, and not at the evaluation after them
+            self.task_inference.check_classes(task, self.network.classes_of(task))
+        return adapted
+
+    def forward(self) -> Any:
+        """Logits of the mini-batch, by its task labels or by inferred ones.
+
+        :return: ``(N, C)``.
+        """
+        if self.task_inference is None:
+            return super().forward()
+        self.inferred_tasks = None
+        if self.is_training:
+            return self.model(self.mb_x, self.network.open_task)
+        if not self.task_inference.candidates(self.network):
+            # periodic evaluation before the first task is finished: there is no choice yet
+            task = self.network.open_task
+            return self.model(self.mb_x, 0 if task is None else task)
+        logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
+        return logits
+
     def backward(self) -> None:
         """Back-propagate, unless the loss is NaN or infinite.
 
@@ -121,7 +172,16 @@ class CompressedStrategy(SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         # before any plugin, so that periodic evaluation and the user's plugins see what will stay
         shape_and_commit(self)
+        if self.task_inference is not None and self.task_inference.needs_statistics:
+            batches = load_batches(self.adapted_dataset.eval(), self.train_mb_size)
+            self.task_inference.collect(self.network, self.network.tasks[-1], batches)
         super()._after_training_exp(**kwargs)
+
+
+def _report_task_identity(evaluator: EvaluationPlugin) -> None:
+    """Accuracy without labels says little unless one knows how often the task was right."""
+    if not any(isinstance(metric, TaskIdAccuracy) for metric in evaluator.metrics):
+        evaluator.metrics = [*evaluator.metrics, *task_id_metrics()]
 
 
 def _join_groups(network: TaskNetwork, optimizer: Optimizer) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Mapping, Sequence
 
-from avalanche_compress.plugins.masking import Density, MaskingPlugin
+from avalanche_compress.plugins.masking import Density, DensityRange, MaskingPlugin
 from avalanche_compress.stores import MaskedStore
 from avalanche_compress.strategies.base import CompressedStrategy
 
@@ -18,7 +19,7 @@ class PackNet(CompressedStrategy):
     has its own head, biases and norms, weight decay and any optimiser leave frozen weights alone,
     and the user's plugins, periodic evaluation and checkpoints work.
 
-    Needs task labels in training and evaluation. All other arguments as in
+    Needs task labels, or ``task_inference=``. All other arguments as in
     :class:`CompressedStrategy`.
 
     :param prune_proportion: part of the free weights that a task gives up, 0..1: a float, a list by
@@ -71,6 +72,8 @@ def complement(proportion: Density) -> Density:
     >>> complement([0.25, 0.5])
     [0.75, 0.5]
     """
+    if isinstance(proportion, DensityRange):  # a search, too
+        return replace(proportion, low=1 - proportion.high, high=1 - proportion.low)
     if isinstance(proportion, Mapping):
         return {name: complement(own) for name, own in proportion.items()}  # type: ignore[misc]
     if callable(proportion):

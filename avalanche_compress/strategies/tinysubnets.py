@@ -11,9 +11,9 @@ from avalanche_compress.plugins import (
     MaskingPlugin,
     QuantizationPlugin,
     SharingPlugin,
-    ValidationPlugin,
 )
 from avalanche_compress.plugins.masking import Density
+from avalanche_compress.plugins.validation import validation_unless_given
 from avalanche_compress.stores import MaskedStore
 from avalanche_compress.strategies.base import CompressedStrategy
 
@@ -26,7 +26,7 @@ class TinySubNets(CompressedStrategy):
     ``tolerance``. Weights of earlier tasks are read as they are, so nothing is forgotten: the
     public code quantises them again, which this does not.
 
-    Needs task labels in training and evaluation. All other arguments as in
+    Needs task labels, or ``task_inference=``. All other arguments as in
     :class:`CompressedStrategy`.
 
     :param density: as in :class:`WSN`.
@@ -70,6 +70,7 @@ class TinySubNets(CompressedStrategy):
         **base_kwargs: Any,
     ):
         shaping: list[SupervisedPlugin] = [
+            *validation_unless_given(plugins, validation_fraction, seed),
             SharingPlugin(sharing, threshold=similarity_threshold),
             MaskingPlugin(
                 density,
@@ -81,8 +82,6 @@ class TinySubNets(CompressedStrategy):
             ),
             QuantizationPlugin(bits, tolerance=tolerance),
         ]
-        if not any(isinstance(plugin, ValidationPlugin) for plugin in plugins or []):
-            shaping.insert(0, ValidationPlugin(validation_fraction, seed))
         super().__init__(
             model=model,
             optimizer=optimizer,

@@ -16,7 +16,7 @@ class WSN(CompressedStrategy):
     ``W_t = M_t * V`` with ``M_t`` the weights of largest ``|score|``; scores and free weights are
     trained together, weights of earlier tasks can be chosen but not changed.
 
-    Needs task labels in training and evaluation. All other arguments as in
+    Needs task labels, or ``task_inference=``. All other arguments as in
     :class:`CompressedStrategy`. The scores join their weight's optimiser group.
 
     :param density: part of each layer's weights that a task uses, 0..1: a float, a list by

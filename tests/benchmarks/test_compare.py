@@ -26,6 +26,16 @@ def with_broken(monkeypatch):
         (["--streams", "split_digit"], "no stream 'split_digit'; the nearest is 'split_digits'"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--wandb", "maybe"], "invalid choice: 'maybe'"),
+        (["--scenario", "domain"], "invalid choice: 'domain'"),
+        (["--inference", "energi"], "no rule 'energi'; the nearest is 'energy'"),
+        (
+            ["--scenario", "class", "--streams", "permuted_mnist"],
+            "permuted_mnist has no class scenario",
+        ),
+        (
+            ["--scenario", "class", "--strategies", "independent"],
+            "independent needs task labels at test",
+        ),
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
@@ -45,23 +55,26 @@ def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_defaults_are_nine_strategies_on_split_digits():
+def test_defaults_are_all_strategies_on_split_digits():
     options = compare.parse([])
     assert options.strategies == (
         [
             "naive",
             "ewc",
             "lwf",
+            "replay",
             "avalanche_packnet",
             "packnet",
             "wsn",
             "tinysubnets",
+            "ada_qpacknet",
             "independent",
             "joint",
         ]
     )
     assert (options.streams, options.seeds, options.wandb) == (["split_digits"], [0], "off")
-    assert len(options.runs()) == 9
+    assert len(options.runs()) == 11
+    assert options.scenarios == ["task"]
 
 
 def test_a_name_given_twice_runs_once():
@@ -130,6 +143,36 @@ def test_ours_write_an_archive_that_was_checked(tmp_path):
         archive = tmp_path / "archives" / f"split_digits-{entry['strategy']}-seed0"
         assert entry["archive_bytes"] == archive.stat().st_size == entry["stored_bytes"]
         assert entry["forgetting"] == 0
+
+
+def test_class_scenario_has_a_row_per_rule_and_leaves_out_who_needs_labels():
+    options = compare.parse(
+        ["--scenario", "task", "class", "--inference", "energy", "entropy_batch"]
+    )
+    rows = [(key.strategy, key.inference) for key in options.runs() if key.scenario == "class"]
+    assert [row for row in rows if row[0] == "wsn"] == [("wsn", "energy"), ("wsn", "entropy_batch")]
+    assert {"naive", "lwf", "replay", "joint"} <= {strategy for strategy, _ in rows}
+    assert not {"independent", "avalanche_packnet"} & {strategy for strategy, _ in rows}
+    assert len({key.slug for key in options.runs()}) == len(options.runs())
+
+
+def test_both_scenarios_end_to_end(tmp_path, capsys):
+    arguments = ["--strategies", "naive", "replay", "wsn", "--scenario", "task", "class"]
+    arguments += ["--inference", "prototype", "--epochs", "2", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    entries = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["scenario"] for entry in entries] == ["task"] * 3 + ["class"] * 3
+    assert [entry["task_inference"] for entry in entries] == [None] * 5 + ["prototype"]
+    *others, ours = entries
+    assert all(entry["task_id_accuracy"] is None for entry in others)
+    assert 0.3 < ours["accuracy"] <= ours["task_id_accuracy"] <= 1
+    naive, replay = others[3:5]
+    assert naive["accuracy"] < replay["accuracy"]
+    assert (tmp_path / "archives" / "split_digits-class-wsn-prototype-seed0").exists()
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("### ") == 3
+    assert "### split_digits: both scenarios" in table
+    assert re.search(r"wsn +\d+\.\d\d +prototype +\d+\.\d\d +\d+\.\d\d", capsys.readouterr().out)
 
 
 def test_nearest_is_always_a_known_name():

@@ -2,7 +2,14 @@
 
 import pytest
 
-from benchmarks.report import bytes_plot, heat_map, markdown_table, table_rows, write_markdown
+from benchmarks.report import (
+    bytes_plot,
+    heat_map,
+    markdown_table,
+    side_by_side,
+    table_rows,
+    write_markdown,
+)
 from benchmarks.results import RunResult
 
 PNG = b"\x89PNG"
@@ -60,6 +67,24 @@ def test_markdown_has_a_row_per_strategy_and_a_table_per_stream(tmp_path):
     assert {line.count("|") for line in table} == {9}
     write_markdown(runs, tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text().count("###") == 2
+
+
+def test_both_scenarios_stand_side_by_side_with_a_dash_for_what_was_not_run():
+    inferred = {"scenario": "class", "task_inference": "energy", "task_id_accuracy": 0.6}
+    runs = [
+        result(),
+        result(scenario="class", accuracy=0.2),
+        result("wsn", accuracy=0.95),
+        result("wsn", accuracy=0.5, **inferred),
+        result("wsn", accuracy=0.6, seed=1, **inferred),
+        result("independent"),
+    ]
+    assert side_by_side(runs) == [
+        ["naive", "90.00", "-", "20.00", "-"],
+        ["wsn", "95.00", "energy", "55.00 ± 7.07", "60.00 ± 0.00"],
+        ["independent", "90.00", "-", "-", "-"],
+    ]
+    assert table_rows(runs[3:5])[0][:3] == ["wsn, energy", "55.00 ± 7.07", "60.00 ± 0.00"]
 
 
 @pytest.mark.parametrize("draw", [heat_map, lambda run, path: bytes_plot([run, run], path)])

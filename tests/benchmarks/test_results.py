@@ -34,6 +34,9 @@ KEYS = [
     "versions",
     "epochs",
     "train_mb_size",
+    "scenario",
+    "task_inference",
+    "task_id_accuracy",
 ]
 
 MATRIX = [
@@ -108,6 +111,14 @@ def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
     assert [list(entry) for entry in entries] == [KEYS, KEYS]
     assert entries[0]["accuracy_matrix"][0] == [0.9, None, None]
     assert read_results(path) == results
+
+
+def test_results_from_before_there_were_scenarios_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    write_results([make_result()], path)
+    old = [{k: v for k, v in e.items() if k in KEYS[:-3]} for e in json.loads(path.read_text())]
+    path.write_text(json.dumps(old))
+    assert read_results(path) == [make_result()]
 
 
 def test_versions_name_everything_the_numbers_depend_on():

@@ -33,6 +33,8 @@ def train(name, settings, tasks):
         # Importances and old weights of both tasks; the first ones knew one head only.
         ("ewc", 4 * (BODY + 2 * HEAD) + 4 * 2 * (BODY + HEAD) + 4 * 2 * (BODY + 2 * HEAD)),
         ("lwf", 2 * 4 * (BODY + 2 * HEAD)),
+        # Both tasks have fewer than 500 examples left in training: they are all kept.
+        ("replay", 4 * (BODY + 2 * HEAD) + 453 * (64 + 1)),
         # Its backbone has biases and a shared head; one byte of ownership per weight.
         ("avalanche_packnet", 4 * (BODY + 200 + HEAD) + BODY + 200),
         ("independent", 2 * 4 * (BODY + 200)),

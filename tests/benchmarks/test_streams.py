@@ -55,6 +55,20 @@ def test_split_digits_is_five_tasks_of_two_remapped_classes(tmp_path):
     assert sizes == {"train": 1257, "test": 540}
 
 
+def test_class_scenario_is_the_same_examples_with_global_classes_and_one_label(tmp_path):
+    labelled = split_digits(tmp_path, seed=3, held_out=0.1)
+    stream = split_digits(tmp_path, seed=3, held_out=0.1, scenario="class")
+    assert (stream.max_classes, stream.tasks) == (10, labelled.tasks)
+    for part in ("train_stream", "test_stream"):
+        pairs = zip(getattr(labelled.benchmark, part), getattr(stream.benchmark, part))
+        for task, (with_label, without) in enumerate(pairs):
+            (x, y), (same, numbers) = tensors(with_label), tensors(without)
+            assert torch.equal(x, same)
+            assert torch.equal(y + 2 * task, numbers)
+            assert without.task_labels == [0]
+            assert list(without.classes_in_this_experience) == [2 * task, 2 * task + 1]
+
+
 def test_digits_are_standardised_by_their_training_pixels(tmp_path):
     stream = split_digits(tmp_path, seed=0)
     pixels = torch.cat([tensors(e)[0] for e in stream.benchmark.train_stream])

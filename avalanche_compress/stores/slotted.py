@@ -1,0 +1,273 @@
+"""W_t = C_t[Z_t] on M_t: every task has its own low-bit value in a 32-bit slot."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.coding import (
+    ByteReader,
+    ByteWriter,
+    Codebook,
+    CorruptStreamError,
+    pack_mask,
+)
+from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
+from avalanche_compress.stores.base import Place
+from avalanche_compress.stores.subnetwork import SubnetworkStore
+from avalanche_compress.stores.values import Values, decoded, read_values
+
+SLOT_BITS = 32
+"""Bits of a slot, B: what one weight takes in a dense model."""
+_POLICIES = ("raise", "grow_copy", "reuse_frozen")
+
+
+class SlottedStore(SubnetworkStore):
+    """``W_t[i] = C_t[Z_t[i]]`` where ``M_t[i] = 1``, else 0; no value is shared between tasks.
+
+    Slot i has ``u[i] = sum_t b_t M_t[i]`` of its 32 bits in use: a task pays b_t bits for each
+    weight that it keeps, and nothing for those that it prunes (Ada-QPacknet, Pietron et al.,
+    arXiv 2308.07939; its public code charges all weights and refuses a task that would just fit).
+    A slot is open to the next task while ``u[i] + reserve <= 32``; floats, of any precision, take
+    a slot whole. With 4 bits and nothing pruned eight tasks find room.
+
+    A task's weights start from those of the newest task that it may read, where that one keeps
+    any, and go on from what the module holds elsewhere (our choice; the public code redraws them).
+
+    :param place: the module and the name of its weight, of any shape.
+    :param name: dotted name of the weight in the model.
+    :param policy: when no slot is open to a new task: ``"raise"`` a ``CapacityExhaustedError``;
+        ``"grow_copy"`` starts a fresh page of slots for this weight; ``"reuse_frozen"`` lets the
+        task compute with the newest weight that it may read and adds no value (our choice).
+    :raises TaskStateError: if the policy is none of these.
+
+    >>> layer = torch.nn.Linear(4, 2, bias=False)
+    >>> store = SlottedStore(Place(layer, "weight"))
+    >>> store.open([])
+    >>> store.prune(0.5)
+    >>> codes = torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    >>> store.keep_values([Codebook(codes, torch.tensor([-2.0, -1.0, 1.0, 2.0]))])
+    >>> store.check_commit()
+    >>> store.restore(7, store.encode())
+    >>> store.value_bits(7), store.slot_used  # 4 values of 2 bits in 8 slots of 32 bits
+    (8, 3.125)
+    """
+
+    kind = "slotted"
+
+    occupancy: Tensor
+    """u, bits in use in each slot of the newest page: uint8, of the weight's shape."""
+    pages: int
+    """How many slots there are for each weight: 1, and one more whenever a page was full."""
+    reserve: int
+    """The most bits a value that the next task may use, 1..32; to be set before it is opened."""
+    _available: Tensor
+
+    def __init__(self, place: Place, name: str = "weight", *, policy: str = "raise"):
+        super().__init__(place, name)
+        if policy not in _POLICIES:
+            raise TaskStateError(f"policy={policy!r} must be one of {', '.join(_POLICIES)}.")
+        self.policy = policy
+        self.reserve = 8
+        self.pages = 1
+        # not in a state_dict: the sections tell
+        occupancy = torch.zeros(self.shape, dtype=torch.uint8, device=self.frozen.device)
+        self.register_buffer("occupancy", occupancy, persistent=False)
+        self._available = torch.ones_like(self.frozen, dtype=torch.bool)
+        self._granted = self.reserve  # to the open task
+        self._source: int | None = None  # the finished task that the open one computes with
+        self._readers: dict[int, int] = {}  # a task without values of its own: whose it reads
+        self._page_of: dict[int, int] = {}
+
+    @property
+    def writable(self) -> Tensor:
+        if self._source is not None:
+            return torch.zeros_like(self._available)
+        return self._available
+
+    def config(self) -> dict[str, Any]:
+        return {"policy": self.policy}
+
+    def check_open(self, reusable: Sequence[int]) -> None:
+        if not 1 <= self.reserve <= SLOT_BITS:
+            raise TaskStateError(f"reserve={self.reserve} bits must lie between 1 and {SLOT_BITS}.")
+        if self._newest(reusable) is not None and self.policy == "reuse_frozen":
+            return
+        if self.policy != "grow_copy" and not bool(self._room(self.reserve).any()):
+            raise CapacityExhaustedError(
+                f"{self.name} has {self.occupancy.numel()} slots of {SLOT_BITS} bits and none has "
+                f"{self.reserve} bits left for the new task (the emptiest has "
+                f"{SLOT_BITS - int(self.occupancy.min())}): prune more of each task, use fewer "
+                "bits, start from a wider model, or choose policy='grow_copy' or 'reuse_frozen'."
+            )
+
+    @torch.no_grad()
+    def open(self, reusable: Sequence[int]) -> None:
+        newest = self._newest(reusable)
+        if newest is not None:
+            self.scratch.copy_(
+                torch.where(self.mask_of(newest), self.committed(newest), self.scratch)
+            )
+        self._mask = None
+        self._quantised = None
+        self._granted = self.reserve
+        self._source = None
+        self._available = self._room(self._granted)
+        if not bool(self._available.any()):
+            if self.policy == "reuse_frozen":
+                assert newest is not None, "check_open refuses this"
+                self._source = newest
+                self._available = self.mask_of(newest)
+            else:
+                self._available = torch.ones_like(self._available)
+        self._see(self._available)
+
+    def fix_mask(self, mask: Tensor) -> None:
+        super().fix_mask(mask)
+        self._see(self.mask)
+
+    def check_commit(self) -> None:
+        super().check_commit()
+        kept = int(self.own.sum())
+        bits = _charge(self._kept())
+        if kept and bits > self._granted:
+            raise CapacityExhaustedError(
+                f"{self.name} has {kept} values of {bits} bits to keep and {self._granted} bits of "
+                "a slot were reserved when the task was opened: use fewer bits, or set a larger "
+                "reserve before (floats take all 32)."
+            )
+
+    def encode(self) -> bytes:
+        writer = ByteWriter()
+        writer.write_uint(self._granted)
+        if self._source is not None:
+            writer.write_uint(list(self.sections).index(self._source))
+        self._write_open(writer, ~self._available)
+        return writer.getvalue()
+
+    @torch.no_grad()
+    def decode(self, task: int, reader: ByteReader) -> None:
+        reserve = reader.read_uint()
+        if not 1 <= reserve <= SLOT_BITS:
+            raise CorruptStreamError(f"a reserve of {reserve} bits in a slot of {SLOT_BITS}")
+        room = self._room(reserve)
+        full = not bool(room.any())
+        source = None
+        if full and self.policy == "reuse_frozen":
+            source = self._read_source(reader)
+            room = self.mask_of(source)
+        elif full and self.policy == "grow_copy":
+            room = torch.ones_like(room)
+        elif full:
+            raise CorruptStreamError(f"a task of {reserve} bits a value where no slot is open")
+        mask = self._read_mask(reader, ~room)
+        if bool((mask & ~room).any()):
+            raise CorruptStreamError("a mask that keeps slots which are not open")
+        added = 0 if source is not None else int(mask.sum())
+        charge = _charge(read_values(reader, added, self.frozen.dtype))
+        if added and charge > reserve:
+            raise CorruptStreamError(f"values of {charge} bits where {reserve} were reserved")
+        self._masks[task] = pack_mask(mask)
+        self._added[task] = (added, charge)
+        if source is not None:
+            self._readers[task] = self._readers.get(source, source)
+            return
+        if full:
+            self.pages += 1
+            self.occupancy = torch.zeros_like(self.occupancy)
+        self._page_of[task] = self.pages - 1
+        self.occupancy = self.occupancy + charge * mask.to(torch.uint8)
+
+    @torch.no_grad()
+    def committed(self, task: int) -> Tensor:
+        mask = self.mask_of(task)
+        owner = self._readers.get(task, task)
+        values = decoded(self._values_of(owner)).to(self.frozen)
+        weight = torch.zeros_like(self.frozen).masked_scatter_(self.mask_of(owner), values)
+        return weight if owner == task else torch.where(mask, weight, 0.0)
+
+    @property
+    def slot_used(self) -> float:
+        """``100 sum_i u[i] / (32 n)``: percent of the slots' bits in use, on all pages."""
+        used = sum(self.value_bits(task) for task in self.sections)
+        return 100 * used / max(1, SLOT_BITS * self.pages * self.occupancy.numel())
+
+    def slot_words(self, page: int = -1) -> Tensor:
+        """The slots with all tasks' codes side by side, for inspection.
+
+        ``sum_t Z_t[i] << offset_t[i]`` with ``offset_t[i] = sum_{s<t} b_s M_s[i]``. A fixed-point
+        code counts from the lowest, a float is its bits in single precision.
+
+        :param page: which of :attr:`pages`, by default the newest.
+        :return: int64, of the weight's shape, each in ``0 .. 2**32 - 1``; a copy.
+        """
+        page = range(self.pages)[page]
+        words = torch.zeros_like(self.frozen, dtype=torch.int64)
+        offset = torch.zeros_like(words)
+        for task in [task for task, own in self._page_of.items() if own == page]:
+            mask = self.mask_of(task)
+            codes = _codes(self._values_of(task)).to(words.device)
+            words[mask] |= codes << offset[mask]
+            offset += mask * self._added[task][1]
+        return words
+
+    def get_extra_state(self) -> dict[str, Any]:
+        state = super().get_extra_state()
+        state["open"].update(reserve=self.reserve, granted=self._granted, source=self._source)
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        chosen = state["open"]
+        self.reserve, self._granted = chosen["reserve"], chosen["granted"]
+        self._source = chosen["source"]
+
+    def forget(self) -> None:
+        super().forget()
+        self._readers.clear()
+        self._page_of.clear()
+        self.pages = 1
+        self.occupancy = torch.zeros_like(self.occupancy)
+
+    def _room(self, reserve: int) -> Tensor:
+        return self.occupancy + reserve <= SLOT_BITS
+
+    def _newest(self, reusable: Sequence[int]) -> int | None:
+        return next((task for task in reversed(list(self.sections)) if task in reusable), None)
+
+    def _see(self, mask: Tensor) -> None:
+        """Compute with the weights in ``mask`` and no others."""
+        self.trainable = (mask & self.writable).to(self.frozen.dtype)
+        if self._source is None:
+            self.frozen = torch.zeros_like(self.frozen)
+        else:
+            self.frozen = torch.where(mask, self.committed(self._source), 0.0)
+
+    def _read_source(self, reader: ByteReader) -> int:
+        position, finished = reader.read_uint(), list(self.sections)
+        if position >= len(finished):
+            raise CorruptStreamError(f"a task that reads number {position} of {len(finished)}")
+        return finished[position]
+
+    def _values_of(self, task: int) -> Values:
+        """A task's values out of its section: kept as packed codes, not a second time."""
+        reader = ByteReader(self.sections[task])
+        reader.read_uint()
+        reader.read_bytes()  # the mask, which is at hand already
+        return read_values(reader, self._added[task][0], self.frozen.dtype)
+
+
+def _charge(values: Values) -> int:
+    """Bits that each value takes of its slot."""
+    return SLOT_BITS if isinstance(values, Tensor) else values.bits
+
+
+def _codes(values: Values) -> Tensor:
+    """(n,) Values as they stand in their slots: int64, not negative."""
+    if isinstance(values, Tensor):
+        return values.float().view(torch.int32).long() & (1 << SLOT_BITS) - 1
+    if isinstance(values, Codebook):
+        return values.codes.long()
+    return values.codes.long() + (1 << (values.bits - 1))

@@ -1,0 +1,213 @@
+"""Every task is a sub-network: what the stores that keep a mask for each task have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.coding import (
+    ByteReader,
+    ByteWriter,
+    decode_mask,
+    encode_mask,
+    magnitude_mask,
+    unpack_mask,
+)
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.stores.base import Place, WeightStore, non_finite
+from avalanche_compress.stores.values import Values, decoded, write_values
+
+
+class SubnetworkStore(WeightStore):
+    """``W_t = frozen + trainable * scratch`` on the mask ``M_t`` of the open task, else 0.
+
+    What a finished task keeps is its mask, and values at the slots ``O_t`` of it that it wrote.
+
+    :param place: the module and the name of its weight, of any shape.
+    :param name: dotted name of the weight in the model.
+    """
+
+    frozen: Tensor
+    """The values that the open task sees and cannot change."""
+    trainable: Tensor
+    """1.0 where the open task writes, else 0.0; a float, as it multiplies weights."""
+    density: float
+    """The fraction that a mask keeps, where the mask is learned."""
+    _mask: Tensor | None
+    _available: Tensor | None
+
+    def __init__(self, place: Place, name: str = "weight"):
+        super().__init__(place, name)
+        scratch = self.scratch.detach()
+        self.register_buffer("frozen", torch.zeros_like(scratch))
+        self.register_buffer("trainable", torch.ones_like(scratch))
+        # buffers, so that they go with the network to a device; the extra state holds them
+        self.register_buffer("_mask", None, persistent=False)
+        self.register_buffer("_available", None, persistent=False)
+        self.density = 1.0
+        self._quantised: Values | None = None
+        self._masks: dict[int, Tensor] = {}
+        self._added: dict[int, tuple[int, int]] = {}
+
+    @property
+    def scored(self) -> bool:
+        """Whether the mask is learned by scores."""
+        return False
+
+    @property
+    @abstractmethod
+    def writable(self) -> Tensor:
+        """The slots that the open task may write (bool), whatever its mask keeps of them."""
+
+    def weight(self) -> Tensor:
+        weight: Tensor = _MaskedWeight.apply(self.frozen, self.trainable, self.scratch)
+        return weight
+
+    @property
+    def mask(self) -> Tensor:
+        """The open task's mask M_t (bool): as :meth:`fix_mask` fixed it, else as it is just now."""
+        return self._unfixed_mask() if self._mask is None else self._mask
+
+    @property
+    def own(self) -> Tensor:
+        """The slots that the open task writes, O_t (bool): kept by its mask and writable."""
+        return self.mask & self.writable
+
+    def fix_mask(self, mask: Tensor) -> None:
+        """From now on train and evaluate with this mask.
+
+        :param mask: bool, of the weight's shape; slots outside what this task may use drop out.
+        """
+        self._mask = mask if self._available is None else mask & self._available
+        self._quantised = None
+
+    def prune(self, fraction: float) -> None:
+        """Keep all that earlier tasks give it and the largest weights of its own.
+
+        :param fraction: fraction of the writable weights to drop (see
+            :func:`~avalanche_compress.coding.magnitude_mask`).
+        :raises NonFiniteError: if a weight is NaN or infinite.
+        """
+        writable = self.writable
+        if not bool(torch.isfinite(self.scratch[writable]).all()):
+            raise non_finite(self.name)
+        mask = ~writable
+        mask[writable] = magnitude_mask(self.scratch.detach()[writable], fraction)
+        self.fix_mask(mask)
+
+    def kept_values(self) -> list[Tensor]:
+        if self._quantised is not None:
+            return [decoded(self._quantised)]
+        return [self.scratch.detach()[self.own]]
+
+    def kept_gradients(self) -> list[Tensor]:
+        gradient = self.scratch.grad
+        return [(torch.zeros_like(self.scratch) if gradient is None else gradient)[self.own]]
+
+    @torch.no_grad()
+    def keep_values(self, values: Sequence[Values]) -> None:
+        self.fix_mask(self.mask)
+        (kept,) = values
+        self.scratch[self.own] = decoded(kept).to(self.scratch)
+        self._quantised = None if isinstance(kept, Tensor) else kept
+
+    def mask_of(self, task: int) -> Tensor:
+        """The mask of a finished task.
+
+        :param task: its label.
+        :return: bool, of the weight's shape.
+        """
+        if task not in self._masks:
+            raise TaskStateError(f"task {task} is not finished; finished are {list(self._masks)}.")
+        flat = unpack_mask(self._masks[task], self.frozen.numel())
+        return flat.view(self.frozen.shape).to(self.frozen.device)
+
+    def stored_values(self, task: int) -> int:
+        return self._added[task][0]
+
+    def value_bits(self, task: int) -> int:
+        added, bits = self._added[task]
+        return added * bits
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The finished tasks, and what the open one may use."""
+        chosen = {"density": self.density, "mask": self._mask, "available": self._available}
+        return {"finished": super().get_extra_state(), "open": chosen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state["finished"])
+        chosen = state["open"]
+        self.density = chosen["density"]
+        self._mask, self._available = chosen["mask"], chosen["available"]
+        self._quantised = None
+
+    def forget(self) -> None:
+        super().forget()
+        self._masks.clear()
+        self._added.clear()
+
+    def _unfixed_mask(self) -> Tensor:
+        if self._available is not None:
+            return self._available
+        return torch.ones_like(self.frozen, dtype=torch.bool)
+
+    def _kept(self) -> Values:
+        """The open task's values, as codes if they were quantised."""
+        return self.kept_values()[0] if self._quantised is None else self._quantised
+
+    def _write_open(self, writer: ByteWriter, closed: Tensor) -> None:
+        """Append the open task's mask and values.
+
+        :param writer: the section.
+        :param closed: bool, slots by which a mask is told better (see :meth:`_mask_context`).
+        """
+        context = self._mask_context(closed)
+        writer.write_bytes(encode_mask(self.mask.flatten().cpu(), context))
+        write_values(self._kept(), writer)
+
+    def _read_mask(self, reader: ByteReader, closed: Tensor) -> Tensor:
+        """The inverse of :meth:`_write_open`, up to the values.
+
+        :return: bool, of the weight's shape.
+        """
+        context = self._mask_context(closed)
+        flat = decode_mask(reader.read_bytes(), closed.numel(), context)
+        return flat.view(closed.shape).to(closed.device)
+
+    def _mask_context(self, closed: Tensor) -> Tensor:
+        """(n,) What decoder and encoder both know of a slot: last task's mask + 2 * closed."""
+        context = 2 * closed.flatten().to(torch.uint8).cpu()
+        if self._masks:
+            newest = next(reversed(self._masks))
+            context += unpack_mask(self._masks[newest], context.numel()).to(torch.uint8)
+        return context
+
+
+class _MaskedWeight(torch.autograd.Function):
+    """``frozen + trainable * scratch``, dL/dscratch = g trainable."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, frozen: Tensor, trainable: Tensor, scratch: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(trainable)
+        return torch.addcmul(frozen, trainable, scratch)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (trainable,) = ctx.saved_tensors
+        return None, None, off_zero(gradient * trainable)
+
+
+def off_zero(gradient: Tensor) -> Tensor:
+    """Lift exact zeros by 1e-15, far below what an optimiser notices (Adam's eps is 1e-8).
+
+    On a CPU torch takes square roots with a library that is 20 to 40 times slower at exact
+    zeros, and Adam roots the squared gradient of every masked weight at each step.
+
+    :param gradient: changed in place.
+    """
+    return gradient.add_(1e-15) if gradient.device.type == "cpu" else gradient
