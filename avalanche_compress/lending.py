@@ -18,6 +18,7 @@ class Lending:
 
     :param loans: where each tensor is read, and the tensor.
 
+    >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> with Lending([(Place(layer, "weight"), torch.ones(1, 2))]):
     ...     layer(torch.ones(1, 2)).item()
