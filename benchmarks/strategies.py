@@ -325,7 +325,7 @@ def tinysubnets(settings: RunSettings) -> Learner:
 
 
 def ada_qpacknet(settings: RunSettings) -> Learner:
-    """avalanche_compress.AdaQPackNet: a quarter of each layer, pruned after a fifth of the epochs."""
+    """avalanche_compress.AdaQPackNet: a quarter of each layer, pruned after a fifth of training."""
     from avalanche_compress import AdaQPackNet
 
     epochs = settings.budget.epochs
