@@ -46,7 +46,8 @@ CLASS_LEGEND = (
     "samples whose task was inferred rightly"
 )
 
-_MARKERS = "osD^vPhX<>dp"
+# one fewer than the colours: the pairs repeat after 132 rows, not after 12
+_MARKERS = "osD^vPhX<>d"
 _COLOURS = (
     "#4477aa",
     "#ee6677",

@@ -6,6 +6,8 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
+from avalanche_compress import load_archive, load_checkpoint, save_archive, save_checkpoint
+
 CLASSES = 2
 
 
@@ -64,3 +66,29 @@ def logits(network, stream, tasks) -> list[Tensor]:
     """Logits of each task's test inputs, in evaluation mode."""
     network.eval()
     return [network(inputs_of(stream[task]), stream[task].task_label) for task in tasks]
+
+
+def check_old_logits_stay(build, stream, model, folder) -> None:
+    """Train a strategy on a stream, over a checkpoint and an archive; old logits must not move.
+
+    :param build: gives a new strategy over a new model.
+    :param stream: a benchmark of three tasks or more.
+    :param model: gives a new plain model.
+    :param folder: for the files.
+    """
+    strategy, known = build(), []
+    for task, experience in enumerate(stream.train_stream):
+        strategy.train(experience)
+        now = logits(strategy.model, stream.test_stream, range(task + 1))
+        for before, after in zip(known, now):
+            assert torch.equal(before, after)
+        known = now
+        if task == 1:
+            save_checkpoint(strategy, folder / "checkpoint")
+            strategy, following = load_checkpoint(build(), folder / "checkpoint")
+            assert following == 2
+    save_archive(strategy.model, folder / "archive")
+    loaded = load_archive(folder / "archive", model)
+    again = logits(loaded, stream.test_stream, range(len(known)))
+    for before, after in zip(known, again):
+        assert torch.equal(before, after)

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from streams_for_tests import conv_net, logits, make_stream, mlp
+from streams_for_tests import check_old_logits_stay, conv_net, logits, make_stream, mlp
 
 from avalanche_compress import (
     AdaQPackNet,
@@ -16,10 +16,6 @@ from avalanche_compress import (
     ShapingPlugin,
     TaskStateError,
     ValidationPlugin,
-    load_archive,
-    load_checkpoint,
-    save_archive,
-    save_checkpoint,
 )
 
 OPTIMIZERS = {
@@ -52,23 +48,7 @@ def build(model=None, optimizer="adam", epochs=3, **arguments):
 def test_old_logits_stay_bit_identical(arguments, optimizer, model, tmp_path):
     torch.manual_seed(0)
     stream = make_stream(tasks=3, samples=80)
-    strategy = build(model(), optimizer, **arguments)
-    known = []
-    for task, experience in enumerate(stream.train_stream):
-        strategy.train(experience)
-        now = logits(strategy.model, stream.test_stream, range(task + 1))
-        for before, after in zip(known, now):
-            assert torch.equal(before, after)
-        known = now
-        if task == 1:
-            save_checkpoint(strategy, tmp_path / "checkpoint")
-            strategy, _ = load_checkpoint(
-                build(model(), optimizer, **arguments), tmp_path / "checkpoint"
-            )
-    save_archive(strategy.model, tmp_path / "archive")
-    loaded = load_archive(tmp_path / "archive", model)
-    for before, after in zip(known, logits(loaded, stream.test_stream, range(3))):
-        assert torch.equal(before, after)
+    check_old_logits_stay(lambda: build(model(), optimizer, **arguments), stream, model, tmp_path)
 
 
 @pytest.mark.parametrize("arguments", [SEARCHING, {"bits": 3}, {"reference_compat": True}])

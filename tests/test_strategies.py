@@ -12,7 +12,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
-from streams_for_tests import conv_net, inputs_of, logits, make_stream, mlp
+from streams_for_tests import check_old_logits_stay, conv_net, inputs_of, logits, make_stream, mlp
 from torch import nn
 
 from avalanche_compress import (
@@ -30,10 +30,6 @@ from avalanche_compress import (
     TinySubNets,
     ValidationDataError,
     ValidationPlugin,
-    load_archive,
-    load_checkpoint,
-    save_archive,
-    save_checkpoint,
 )
 from avalanche_compress.coding import kept_count
 
@@ -67,24 +63,7 @@ def build(method, model, optimizer="adam", epochs=3, **arguments):
 def test_old_logits_stay_bit_identical(method, optimizer, model, tmp_path):
     torch.manual_seed(0)
     stream = make_stream(tasks=4)
-    strategy = build(method, model(), optimizer)
-    known = []
-    for task, experience in enumerate(stream.train_stream):
-        strategy.train(experience)
-        now = logits(strategy.model, stream.test_stream, range(task + 1))
-        for before, after in zip(known, now):
-            assert torch.equal(before, after)
-        known = now
-        if task == 1:
-            save_checkpoint(strategy, tmp_path / "checkpoint")
-            strategy, following = load_checkpoint(
-                build(method, model(), optimizer), tmp_path / "checkpoint"
-            )
-            assert following == 2
-    save_archive(strategy.model, tmp_path / "archive")
-    loaded = load_archive(tmp_path / "archive", model)
-    for before, after in zip(known, logits(loaded, stream.test_stream, range(4))):
-        assert torch.equal(before, after)
+    check_old_logits_stay(lambda: build(method, model(), optimizer), stream, model, tmp_path)
 
 
 @pytest.mark.parametrize("method", METHODS)

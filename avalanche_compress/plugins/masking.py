@@ -12,7 +12,11 @@ from avalanche_compress.coding import magnitude_mask
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin
-from avalanche_compress.plugins.validation import ValidationPlugin, validation_of
+from avalanche_compress.plugins.validation import (
+    ValidationPlugin,
+    find_validation,
+    validation_of,
+)
 from avalanche_compress.stores import SubnetworkStore
 
 
@@ -207,9 +211,9 @@ class MaskingPlugin(ShapingPlugin):
         left = strategy.train_epochs - strategy.clock.train_exp_epochs
         if not self._pruned and 0 < left <= self.post_prune_epochs < strategy.train_epochs:
             self._prune(strategy)
-            for plugin in strategy.plugins:
-                if isinstance(plugin, ValidationPlugin):
-                    plugin.restart()
+            validation = find_validation(strategy)
+            if validation is not None:
+                validation.restart()
 
     def shape(self, strategy: Any) -> None:
         network = network_of(strategy)

@@ -13,8 +13,7 @@ from avalanche_compress.plugins.masking import MaskingPlugin
 from avalanche_compress.plugins.quantization import Layer, QuantizationPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin
 from avalanche_compress.stores import Values, WeightStore
-
-SLOT_BITS = 32
+from avalanche_compress.stores.slotted import SLOT_BITS
 
 
 class ReferenceMasking(MaskingPlugin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -97,12 +97,7 @@ class ValidationPlugin(ShapingPlugin):
         :param network: with an open task; its training modes come back as they were.
         :return: percent, 0..100.
         """
-        right = total = 0
-        with evaluating(network):
-            for x, y in self._batches:
-                right += int((network(x, network.open_task).argmax(dim=1) == y).sum())
-                total += len(y)
-        return 100 * right / total
+        return self._mean(network, lambda out, y: 100 * int((out.argmax(dim=1) == y).sum()))
 
     @torch.no_grad()
     def loss(self, strategy: Any) -> float:
@@ -111,12 +106,14 @@ class ValidationPlugin(ShapingPlugin):
         :param strategy: whose network has an open task.
         :return: mean over samples.
         """
-        network, total, count = network_of(strategy), 0.0, 0
+        network, criterion = network_of(strategy), strategy._criterion
+        return self._mean(network, lambda out, y: float(criterion(out, y)) * len(y))
+
+    def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
+        """``summed(logits, targets)`` of each batch, added up and divided by the samples."""
         with evaluating(network):
-            for x, y in self._batches:
-                total += float(strategy._criterion(network(x, network.open_task), y)) * len(y)
-                count += len(y)
-        return total / count
+            sums = [summed(network(x, network.open_task), y) for x, y in self._batches]
+        return sum(sums) / sum(len(y) for _, y in self._batches)
 
 
 def _trained_tensors(network: TaskNetwork) -> list[Tensor]:
