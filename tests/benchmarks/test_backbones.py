@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.backbones import BACKBONES, float_bytes, lenet, mlp
+from benchmarks.backbones import (
+    BACKBONES,
+    alexnet,
+    cacl_net,
+    float_bytes,
+    lenet,
+    lenet_bn,
+    mlp,
+    resnet18,
+)
 
 
 def test_mlp_784_100_100_has_88400_weights_and_its_head():
@@ -19,14 +28,72 @@ def test_lenet_has_the_layers_of_the_public_wsn_code():
     assert shapes == [(20, 3, 5, 5), (50, 20, 5, 5), (800, 3200), (500, 800), (5, 500)]
 
 
+def test_cacl_net_has_390848_weights_and_a_head_with_biases():
+    model = cacl_net((3, 32, 32), 5)
+    assert sum(p.numel() for p in model.body.parameters()) == 390_848
+    assert sum(p.numel() for p in model.head.parameters()) == 5_125
+    assert cacl_net((3, 84, 84), 5).head.in_features == 16_384
+
+
+@pytest.mark.parametrize(
+    ("build", "pixels", "classes", "parameters"),
+    [
+        (lenet_bn, 32, 10, 2_995_620),
+        (lenet_bn, 32, 5, 2_993_115),
+        (alexnet, 32, 10, 6_533_450),
+        (alexnet, 64, 10, 23_310_666),
+        (resnet18, 32, 10, 2_807_690),
+        (resnet18, 64, 10, 2_838_410),
+    ],
+)
+def test_networks_of_the_public_halrp_code_have_its_parameters(build, pixels, classes, parameters):
+    model = build((3, pixels, pixels), classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_backbone_ends_in_one_linear_head(name, bias):
-    model = BACKBONES[name]((1, 28, 28), 7, bias)
+    model = BACKBONES[name]((1, 32, 32), 7, bias)
     assert isinstance(model.head, nn.Linear)
     assert list(model.modules())[-1] is model.head
+    assert model(torch.randn(2, 1, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_networks_of_the_public_wsn_code_have_biases_on_demand(name, bias):
+    model = BACKBONES[name]((1, 28, 28), 7, bias)
     assert all(hasattr(m, "bias") and (m.bias is not None) == bias for m in layers(model))
-    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["lenet_bn", "alexnet", "resnet18"])
+def test_networks_of_the_public_halrp_code_always_have_biases(name):
+    assert all(m.bias is not None for m in layers(BACKBONES[name]((3, 32, 32), 7, False)))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_uses_each_module_and_each_tensor_once(name):
+    model = BACKBONES[name]((3, 32, 32), 5)
+    modules = [m for _, m in model.named_modules(remove_duplicate=False)]
+    parameters = [p for _, p in model.named_parameters(remove_duplicate=False)]
+    assert len(modules) == len(set(map(id, modules)))
+    assert len(parameters) == len({p.data_ptr() for p in parameters})
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_an_answer_does_not_depend_on_the_rest_of_the_batch(name):
+    model = BACKBONES[name]((3, 32, 32), 5).eval()
+    x = torch.randn(6, 3, 32, 32)
+    torch.testing.assert_close(model(x)[:2], model(x[:2]))
+
+
+def test_building_leaves_running_statistics_as_they_begin():
+    model = lenet_bn((3, 32, 32), 5)
+    assert model.training
+    assert all(m.training for m in model.modules())
+    assert not any(b.any() for name, b in model.named_buffers() if name.endswith("running_mean"))
+    assert not any(b.any() for name, b in model.named_buffers() if "num_batches" in name)
 
 
 def layers(model):
