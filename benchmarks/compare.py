@@ -13,8 +13,9 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Iterable, NoReturn, Sequence
+from typing import Any, Iterable, NoReturn, Sequence
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from benchmarks.results import (
     write_text,
 )
 from benchmarks.strategies import RULES, STRATEGIES, Learner, RunSettings
-from benchmarks.streams import SCENARIOS, STREAMS, Budget, Stream, nearest
+from benchmarks.streams import SCENARIOS, STREAMS, Budget, Stream, nearest, task_orders
 from benchmarks.tracking import MODES, Tracker
 
 
@@ -49,6 +50,7 @@ class Options:
     :param wandb: ``off``, ``offline`` or ``online``.
     :param scenarios: ``task``, ``class`` or both.
     :param inference: the rules by which our strategies infer tasks in the class scenario.
+    :param orders: how many task orders, the canonical one first.
     """
 
     strategies: list[str]
@@ -60,13 +62,15 @@ class Options:
     wandb: str
     scenarios: list[str]
     inference: list[str]
+    orders: int = 1
 
     def runs(self) -> list[RunKey]:
-        """All runs, the strategies of one stream, scenario and seed next to each other."""
+        """All runs, the strategies of one stream, scenario, order and seed beside each other."""
         return [
-            RunKey(strategy, stream, seed, scenario, rule)
+            RunKey(strategy, stream, seed, scenario, rule, order)
             for stream in self.streams
             for scenario in self.scenarios
+            for order in range(self.orders)
             for seed in self.seeds
             for strategy in self.strategies
             if scenario in _scenarios(strategy)
@@ -108,9 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     console = Console()
-    if not console.is_terminal:
-        # A pipe has no width; the table must not be folded into 80 columns there.
-        console.width = 120
     runs = options.runs()
     display = make_display(console, len(runs))
     results: list[RunResult] = []
@@ -158,6 +159,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         metavar="RULE",
         help=f"class scenario: how our strategies infer tasks (default: {' '.join(RULES)})",
     )
+    parser.add_argument(
+        "--orders",
+        type=int,
+        default=1,
+        metavar="N",
+        help="orders of the tasks, the canonical one first (default: 1)",
+    )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     given = parser.parse_args(arguments)
     if given.strategies is None:
@@ -168,6 +176,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _check_scenarios(parser, given)
     if given.epochs is not None and given.epochs < 1:
         parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
+    if given.orders < 1:
+        parser.error(f"--orders is {given.orders}, but a comparison needs at least 1.")
     return Options(
         _unique(given.strategies),
         _unique(given.streams),
@@ -178,11 +188,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         given.wandb,
         _unique(given.scenario),
         _unique(given.inference),
+        given.orders,
     )
 
 
 def run(key: RunKey, options: Options, display: Display) -> RunResult:
-    """Train and evaluate one strategy on one stream with one seed.
+    """Train and evaluate one strategy on one stream with one seed and order.
 
     :param key: which run.
     :param options: the command line.
@@ -205,15 +216,33 @@ def run(key: RunKey, options: Options, display: Display) -> RunResult:
 
 
 def _settings(key: RunKey, options: Options, tracker: Tracker) -> RunSettings:
-    entry, budget = STREAMS[key.stream], options.budget(key.stream)
-    _seed_everything(key.seed)
-    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else budget.validation_fraction
-    scenario = {} if key.scenario == "task" else {"scenario": key.scenario}
-    stream = entry.build(options.data, key.seed, held_out, **scenario)
+    budget = options.budget(key.stream)
+    stream = _build_stream(key, options.data, budget)
     loggers = [] if tracker.logger is None else [tracker.logger]
-    return RunSettings(
-        stream, entry.backbone, budget, key.seed, loggers=loggers, inference=key.inference
-    )
+    backbone = STREAMS[key.stream].backbone
+    return RunSettings(stream, backbone, budget, key.seed, loggers=loggers, inference=key.inference)
+
+
+def _build_stream(key: RunKey, data: Path, budget: Budget) -> Stream:
+    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else budget.validation_fraction
+    changes: dict[str, Any] = {}
+    if key.scenario != "task":
+        changes["scenario"] = key.scenario
+    if key.order_index:
+        changes["order"] = _task_order(key, data)
+    _seed_everything(key.seed)
+    return STREAMS[key.stream].build(data, key.seed, held_out, **changes)
+
+
+def _task_order(key: RunKey, data: Path) -> list[int]:
+    orders = key.order_index + 1
+    return task_orders(_count_tasks(key.stream, data), orders)[key.order_index]
+
+
+@lru_cache(maxsize=None)
+def _count_tasks(stream: str, data: Path) -> int:
+    """Only a stream that was built knows its tasks."""
+    return len(STREAMS[stream].build(data, 0).tasks)
 
 
 def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path) -> RunResult:
@@ -246,6 +275,7 @@ def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path
         scenario=key.scenario,
         task_inference=key.inference,
         task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
+        order_index=key.order_index,
     )
 
 
@@ -295,8 +325,9 @@ def _report(
     results: Sequence[RunResult], failures: Sequence[Failure], out: Path, console: Console
 ) -> None:
     if results:
-        report.write_markdown(results, out / "table.md")
-        report.bytes_plot(results, out / "accuracy_against_bytes.png")
+        report.write_report(results, out)
+    # Rich drops columns for which there is no room; a narrow terminal folds the lines instead.
+    console.width = max(console.width, 200)
     for table in report.rich_tables(results):
         console.print(table)
     for failure in failures:

@@ -12,14 +12,23 @@ from statistics import mean, stdev
 from typing import Literal, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.collections import PathCollection
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
-from benchmarks.results import RunResult, read_results, write_text
+from benchmarks.results import (
+    RunResult,
+    accuracy_by_order,
+    order_robustness,
+    read_results,
+    write_text,
+)
 
 COLUMNS = (
     ("strategy", ""),
@@ -36,6 +45,9 @@ COLUMNS = (
 TASK_ID = ("task id", "%")
 """A further column, behind accuracy, where tasks were inferred."""
 
+ORDERS = (("R", ""), ("AOPD", "pp"), ("MOPD", "pp"))
+"""Further columns, behind BWT, where tasks were learned in several orders."""
+
 LEGEND = (
     "accuracy: mean over tasks at the end; BWT: backward transfer; archive: file on disk; "
     "stored: what the method keeps; ratio: archive, or stored where there is none, "
@@ -44,6 +56,10 @@ LEGEND = (
 CLASS_LEGEND = (
     "class scenario: no task labels at test, all classes in one head; task id: part of the test "
     "samples whose task was inferred rightly"
+)
+ORDER_LEGEND = (
+    "AOPD, MOPD: mean and maximum over tasks of a task's best minus worst final accuracy in R "
+    "task orders, which grows with R"
 )
 
 # one fewer than the colours: the pairs repeat after 132 rows, not after 12
@@ -62,19 +78,19 @@ _COLOURS = (
     "#117733",
     "#332288",
 )
+# panels beside each other in the picture of task orders
+_ACROSS = 4
 
 
 def table_rows(results: Sequence[RunResult]) -> list[list[str]]:
-    """One row per strategy: mean over seeds, with the standard deviation where there are several.
+    """One row per strategy: mean over seeds and orders, with the deviation of several.
 
     :param results: runs of one stream in one scenario.
     :return: a row per strategy in order of first appearance, one string per column.
     """
-    rows = [_row(runs) for runs in _by_strategy(results).values()]
-    if TASK_ID in columns(results):
-        for row, runs in zip(rows, _by_strategy(results).values()):
-            row.insert(2, _points_or_dash([run.task_id_accuracy for run in runs]))
-    return rows
+    names = [name for name, _ in columns(results)]
+    cells = map(_cells, _by_strategy(results).values())
+    return [[cell[name] for name in names] for cell in cells]
 
 
 def columns(results: Sequence[RunResult]) -> list[tuple[str, str]]:
@@ -83,7 +99,13 @@ def columns(results: Sequence[RunResult]) -> list[tuple[str, str]]:
     :param results: runs of one stream in one scenario.
     """
     inferred = any(run.task_inference is not None for run in results)
-    return [*COLUMNS[:2], *([TASK_ID] if inferred else []), *COLUMNS[2:]]
+    return [
+        *COLUMNS[:2],
+        *([TASK_ID] if inferred else []),
+        *COLUMNS[2:4],
+        *(ORDERS if _orders(results) > 1 else []),
+        *COLUMNS[4:],
+    ]
 
 
 SIDES = (
@@ -117,6 +139,28 @@ def side_by_side(results: Sequence[RunResult]) -> list[list[str]]:
                     _points_or_dash([run.task_id_accuracy for run in runs]),
                 ]
             )
+    return rows
+
+
+def order_columns(results: Sequence[RunResult]) -> list[tuple[str, str]]:
+    """Name and unit of each column of the table with an order a column.
+
+    :param results: runs of one stream in one scenario.
+    """
+    return [("strategy", ""), *((f"order {order}", "%") for order in _by_order(results))]
+
+
+def order_rows(results: Sequence[RunResult]) -> list[list[str]]:
+    """Mean final accuracy by order, a row per strategy.
+
+    :param results: runs of one stream in one scenario.
+    :return: one string per column of :func:`order_columns`; a dash where an order was not run.
+    """
+    rows = []
+    for strategy, runs in _by_strategy(results).items():
+        own = _by_order(runs)
+        accuracies = [[run.accuracy for run in own.get(order, [])] for order in _by_order(results)]
+        rows.append([strategy, *map(_points_or_dash, accuracies)])
     return rows
 
 
@@ -154,12 +198,19 @@ def _rich(
 
 
 def markdown_table(results: Sequence[RunResult], stream: str) -> str:
-    """The tables of one stream in Markdown, one per scenario and one for both side by side."""
+    """The tables of one stream in Markdown, one per scenario and one for both side by side.
+
+    Where there are several orders, a table with a column for each follows that of its scenario.
+    """
     tables = []
     for runs in _by_scenario(results).values():
         table = _markdown(_title(runs, stream), columns(runs), table_rows(runs))
         tables.append(f"{table}\n\n*{_legend(runs)}*\n")
-    if len(tables) > 1:
+        if _orders(runs) > 1:
+            title = f"{stream}{_scenario(runs)}: accuracy by task order"
+            table = _markdown(title, order_columns(runs), order_rows(runs))
+            tables.append(f"{table}\n\n*{_order_legend(runs)}*\n")
+    if len(_by_scenario(results)) > 1:
         tables.append(_markdown(f"{stream}: both scenarios", SIDES, side_by_side(results)) + "\n")
     return "\n".join(tables)
 
@@ -176,7 +227,34 @@ def _markdown(title: str, heads: Sequence[tuple[str, str]], rows: Sequence[Seque
 
 
 def _legend(results: Sequence[RunResult]) -> str:
-    return LEGEND if results[0].scenario == "task" else f"{LEGEND}; {CLASS_LEGEND}"
+    legends = [LEGEND]
+    if _orders(results) > 1:
+        legends.append(ORDER_LEGEND)
+    if results[0].scenario == "class":
+        legends.append(CLASS_LEGEND)
+    return "; ".join(legends)
+
+
+def _order_legend(results: Sequence[RunResult]) -> str:
+    """Which task came when, in the numbers of the canonical order, from 1."""
+    spelled = [
+        f"order {order}: {' '.join(str(task + 1) for task in runs[0].order)}"
+        for order, runs in _by_order(results).items()
+    ]
+    return f"tasks as learned, {'; '.join(spelled)}"
+
+
+def write_report(results: Sequence[RunResult], folder: Path) -> None:
+    """Write the tables and the pictures of all runs together.
+
+    :param results: all runs.
+    :param folder: gets ``table.md``, ``accuracy_against_bytes.png`` and, where there are several
+        task orders, ``order_robustness.png``.
+    """
+    write_markdown(results, folder / "table.md")
+    bytes_plot(results, folder / "accuracy_against_bytes.png")
+    if _in_several_orders(results):
+        order_plot(results, folder / "order_robustness.png")
 
 
 def write_markdown(results: Sequence[RunResult], path: Path) -> None:
@@ -200,6 +278,15 @@ def _by_scenario(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     return grouped
 
 
+def _by_order(results: Sequence[RunResult]) -> dict[int, list[RunResult]]:
+    orders = sorted({result.order_index for result in results})
+    return {order: [run for run in results if run.order_index == order] for order in orders}
+
+
+def _orders(results: Sequence[RunResult]) -> int:
+    return len(_by_order(results))
+
+
 def heat_map(result: RunResult, path: Path) -> None:
     """Draw the accuracy matrix of one run as a PNG.
 
@@ -220,7 +307,7 @@ def heat_map(result: RunResult, path: Path) -> None:
         if not np.isnan(value):
             ink = "black" if value > least + 0.6 * (100 - least) else "white"
             axes.text(task, after, f"{value:.1f}", ha="center", va="center", color=ink, size=9)
-    _number_tasks(axes, tasks)
+    _number_tasks(axes, result.order)
     axes.set_title(str(result.key), size=11)
     extend = "min" if least else "neither"
     bar = figure.colorbar(image, ax=axes, label="test accuracy (%)", extend=extend)
@@ -233,16 +320,12 @@ def bytes_plot(results: Sequence[RunResult], path: Path) -> None:
 
     There is one panel per stream and scenario.
 
-    A point is the mean over seeds, its bar one standard deviation.
+    A point is the mean over seeds and orders, its bar one standard deviation.
 
     :param results: all runs.
     :param path: the file to write.
     """
-    groups = [
-        (stream, same)
-        for stream, runs in by_stream(results).items()
-        for same in _by_scenario(runs).values()
-    ]
+    groups = _panels(results)
     figure = _figure(8.6, 4.4 * len(groups))
     panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     styles = _styles(results)
@@ -250,6 +333,15 @@ def bytes_plot(results: Sequence[RunResult], path: Path) -> None:
         _draw_panel(axes, runs, styles)
         axes.set_title(_title(runs, stream), size=11, loc="left")
     _save(figure, path)
+
+
+def _panels(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    """The runs of each stream and scenario, with the stream's name."""
+    return [
+        (stream, same)
+        for stream, runs in by_stream(results).items()
+        for same in _by_scenario(runs).values()
+    ]
 
 
 def _draw_panel(axes: Axes, runs: Sequence[RunResult], styles: dict[str, tuple[str, str]]) -> None:
@@ -292,6 +384,106 @@ def _draw_panel(axes: Axes, runs: Sequence[RunResult], styles: dict[str, tuple[s
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
 
 
+def order_plot(results: Sequence[RunResult], path: Path) -> None:
+    """Draw the final accuracy of every task in every order as a PNG, a panel per strategy.
+
+    A point is one order, its colour the position at which the task was learned in it; the bar
+    behind the points is the task's OPD. Several seeds of one order are averaged. Strategies that
+    were run in one order only are left out.
+
+    :param results: all runs, some strategy of which in several orders.
+    :param path: the file to write.
+    """
+    groups = _in_several_orders(results)
+    strategies = [len(_by_strategy(runs)) for _, runs in groups]
+    across = min(_ACROSS, max(strategies))
+    rows = [-(-count // across) for count in strategies]
+    heights = [1.1 + 2.1 * count for count in rows]
+    figure = _figure(max(6.4, 1.2 + 2.3 * across), sum(heights))
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)
+    for part, (stream, runs), count in zip(parts[:, 0], groups, rows):
+        title = f"{stream}{_scenario(runs)}: final accuracy of each task in each of R orders"
+        hint = "grey: from the worst order to the best; AOPD, MOPD in percentage points"
+        part.suptitle(f"{title}\n{hint}", x=0.01, ha="left", size=10)
+        _draw_orders(part, runs, count, across)
+    _save(figure, path)
+
+
+def _in_several_orders(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    """The runs of each stream and scenario, of those strategies that have several orders."""
+    found = []
+    for stream, runs in _panels(results):
+        several = [same for same in _by_strategy(runs).values() if _orders(same) > 1]
+        if several:
+            found.append((stream, [run for same in several for run in same]))
+    return found
+
+
+def _draw_orders(part: SubFigure, runs: Sequence[RunResult], rows: int, across: int) -> None:
+    """One panel per strategy, all on one scale."""
+    grouped = _by_strategy(runs)
+    panels = part.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
+    for axes in panels.flat[len(grouped) :]:
+        axes.set_visible(False)
+    for axes, same in zip(panels.flat, grouped.values()):
+        points = _draw_spread(axes, same)
+        _caption_spread(axes, same)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    part.supxlabel("task", size=10)
+    whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+    bar = part.colorbar(points, ax=panels, aspect=12 * rows, pad=0.02, ticks=whole)
+    bar.set_label("place in the order")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+
+
+def _draw_spread(axes: Axes, runs: Sequence[RunResult]) -> PathCollection:
+    """A bar per task from its worst to its best order, and a point per order beside each other."""
+    accuracies = accuracy_by_order(runs)
+    matrix = 100 * np.array([list(tasks.values()) for tasks in accuracies.values()])
+    learned = [np.argsort(same[0].order) + 1 for same in _by_order(runs).values()]
+    orders, tasks = matrix.shape
+    numbers = np.arange(tasks) + 1
+    axes.bar(numbers, np.ptp(matrix, axis=0), 0.8, matrix.min(axis=0), color="0.88", zorder=1)
+    # the palest end of the colour map is lost on the bars
+    colours = ListedColormap(colormaps["viridis_r"](np.linspace(0.08, 1, tasks)))
+    return axes.scatter(
+        numbers + np.linspace(-0.25, 0.25, orders)[:, None],
+        matrix,
+        s=24 if tasks <= 10 else 12,
+        c=learned,
+        cmap=colours,
+        vmin=0.5,
+        vmax=tasks + 0.5,
+        edgecolors="white",
+        linewidths=0.3,
+        zorder=2,
+    )
+
+
+def _caption_spread(axes: Axes, runs: Sequence[RunResult]) -> None:
+    spread = order_robustness(runs)
+    axes.set_title(runs[0].key.label, size=10, loc="left", pad=16)
+    axes.annotate(
+        f"AOPD {100 * spread.aopd:.1f}, MOPD {100 * spread.mopd:.1f} (R = {spread.orders})",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 4),
+        textcoords="offset points",
+        size=8.5,
+        color="0.4",
+    )
+    # without this the bar of the worst task ends on the axis and its points are cut
+    axes.use_sticky_edges = False
+    axes.set_xlim(0.4, len(runs[0].order) + 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.tick_params(labelbottom=True)
+    axes.grid(True, axis="y", color="0.93", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def format_bytes(count: float) -> str:
     """Bytes with a decimal unit.
 
@@ -305,19 +497,25 @@ def format_bytes(count: float) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
-def _row(runs: Sequence[RunResult]) -> list[str]:
-    first = runs[0]
+def _cells(runs: Sequence[RunResult]) -> dict[str, str]:
+    """What the table says of one strategy, by name of the column."""
     archives = [run.archive_bytes for run in runs if run.archive_bytes is not None]
-    return [
-        first.key.label,
-        _with_spread([100 * run.accuracy for run in runs]),
-        _points_or_dash([run.forgetting for run in runs]),
-        _points_or_dash([run.bwt for run in runs]),
-        format_bytes(mean(archives)) if archives else "-",
-        format_bytes(mean(run.stored_bytes for run in runs)),
-        f"{mean(run.ratio for run in runs):.3f}",
-        f"{mean(run.train_seconds + run.eval_seconds for run in runs):.1f}",
-    ]
+    orders = _orders(runs)
+    spread = order_robustness(runs) if orders > 1 else None
+    return {
+        "strategy": runs[0].key.label,
+        "accuracy": _points_or_dash([run.accuracy for run in runs]),
+        "task id": _points_or_dash([run.task_id_accuracy for run in runs]),
+        "forgetting": _points_or_dash([run.forgetting for run in runs]),
+        "BWT": _points_or_dash([run.bwt for run in runs]),
+        "R": str(orders),
+        "AOPD": _points_or_dash([spread.aopd if spread else None]),
+        "MOPD": _points_or_dash([spread.mopd if spread else None]),
+        "archive": format_bytes(mean(archives)) if archives else "-",
+        "stored": format_bytes(mean(run.stored_bytes for run in runs)),
+        "ratio": f"{mean(run.ratio for run in runs):.3f}",
+        "time": f"{mean(run.train_seconds + run.eval_seconds for run in runs):.1f}",
+    }
 
 
 def _points_or_dash(values: Sequence[float | None]) -> str:
@@ -337,11 +535,27 @@ def _spread(values: Sequence[float]) -> float | None:
 
 def _title(results: Sequence[RunResult], stream: str) -> str:
     first = results[0]
-    seeds = len({result.seed for result in results})
     epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
-    many = f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {first.seed}"
-    scenario = "" if first.scenario == "task" else f" ({first.scenario} scenario)"
-    return f"{stream}{scenario}: {len(first.order)} tasks, {first.backbone}, {epochs}, {many}"
+    tasks = f"{len(first.order)} tasks, {first.backbone}"
+    return f"{stream}{_scenario(results)}: {tasks}, {epochs}, {_repetitions(results)}"
+
+
+def _scenario(results: Sequence[RunResult]) -> str:
+    scenario = results[0].scenario
+    return "" if scenario == "task" else f" ({scenario} scenario)"
+
+
+def _repetitions(results: Sequence[RunResult]) -> str:
+    """How often each strategy was run.
+
+    With several orders the deviation is over all runs, whichever seed and order they had.
+    """
+    seeds, orders = len({result.seed for result in results}), _orders(results)
+    if seeds > 1 and orders > 1:
+        return f"mean ± deviation of {seeds} seeds in {orders} task orders"
+    if orders > 1:
+        return f"seed {results[0].seed}, mean ± deviation of {orders} task orders"
+    return f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {results[0].seed}"
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
@@ -378,9 +592,11 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _number_tasks(axes: Axes, tasks: int) -> None:
-    axes.set_xticks(range(tasks), [str(task + 1) for task in range(tasks)])
-    axes.set_yticks(range(tasks), [str(task + 1) for task in range(tasks)])
+def _number_tasks(axes: Axes, order: Sequence[int]) -> None:
+    """Ticks at the positions, with the tasks' numbers in the canonical order."""
+    numbers = [str(task + 1) for task in order]
+    axes.set_xticks(range(len(order)), numbers)
+    axes.set_yticks(range(len(order)), numbers)
     axes.set_xlabel("tested on task")
     axes.set_ylabel("after learning task")
     axes.tick_params(length=0)
@@ -421,8 +637,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
     results = [result for file in given.files for result in read_results(file)]
-    write_markdown(results, given.out / "table.md")
-    bytes_plot(results, given.out / "accuracy_against_bytes.png")
+    write_report(results, given.out)
     for result in results:
         heat_map(result, given.out / f"matrix-{result.key.slug}.png")
     print((given.out / "table.md").read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import List, Mapping, Optional, Sequence
 
+from avalanche_compress import OrderRobustness, OrderRobustnessResult
 from avalanche_compress.files import write_atomically
 
 Row = List[Optional[float]]
@@ -19,13 +20,14 @@ _PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"
 
 @dataclass(frozen=True)
 class RunKey:
-    """One cell of the comparison."""
+    """One cell of the comparison; order 0 is the canonical one and is not spelled out."""
 
     strategy: str
     stream: str
     seed: int
     scenario: str = "task"
     inference: str | None = None
+    order_index: int = 0
 
     @property
     def label(self) -> str:
@@ -36,11 +38,13 @@ class RunKey:
     def slug(self) -> str:
         """A file name for whatever belongs to this run."""
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
-        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}"
+        order = f"-order{self.order_index}" if self.order_index else ""
+        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}"
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
-        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}"
+        order = f", order {self.order_index}" if self.order_index else ""
+        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ class RunResult:
     :param task_inference: the rule by which tasks were inferred; None where none was.
     :param task_id_accuracy: mean over tasks of the final part of test samples whose task was
         inferred rightly, 0 to 1; None where none was inferred.
+    :param order_index: the number of ``order`` among the stream's task orders; 0 is the canonical
+        one.
     """
 
     strategy: str
@@ -84,11 +90,19 @@ class RunResult:
     scenario: str = "task"
     task_inference: str | None = None
     task_id_accuracy: float | None = None
+    order_index: int = 0
 
     @property
     def key(self) -> RunKey:
         """Which run this is."""
-        return RunKey(self.strategy, self.stream, self.seed, self.scenario, self.task_inference)
+        return RunKey(
+            self.strategy,
+            self.stream,
+            self.seed,
+            self.scenario,
+            self.task_inference,
+            self.order_index,
+        )
 
     @property
     def compared_bytes(self) -> int:
@@ -99,6 +113,11 @@ class RunResult:
     def ratio(self) -> float:
         """Compared bytes over those of independent networks."""
         return self.compared_bytes / self.independent_bytes
+
+    @property
+    def final_by_task(self) -> dict[int, float]:
+        """Final accuracy by task index in the canonical order, whichever order was trained."""
+        return dict(zip(self.order, _known(self.accuracy_matrix[-1])))
 
 
 def accuracy_row(metrics: Mapping[str, float], tasks: int, metric: str = "Top1_Acc_Exp") -> Row:
@@ -157,6 +176,34 @@ def backward_transfer(matrix: Sequence[Row]) -> float | None:
             return None
         changes.append(now - learnt)
     return _mean(changes)
+
+
+def accuracy_by_order(runs: Sequence[RunResult]) -> dict[int, dict[int, float]]:
+    """``P[r][t]``: final accuracy by order and by task index in the canonical order.
+
+    :param runs: of one strategy; several seeds of one order are averaged.
+    :return: orders and tasks ascending.
+    """
+    found = {}
+    for order in sorted({run.order_index for run in runs}):
+        finals = [run.final_by_task for run in runs if run.order_index == order]
+        found[order] = {task: _mean([f[task] for f in finals]) for task in sorted(finals[0])}
+    return found
+
+
+def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
+    """How much the order of the tasks does to one strategy's accuracies.
+
+    The key of a task is its index in the canonical order, which tells permuted tasks apart, too.
+
+    :param runs: of one strategy in several orders; several seeds of one order are averaged.
+    :raises OrderRobustnessError: if all runs had one order, or not all the same tasks.
+    """
+    robustness = OrderRobustness()
+    for run in runs:
+        for task, accuracy in run.final_by_task.items():
+            robustness.update(run.order_index, task, accuracy)
+    return robustness.result()
 
 
 def versions() -> dict[str, str]:

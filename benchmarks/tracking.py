@@ -39,7 +39,7 @@ class Tracker:
         )
 
     def log(self, result: RunResult, archive: Path) -> None:
-        """Log the accuracy matrix, the numbers of the table, and the archive if there is one."""
+        """Log the accuracy matrix, the run's numbers and order, and the archive if there is one."""
         if self.logger is None:
             return
         nan = float("nan")
@@ -47,6 +47,7 @@ class Tracker:
         self.logger.log_accuracy_matrix(matrix)
         for name in ("accuracy", "forgetting", "bwt", "stored_bytes", "archive_bytes", "ratio"):
             self.logger.run.summary[name] = getattr(result, name)
+        self.logger.run.summary["order"] = result.order
         if archive.is_file():
             self.logger.log_archive(archive, self.key.slug)
 

@@ -1,4 +1,4 @@
-"""What the network weighs and how well it tells tasks apart, as Avalanche metrics."""
+"""What the network weighs, how well it tells tasks apart, what their order does: as metrics."""
 
 from avalanche_compress.metrics.compression import (
     bits_per_weight,
@@ -10,15 +10,25 @@ from avalanche_compress.metrics.compression import (
     task_parameters,
     union_density,
 )
+from avalanche_compress.metrics.order import (
+    OrderRobustness,
+    OrderRobustnessError,
+    OrderRobustnessResult,
+    order_robustness,
+)
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 
 __all__ = [
+    "OrderRobustness",
+    "OrderRobustnessError",
+    "OrderRobustnessResult",
     "TaskIdAccuracy",
     "bits_per_weight",
     "capacity",
     "capacity_tinysubnets",
     "capacity_wsn",
     "compression_metrics",
+    "order_robustness",
     "stored_bytes",
     "task_id_metrics",
     "task_parameters",

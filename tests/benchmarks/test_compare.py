@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from avalanche_compress import OrderRobustness
 from benchmarks import compare
 from benchmarks.strategies import STRATEGIES, Recipe
-from benchmarks.streams import nearest
+from benchmarks.streams import nearest, task_orders
 
 
 def broken(settings):
@@ -25,6 +26,7 @@ def with_broken(monkeypatch):
         (["--strategies", "naive", "packnt"], "no strategy 'packnt'; the nearest is 'packnet'"),
         (["--streams", "split_digit"], "no stream 'split_digit'; the nearest is 'split_digits'"),
         (["--epochs", "0"], "--epochs is 0"),
+        (["--orders", "0"], "--orders is 0"),
         (["--wandb", "maybe"], "invalid choice: 'maybe'"),
         (["--scenario", "domain"], "invalid choice: 'domain'"),
         (["--inference", "energi"], "no rule 'energi'; the nearest is 'energy'"),
@@ -173,6 +175,44 @@ def test_both_scenarios_end_to_end(tmp_path, capsys):
     assert table.count("### ") == 3
     assert "### split_digits: both scenarios" in table
     assert re.search(r"wsn +\d+\.\d\d +prototype +\d+\.\d\d +\d+\.\d\d", capsys.readouterr().out)
+
+
+def test_orders_are_runs_of_their_own_with_files_of_their_own():
+    options = compare.parse(["--strategies", "naive", "wsn", "--seeds", "0", "1", "--orders", "3"])
+    runs = options.runs()
+    assert [key.order_index for key in runs] == [0] * 4 + [1] * 4 + [2] * 4
+    assert runs[:4] == compare.parse(["--strategies", "naive", "wsn", "--seeds", "0", "1"]).runs()
+    assert len({key.slug for key in runs}) == 12
+
+
+def test_two_orders_end_to_end(tmp_path, capsys):
+    arguments = ["--strategies", "naive", "packnet", "--epochs", "1", "--orders", "2"]
+    assert compare.main([*arguments, "--out", str(tmp_path)]) == 0
+    entries = json.loads((tmp_path / "results.json").read_text())
+    assert [entry["order_index"] for entry in entries] == [0, 0, 1, 1]
+    canonical, other = task_orders(5, 2)
+    assert [entry["order"] for entry in entries] == [canonical, canonical, other, other]
+    assert canonical == [0, 1, 2, 3, 4] != other
+    assert (tmp_path / "archives" / "split_digits-packnet-seed0-order1").exists()
+    assert (tmp_path / "matrix-split_digits-naive-seed0-order1.png").exists()
+    assert (tmp_path / "order_robustness.png").exists()
+    spread = OrderRobustness()
+    for entry in entries[::2]:
+        for task, accuracy in zip(entry["order"], entry["accuracy_matrix"][-1]):
+            spread.update(entry["order_index"], task, accuracy)
+    expected = f"{100 * spread.result().aopd:.2f} +{100 * spread.result().mopd:.2f}"
+    assert re.search(rf"naive .* 2 +{expected}", capsys.readouterr().out)
+    assert "### split_digits: accuracy by task order" in (tmp_path / "table.md").read_text()
+
+
+def test_the_canonical_order_is_the_same_run_with_and_without_others(tmp_path):
+    matrices = []
+    for orders in ("1", "2"):
+        out = tmp_path / orders
+        arguments = ["--strategies", "naive", "--epochs", "1", "--orders", orders]
+        assert compare.main([*arguments, "--out", str(out)]) == 0
+        matrices.append(json.loads((out / "results.json").read_text())[0]["accuracy_matrix"])
+    assert matrices[0] == matrices[1]
 
 
 def test_nearest_is_always_a_known_name():

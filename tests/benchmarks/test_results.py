@@ -5,12 +5,16 @@ import json
 
 import pytest
 
+from avalanche_compress import OrderRobustnessError
 from benchmarks.results import (
+    RunKey,
     RunResult,
+    accuracy_by_order,
     accuracy_row,
     backward_transfer,
     final_accuracy,
     forgetting,
+    order_robustness,
     read_results,
     versions,
     write_results,
@@ -37,6 +41,7 @@ KEYS = [
     "scenario",
     "task_inference",
     "task_id_accuracy",
+    "order_index",
 ]
 
 MATRIX = [
@@ -113,10 +118,12 @@ def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
     assert read_results(path) == results
 
 
-def test_results_from_before_there_were_scenarios_are_read(tmp_path):
+@pytest.mark.parametrize("first_new_key", ["scenario", "order_index"])
+def test_results_from_before_there_were_scenarios_or_orders_are_read(first_new_key, tmp_path):
     path = tmp_path / "results.json"
     write_results([make_result()], path)
-    old = [{k: v for k, v in e.items() if k in KEYS[:-3]} for e in json.loads(path.read_text())]
+    known = KEYS[: KEYS.index(first_new_key)]
+    old = [{k: v for k, v in e.items() if k in known} for e in json.loads(path.read_text())]
     path.write_text(json.dumps(old))
     assert read_results(path) == [make_result()]
 
@@ -145,3 +152,41 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_archive_is_compared_where_there_is_one():
     assert make_result().ratio == 0.5
     assert make_result(archive_bytes=100).ratio == 0.1
+
+
+def in_order(order_index, order, final, **changes):
+    unseen = [[None] * len(final)] * (len(final) - 1)
+    return make_result(
+        order_index=order_index, order=order, accuracy_matrix=[*unseen, final], **changes
+    )
+
+
+def test_tasks_are_known_by_their_number_in_the_canonical_order():
+    runs = [
+        in_order(1, [2, 0, 1], [0.9, 0.5, 0.7]),
+        in_order(0, [0, 1, 2], [0.6, 0.5, 0.5], seed=0),
+        in_order(0, [0, 1, 2], [0.8, 0.7, 0.7], seed=1),
+    ]
+    assert runs[0].final_by_task == {2: 0.9, 0: 0.5, 1: 0.7}
+    expected = {0: {0: 0.7, 1: 0.6, 2: 0.6}, 1: {0: 0.5, 1: 0.7, 2: 0.9}}
+    found = accuracy_by_order(runs)
+    assert list(found) == [0, 1]
+    assert {order: pytest.approx(tasks) for order, tasks in found.items()} == expected
+    spread = order_robustness(runs)
+    assert spread.opd == pytest.approx({0: 0.2, 1: 0.1, 2: 0.3})
+    assert (spread.aopd, spread.mopd, spread.orders) == (*map(pytest.approx, (0.2, 0.3)), 2)
+
+
+def test_one_order_has_no_spread():
+    with pytest.raises(OrderRobustnessError, match="at least 2"):
+        order_robustness([make_result(), make_result(seed=1)])
+
+
+def test_only_orders_other_than_the_canonical_one_have_names_of_their_own():
+    plain = RunKey("wsn", "split_digits", 3, "class", "energy")
+    first, second = (dataclasses.replace(plain, order_index=index) for index in (0, 1))
+    assert (plain.slug, str(plain)) == (first.slug, str(first))
+    assert plain.slug == "split_digits-class-wsn-energy-seed3"
+    assert second.slug == "split_digits-class-wsn-energy-seed3-order1"
+    assert str(second) == "wsn, energy on split_digits (class scenario), seed 3, order 1"
+    assert make_result(order_index=4).key.order_index == 4
