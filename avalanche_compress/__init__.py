@@ -15,19 +15,29 @@ from avalanche_compress.errors import (
     ValidationDataError,
 )
 from avalanche_compress.loggers import WandBLogger
-from avalanche_compress.metrics import TaskIdAccuracy, compression_metrics, task_id_metrics
+from avalanche_compress.metrics import (
+    OrderRobustness,
+    OrderRobustnessError,
+    OrderRobustnessResult,
+    TaskIdAccuracy,
+    compression_metrics,
+    layer_ranks,
+    task_id_metrics,
+)
 from avalanche_compress.network import TaskNetwork
 from avalanche_compress.plugins import (
     DensityRange,
     DensitySearch,
+    FactorizationPlugin,
     MaskingPlugin,
     QuantizationPlugin,
     ShapingPlugin,
     SharingPlugin,
     ValidationPlugin,
 )
-from avalanche_compress.stores import MaskedStore, SlottedStore
+from avalanche_compress.stores import FactoredStore, MaskedStore, SlottedStore
 from avalanche_compress.strategies import (
+    CACL,
     WSN,
     AdaQPackNet,
     CompressedStrategy,
@@ -39,6 +49,7 @@ from avalanche_compress.task_inference import TaskInference, infer
 __version__ = "0.1.0"
 
 __all__ = [
+    "CACL",
     "WSN",
     "AdaQPackNet",
     "ArchiveError",
@@ -48,9 +59,14 @@ __all__ = [
     "CompressedStrategy",
     "DensityRange",
     "DensitySearch",
+    "FactoredStore",
+    "FactorizationPlugin",
     "MaskedStore",
     "MaskingPlugin",
     "NonFiniteError",
+    "OrderRobustness",
+    "OrderRobustnessError",
+    "OrderRobustnessResult",
     "PackNet",
     "QuantizationPlugin",
     "ShapingPlugin",
@@ -70,6 +86,7 @@ __all__ = [
     "WandBLogger",
     "compression_metrics",
     "infer",
+    "layer_ranks",
     "load_archive",
     "load_checkpoint",
     "save_archive",

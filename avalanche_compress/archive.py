@@ -16,11 +16,18 @@ from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.errors import ArchiveError, UnsupportedModuleError
 from avalanche_compress.files import PathLike, write_atomically
 from avalanche_compress.network import TaskNetwork
-from avalanche_compress.stores import MaskedStore, Place, SlottedStore, Store, WeightStore
+from avalanche_compress.stores import (
+    FactoredStore,
+    MaskedStore,
+    Place,
+    SlottedStore,
+    Store,
+    WeightStore,
+)
 
 FORMAT = "avalanche_compress"
 VERSION = 1
-_KINDS = {kind.kind: kind for kind in (MaskedStore, SlottedStore)}
+_KINDS = {kind.kind: kind for kind in (FactoredStore, MaskedStore, SlottedStore)}
 
 
 def save_archive(network: TaskNetwork, path: PathLike) -> int:

@@ -26,9 +26,13 @@ from avalanche_compress.errors import (
 from avalanche_compress.experiences import classes_in, single_task_label
 from avalanche_compress.lending import Lending, evaluating
 from avalanche_compress.stores import MaskedStore, Place, PrivateStore, WeightStore
+from avalanche_compress.thin_layers import thin_layers, work_of
 
 MASKED_LOGIT = -1000.0
 """Logit of a class that is not the task's, as in Avalanche's classifiers."""
+
+FORMS = ("dense", "factored", "auto")
+"""How the layers of a materialised task compute."""
 
 StoreFactory = Callable[[Place, str], WeightStore]
 Loans = List[Tuple[Place, Tensor]]
@@ -157,8 +161,8 @@ class TaskNetwork(MultiTaskModule):
             )
         for store in self.weight_stores:
             store.check_open(self.tasks if reusable is None else reusable)
-        masked = [s for s in self.weight_stores if isinstance(s, MaskedStore) and not s.scored]
-        if masked and not any(bool(s.free.any()) for s in masked):
+        free = [store.free_weights for store in self.weight_stores]
+        if any(count is not None for count in free) and not any(count != 0 for count in free):
             raise CapacityExhaustedError(
                 f"no free weights are left for task {task} after {len(self.tasks)} tasks: prune "
                 "more of each task, or start from a wider model."
@@ -404,15 +408,20 @@ class TaskNetwork(MultiTaskModule):
         store: WeightStore = self.stores[name.replace(".", "/")]  # type: ignore[assignment]
         return store.committed(task)
 
-    def materialise(self, task: int) -> nn.Module:
+    def materialise(self, task: int, form: str = "dense") -> nn.Module:
         """A finished task as a model of the original classes, which runs without this package.
 
         :param task: its label.
+        :param form: ``"dense"`` for the layers as they are; ``"factored"`` to make two thin layers
+            of each whose weight is kept as few terms (logits are then equal up to rounding);
+            ``"auto"`` to do so where that is fewer multiplications.
         :return: a copy of the model in evaluation mode, which requires no gradients; its head has
             one output per class of the task, in ascending order of class number
             (:meth:`classes_of`).
-        :raises TaskStateError: if the task is not finished.
+        :raises TaskStateError: if the task is not finished, or there is no such form.
         """
+        if form not in FORMS:
+            raise TaskStateError(f"form={form!r} must be one of {FORMS}.")
         loans = self.loans_of(task)
         memo: dict[int, Any] = {}
         plain = copy.deepcopy(self.backbone, memo)
@@ -426,8 +435,27 @@ class TaskNetwork(MultiTaskModule):
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
         memo[id(self.head)].out_features = len(self.classes[task])
+        if form != "dense":
+            self._thin_out(plain, memo, task, always=form == "factored")
         restore_avalanche_heads(plain, task)
         return plain.eval()
+
+    def _thin_out(self, plain: nn.Module, memo: dict[int, Any], task: int, always: bool) -> None:
+        """Put two thin layers where a copied layer's weight has few terms."""
+        thin: dict[int, nn.Module] = {}
+        for store in self.weight_stores:
+            layer, weight = memo[id(store.place.module)], store.low_rank(task)
+            if weight is None or not weight.factors.rank:
+                continue
+            pair = thin_layers(layer, weight)
+            if pair is not None:
+                dense, factored = work_of(layer, weight)
+                if always or factored < dense:
+                    thin[id(layer)] = pair
+        for parent in list(plain.modules()):
+            for name, child in list(parent._modules.items()):
+                if id(child) in thin:
+                    parent._modules[name] = thin[id(child)]
 
     def static_tensors(self) -> dict[str, Tensor]:
         """What all tasks share and no training changes: frozen parameters and constant buffers."""

@@ -338,12 +338,38 @@ def ada_qpacknet(settings: RunSettings) -> Learner:
     return _compressed(settings, AdaQPackNet, own_arguments)
 
 
+def cacl(settings: RunSettings, **own_arguments: Any) -> Learner:
+    """avalanche_compress.CACL, see :data:`CACL_ARGUMENTS`.
+
+    :param own_arguments: of CACL, in the place of the recipe's; ``bits`` quantises the factors.
+    """
+    from avalanche_compress import CACL, QuantizationPlugin
+
+    own_arguments = {**CACL_ARGUMENTS, **own_arguments}
+    bits = own_arguments.pop("bits", None)
+    quantisation = [] if bits is None else [QuantizationPlugin(bits)]
+    return _compressed(settings, CACL, own_arguments, quantisation)
+
+
+def cacl_8bit(settings: RunSettings) -> Learner:
+    """CACL with factors of 8 bits a number."""
+    return cacl(settings, bits=8)
+
+
+def cacl_sparse(settings: RunSettings) -> Learner:
+    """CACL at four times the pressure for few terms, the paper's other value."""
+    return cacl(settings, lambda_sparse=0.4)
+
+
 def _scored(settings: RunSettings) -> dict[str, Any]:
     return {"density": 0.5, "post_prune_epochs": settings.budget.epochs // 5}
 
 
 def _compressed(
-    settings: RunSettings, strategy_class: Callable[..., Any], own_arguments: dict[str, Any]
+    settings: RunSettings,
+    strategy_class: Callable[..., Any],
+    own_arguments: dict[str, Any],
+    shaping: Sequence[SupervisedPlugin] = (),
 ) -> Learner:
     from avalanche_compress import compression_metrics
 
@@ -351,7 +377,7 @@ def _compressed(
     metrics = compression_metrics() if settings.loggers else []
     strategy = strategy_class(
         **settings.arguments(settings.model(), *metrics),
-        plugins=[*settings.plugins, *_validation(settings)],
+        plugins=[*settings.plugins, *_validation(settings), *shaping],
         task_inference=settings.inference,
         **own_arguments,
     )
@@ -406,11 +432,18 @@ STRATEGIES: dict[str, Recipe] = {
     "wsn": Recipe(wsn, holds_out=True, infers=True),
     "tinysubnets": Recipe(tinysubnets, holds_out=True, infers=True),
     "ada_qpacknet": Recipe(ada_qpacknet, holds_out=True, infers=True),
+    "cacl": Recipe(cacl, infers=True),
+    "cacl_8bit": Recipe(cacl_8bit, infers=True),
+    "cacl_sparse": Recipe(cacl_sparse, infers=True),
     "independent": Recipe(independent, scenarios=("task",)),
     "joint": Recipe(joint),
 }
 """Strategies by name, in the order of the table."""
 
+
+CACL_ARGUMENTS = {"rank": 0.25, "init": "svd", "residual_scale": 0.1}
+"""Where the recipe departs from the paper: its 200 epochs give the penalties time to empty layers,
+a few epochs do not."""
 
 EQUAL_SHARES = (1.0, 1.0)
 """First and last task's share of a layer, in units of 1 / tasks."""

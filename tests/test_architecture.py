@@ -15,6 +15,7 @@ LEVELS = [
     "coding",
     "stores",
     "lending",
+    "thin_layers",
     "experiences",
     "conversion",
     "network",

@@ -82,6 +82,20 @@ def capacity_wsn(network: TaskNetwork) -> float:
     return union_density(network) + 100 * bits / (32 * sum(s.shape.numel() for s in stores))
 
 
+def layer_ranks(network: TaskNetwork) -> dict[str, list[int]]:
+    """How many terms each finished task added to each weight that is kept as terms.
+
+    :param network: any.
+    :return: by dotted name of the weight, in order of learning; empty without such weights.
+    """
+    ranks = {s.name: [s.rank_of(task) for task in network.tasks] for s in network.weight_stores}
+    return {
+        name: [rank for rank in own if rank is not None]
+        for name, own in ranks.items()
+        if None not in own
+    }
+
+
 def task_parameters(network: TaskNetwork) -> int:
     """Numbers that the newest finished task added, its head, biases and norms included.
 

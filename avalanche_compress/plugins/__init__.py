@@ -1,6 +1,7 @@
 """When a task is shaped: plugins for any Avalanche strategy over a TaskNetwork."""
 
 from avalanche_compress.plugins.base import ShapingPlugin, shape_and_commit
+from avalanche_compress.plugins.factorization import FactorizationPlugin
 from avalanche_compress.plugins.masking import DensityRange, DensitySearch, MaskingPlugin
 from avalanche_compress.plugins.quantization import QuantizationPlugin
 from avalanche_compress.plugins.sharing import SharingPlugin
@@ -9,6 +10,7 @@ from avalanche_compress.plugins.validation import ValidationPlugin
 __all__ = [
     "DensityRange",
     "DensitySearch",
+    "FactorizationPlugin",
     "MaskingPlugin",
     "QuantizationPlugin",
     "ShapingPlugin",

@@ -105,10 +105,8 @@ class QuantizationPlugin(ShapingPlugin):
             isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
         ):
             validation_of(strategy, "bits='auto'")  # raises now, not after hours of training
-        stores: list[Any] = network_of(strategy).weight_stores
-        for store in stores:
-            if hasattr(store, "reserve"):
-                store.reserve = self.most_bits
+        for store in network_of(strategy).weight_stores:
+            store.reserve = self.most_bits
 
     def shape(self, strategy: Any) -> None:
         network = network_of(strategy)

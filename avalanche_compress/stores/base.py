@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_compress.coding import ByteReader
+from avalanche_compress.coding.low_rank import Factors
 from avalanche_compress.errors import NonFiniteError
 from avalanche_compress.stores.values import Values
 
@@ -27,6 +28,15 @@ class Place(NamedTuple):
         own = buffer if parameter is None else parameter
         assert own is not None
         return own
+
+
+class LowRankWeight(NamedTuple):
+    """A weight that is the sum of few terms."""
+
+    factors: Factors
+    spatial: bool
+    """Whether the terms span (channels x height, filters x width) of a convolution, and not
+    (filters, channels x height x width)."""
 
 
 class Store(nn.Module, ABC):
@@ -117,6 +127,8 @@ class WeightStore(Store):
 
     kind: str
     """Name of the kind of store in an archive."""
+    reserve: int = 8
+    """The most bits a value that the next task may use; it matters where bits are counted."""
 
     def __init__(self, place: Place, name: str = "weight"):
         super().__init__(name)
@@ -131,6 +143,11 @@ class WeightStore(Store):
     def shape(self) -> torch.Size:
         """The weight's shape."""
         return self.scratch.shape
+
+    @property
+    def free_weights(self) -> int | None:
+        """How many weights a new task could train; None if there is no limit."""
+        return None
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments that an archive needs to build this store again."""
@@ -180,6 +197,20 @@ class WeightStore(Store):
         :param task: its label.
         :return: a tensor of the weight's shape that needs no gradient.
         """
+
+    def rank_of(self, task: int) -> int | None:
+        """How many terms a finished task added; None where weights are not kept as terms.
+
+        :param task: its label.
+        """
+        return None
+
+    def low_rank(self, task: int) -> LowRankWeight | None:
+        """The weight of a finished task as few terms; None where it is not kept so.
+
+        :param task: its label.
+        """
+        return None
 
     @abstractmethod
     def value_bits(self, task: int) -> int:

@@ -61,6 +61,10 @@ class MaskedStore(SubnetworkStore):
     def writable(self) -> Tensor:
         return self.free != 0
 
+    @property
+    def free_weights(self) -> int | None:
+        return int(self.free.sum()) if self.scores is None else None
+
     def config(self) -> dict[str, Any]:
         return {"scored": self.scored}
 

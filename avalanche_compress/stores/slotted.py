@@ -61,8 +61,6 @@ class SlottedStore(SubnetworkStore):
     """u, bits in use in each slot of the newest page: uint8, of the weight's shape."""
     pages: int
     """How many slots there are for each weight: 1, and one more whenever a page was full."""
-    reserve: int
-    """The most bits a value that the next task may use, 1..32; to be set before it is opened."""
     _available: Tensor
 
     def __init__(self, place: Place, name: str = "weight", *, policy: str = "raise"):
@@ -70,7 +68,6 @@ class SlottedStore(SubnetworkStore):
         if policy not in _POLICIES:
             raise TaskStateError(f"policy={policy!r} must be one of {', '.join(_POLICIES)}.")
         self.policy = policy
-        self.reserve = 8
         self.pages = 1
         # not in a state_dict: the sections tell
         occupancy = torch.zeros(self.shape, dtype=torch.uint8, device=self.frozen.device)

@@ -1,0 +1,191 @@
+"""Weights as sums of rank-one terms: composing, truncating and growing them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+GROWTH = ("avg", "r0", "mean_task", "fixed", "none")
+TRUNCATION = ("raw", "exact")
+
+
+class Factors(NamedTuple):
+    """R rank-one terms of an (n, m) matrix, ``sum_i |scale_i| left_i right_i^T``.
+
+    Rows are terms, so that taking some of them is a contiguous slice.
+    """
+
+    left: Tensor
+    """``(R, n)``"""
+    scale: Tensor
+    """``(R,)``; only its magnitude matters."""
+    right: Tensor
+    """``(R, m)``"""
+
+    @property
+    def rank(self) -> int:
+        """The number of terms, R."""
+        return self.scale.numel()
+
+    def compose(self) -> Tensor:
+        """The matrix (n, m).
+
+        >>> Factors(torch.ones(1, 2), torch.tensor([-2.0]), torch.ones(1, 3)).compose().tolist()
+        [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+        """
+        return self.left.t() @ (self.scale.abs().unsqueeze(1) * self.right)
+
+    def take(self, chosen: Tensor) -> Factors:
+        """Some of the terms, in their order.
+
+        :param chosen: bool (R,).
+        """
+        return Factors(self.left[chosen], self.scale[chosen], self.right[chosen])
+
+
+def break_even_rank(rows: int, columns: int) -> int:
+    """The largest rank whose factors have no more entries than the matrix, ``floor(nm / (n+m))``.
+
+    :param rows: n.
+    :param columns: m.
+    :return: 0 where even one term has more.
+
+    >>> break_even_rank(64, 27), break_even_rank(128, 1152)
+    (18, 115)
+    """
+    return rows * columns // (rows + columns)
+
+
+def svd_factors(matrix: Tensor, rank: int) -> Factors:
+    """The best approximation of a rank, by singular value decomposition in float64.
+
+    :param matrix: ``(n, m)``.
+    :param rank: terms; at most ``min(n, m)`` are there.
+    :return: factors of the matrix's type, ``scale`` the singular values in descending order.
+
+    >>> svd_factors(torch.diag(torch.tensor([3.0, 5.0])), 1).scale
+    tensor([5.])
+    """
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
+    factors = u[:, :rank].t(), s[:rank], vh[:rank]
+    return Factors(*(part.to(matrix.dtype).contiguous() for part in factors))
+
+
+def orthogonal_factors(factors: Factors) -> Factors:
+    """The same matrix with orthonormal rows on both sides, by QR of both and SVD of the core.
+
+    Costs ``O((n + m) R^2)`` in float64, not an SVD of the matrix.
+
+    :param factors: any.
+    :return: at most ``min(R, n, m)`` terms in descending order of singular value.
+
+    >>> double = Factors(torch.ones(2, 1), torch.ones(2), torch.eye(2))
+    >>> orthogonal_factors(double).scale
+    tensor([1.4142])
+    """
+    left, scale, right = (part.double() for part in factors)
+    q_left, r_left = torch.linalg.qr(left.t())
+    q_right, r_right = torch.linalg.qr(right.t())
+    u, s, vh = torch.linalg.svd((r_left * scale.abs()) @ r_right.t(), full_matrices=False)
+    parts = (q_left @ u).t(), s, vh @ q_right.t()
+    return Factors(*(part.to(factors.scale.dtype).contiguous() for part in parts))
+
+
+def kept_terms(scale: Tensor, energy: float, earlier: float = 0.0) -> Tensor:
+    """Which terms hold all but a fraction of the energy, ``sum scale^2``.
+
+    The k largest, k the smallest number that reaches ``1 - energy`` of it; ties with the k-th are
+    kept too (Teja and Panda, arXiv 2009.01956).
+
+    :param scale: ``(R,)``.
+    :param energy: the fraction that may be lost, 0 <= energy < 1.
+    :param earlier: energy of terms that are kept in any case; it counts on both sides.
+    :return: bool (R,); none where all are zero or the earlier energy is enough.
+
+    >>> kept_terms(torch.tensor([3.0, -0.001, 0.02, 1.0]), 3e-5).tolist()
+    [True, False, True, True]
+    """
+    squares = scale.double() ** 2
+    total = float(squares.sum())
+    needed = (1 - energy) * (total + earlier) - earlier
+    if total == 0 or needed <= 0:
+        return torch.zeros_like(scale, dtype=torch.bool)
+    ranked = squares.sort(descending=True).values
+    reached = ranked.cumsum(0) >= needed
+    # rounding may leave the whole sum a hair short of itself
+    last = int(reached.int().argmax()) if bool(reached.any()) else len(ranked) - 1
+    return (squares >= ranked[last]) & (squares > 0)
+
+
+def truncate(factors: Factors, energy: float, mode: str = "raw", earlier: float = 0.0) -> Factors:
+    """Drop the terms of least energy (see :func:`kept_terms`).
+
+    :param factors: any.
+    :param energy: the fraction of energy that may be lost, 0 <= energy < 1.
+    :param mode: ``"raw"`` goes by the scales as they were trained, ``"exact"`` by true singular
+        values (:func:`orthogonal_factors`).
+    :param earlier: energy of earlier terms, see :func:`kept_terms`.
+
+    >>> terms = Factors(torch.eye(3), torch.tensor([1.0, 0.001, 2.0]), torch.eye(3))
+    >>> truncate(terms, 1e-5).scale
+    tensor([1., 2.])
+    """
+    if mode == "exact" and factors.rank:
+        factors = orthogonal_factors(factors)
+    return factors.take(kept_terms(factors.scale, energy, earlier))
+
+
+def free_rank(
+    kept: Sequence[int],
+    initial: int,
+    policy: str = "avg",
+    *,
+    fixed: int = 0,
+    grow_from: int = 2,
+) -> int:
+    """How many terms the next task may train.
+
+    A layer starts with a total of ``initial``; tasks keep some of what is free. After a task the
+    total grows so that the next one finds at least as many free as it wants:
+
+    - ``"avg"``: the mean over all earlier tasks but the last of the *cumulative* rank, at most
+      ``initial`` (the public code; Teja and Panda, arXiv 2009.01956);
+    - ``"r0"``: ``initial``;
+    - ``"mean_task"``: the mean of what the tasks kept each, at most ``initial``;
+    - ``"none"``: nothing, the total stays.
+
+    With ``"fixed"`` each task has ``fixed`` terms and there is no total.
+
+    :param kept: terms that each finished task kept.
+    :param initial: total before the first task, r0.
+    :param policy: one of :data:`GROWTH`.
+    :param fixed: terms of a task with ``"fixed"``.
+    :param grow_from: finished tasks before the total may grow; the public code has 2.
+    :return: 0 or more.
+
+    >>> free_rank([9, 5], 18), free_rank([9, 5, 9], 18)
+    (9, 11)
+    """
+    if policy == "fixed":
+        return fixed
+    total, used = initial, 0
+    cumulative: list[int] = []
+    for count in kept:
+        used += count
+        cumulative.append(used)
+        free = total - used
+        if policy != "none" and len(cumulative) >= grow_from:
+            free = max(free, int(_wanted(policy, cumulative, initial)))
+        total = used + free
+    return total - used
+
+
+def _wanted(policy: str, cumulative: Sequence[int], initial: int) -> float:
+    if policy == "r0":
+        return initial
+    if policy == "mean_task":
+        return min(cumulative[-1] / len(cumulative), initial)
+    earlier = cumulative[:-1]
+    return min(sum(earlier) / len(earlier), initial) if earlier else initial

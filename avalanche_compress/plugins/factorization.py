@@ -1,0 +1,219 @@
+"""Weights that are trained as few terms: penalties, truncation, and how the network grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.coding.low_rank import GROWTH, TRUNCATION, Factors, free_rank
+from avalanche_compress.coding.regularisers import SPARSITY, FrozenRows, orthogonality, sparsity
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.network import TaskNetwork, network_of
+from avalanche_compress.plugins.base import ShapingPlugin
+from avalanche_compress.stores import FactoredStore
+
+REG_SCOPES = ("all", "new")
+ENERGY_SCOPES = ("new", "cumulative")
+INITS = ("random", "svd")
+
+
+class FactorizationPlugin(ShapingPlugin):
+    """Trains each weight as terms ``U diag|sigma| V`` and keeps the few that matter.
+
+    In training, ``lambda_orth (O(U) + O(V)) + lambda_sparse H(sigma)`` of each layer is added to
+    the loss: O for orthonormal rows, H for few large sigma (see
+    :mod:`~avalanche_compress.coding.regularisers`). Afterwards the terms of least energy are
+    dropped, without retraining (CACL; Teja and Panda, arXiv 2009.01956). It needs a network of
+    :class:`~avalanche_compress.stores.FactoredStore`.
+
+    :param lambda_orth: weight of the orthogonality penalty.
+    :param lambda_sparse: weight of the sparsity penalty: more is smaller and less accurate.
+    :param energy: part of a layer's energy ``sum sigma^2`` that truncation may lose, 0..1.
+    :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
+    :param reg_scope: penalties on ``"all"`` terms together, frozen ones too (the public code; the
+        pressure on new sigma fades as frozen energy grows), or on the ``"new"`` ones alone.
+    :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
+    :param energy_scope: ``"new"``, or ``"cumulative"`` to count frozen terms as energy that is kept.
+    :param grow: how many terms a task may train, see
+        :func:`~avalanche_compress.coding.low_rank.free_rank`.
+    :param grow_from: finished tasks before the network may grow; the public code has 2.
+    :param rank: terms of the first task, or of each with ``grow="fixed"``: a number of terms (int),
+        a part of the break-even rank (float in 0..1), or ``"full"``.
+    :param init: ``"random"``, or ``"svd"`` to start the first task from the model's own weights.
+    :param residual_scale: standard deviation of sigma when a task starts; the public code has 1,
+        small values leave a later task with what earlier ones have learned.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> FactorizationPlugin(lambda_sparse=0.4, grow="r0").energy
+    3e-05
+    """
+
+    turn = 1
+
+    def __init__(
+        self,
+        lambda_orth: float = 1.0,
+        lambda_sparse: float = 0.1,
+        *,
+        energy: float = 3e-5,
+        sparsity: str = "hoyer",
+        reg_scope: str = "all",
+        truncation: str = "raw",
+        energy_scope: str = "new",
+        grow: str = "avg",
+        grow_from: int = 1,
+        rank: int | float | str = 1.0,
+        init: str = "random",
+        residual_scale: float = 1.0,
+    ):
+        super().__init__()
+        if not 0 <= energy < 1:
+            raise TaskStateError(
+                f"energy={energy} must be at least 0 and below 1: it is the part of a layer's "
+                "energy that truncation may lose."
+            )
+        if not (rank == "full" or _is_count(rank) or _is_part(rank)):
+            raise TaskStateError(
+                f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part of "
+                "the break-even rank), or 'full'."
+            )
+        if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual_scale >= 0):
+            raise TaskStateError(
+                f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "
+                f"residual_scale={residual_scale} cannot be negative."
+            )
+        for name, value, known in (
+            ("sparsity", sparsity, SPARSITY),
+            ("reg_scope", reg_scope, REG_SCOPES),
+            ("truncation", truncation, TRUNCATION),
+            ("energy_scope", energy_scope, ENERGY_SCOPES),
+            ("grow", grow, GROWTH),
+            ("init", init, INITS),
+        ):
+            if value not in known:
+                raise TaskStateError(f"{name}={value!r} must be one of {known}.")
+        self.lambda_orth = lambda_orth
+        self.lambda_sparse = lambda_sparse
+        self.energy = energy
+        self.sparsity = sparsity
+        self.reg_scope = reg_scope
+        self.truncation = truncation
+        self.energy_scope = energy_scope
+        self.grow = grow
+        self.grow_from = grow_from
+        self.rank = rank
+        self.init = init
+        self.residual_scale = residual_scale
+        self._frozen: list[_Frozen] = []
+
+    def free_rank(self, store: FactoredStore) -> int:
+        """How many terms the next task trains in a layer.
+
+        :param store: the layer's.
+        """
+        most = min(store.rows, store.columns)
+        if isinstance(self.rank, str):
+            initial = most
+        elif isinstance(self.rank, int):
+            initial = min(self.rank, most)
+        else:
+            initial = max(1, round(self.rank * store.initial_rank))
+        return free_rank(
+            list(store.ranks.values()),
+            initial,
+            self.grow,
+            fixed=initial,
+            grow_from=self.grow_from,
+        )
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        for store in factored_stores(network_of(strategy)):
+            store.rank = self.free_rank(store)
+            store.from_weights = self.init == "svd"
+            store.residual_scale = self.residual_scale
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        stores = factored_stores(network_of(strategy))
+        self._frozen = [_Frozen.of(store, self.reg_scope == "all") for store in stores]
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        strategy.loss = strategy.loss + self.penalty(network_of(strategy))
+
+    def penalty(self, network: TaskNetwork) -> Tensor:
+        """What is added to the loss of the open task.
+
+        :param network: in training.
+        :return: scalar.
+        """
+        total = torch.zeros((), device=network.head.weight.device)
+        for store, frozen in zip(factored_stores(network), self._frozen):
+            if not store.sigma.numel():
+                continue
+            with torch.autocast(store.sigma.device.type, enabled=False):
+                if self.lambda_orth:
+                    rows = orthogonality(store.left, frozen.left)
+                    columns = orthogonality(store.right, frozen.right)
+                    total = total + self.lambda_orth * (rows + columns)
+                if self.lambda_sparse:
+                    own = sparsity(store.sigma, self.sparsity, frozen.norms)
+                    total = total + self.lambda_sparse * own
+        return total
+
+    def shape(self, strategy: Any) -> None:
+        for store, frozen in zip(factored_stores(network_of(strategy)), self._frozen):
+            earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
+            store.truncate(self.energy, self.truncation, earlier)
+        self._frozen = []
+
+
+def _is_count(rank: object) -> bool:
+    return isinstance(rank, int) and rank >= 1
+
+
+def _is_part(rank: object) -> bool:
+    return isinstance(rank, float) and 0 < rank <= 1
+
+
+@dataclass
+class _Frozen:
+    """What the terms that a layer builds on add to its penalties: constant while a task trains."""
+
+    left: FrozenRows | None
+    right: FrozenRows | None
+    norms: tuple[float, float]
+    energy: float
+
+    @classmethod
+    def of(cls, store: FactoredStore, penalised: bool) -> _Frozen:
+        """What a layer's frozen terms add up to.
+
+        :param store: with an open task.
+        :param penalised: whether they take part in the penalties.
+        """
+        blocks = store.frozen_terms()
+        if not blocks:
+            return cls(None, None, (0.0, 0.0), 0.0)
+        terms = Factors(*(torch.cat(parts) for parts in zip(*blocks)))  # type: ignore[arg-type]
+        energy = float((terms.scale.double() ** 2).sum())
+        if not penalised:
+            return cls(None, None, (0.0, 0.0), energy)
+        norms = (float(terms.scale.double().abs().sum()), energy)
+        return cls(FrozenRows(terms.left), FrozenRows(terms.right), norms, energy)
+
+
+def factored_stores(network: TaskNetwork) -> list[FactoredStore]:
+    """The weights of a network that are trained as terms.
+
+    :param network: any.
+    :raises TaskStateError: if it has none.
+    """
+    stores = [s for s in network.weight_stores if isinstance(s, FactoredStore) and s.factored]
+    if not stores:
+        raise TaskStateError(
+            "a FactorizationPlugin needs factored weights and the network has none: build it with "
+            "TaskNetwork(model, store=FactoredStore)."
+        )
+    return stores

@@ -1,0 +1,374 @@
+"""W_t = sum of U diag|sigma| V over the tasks that W_t builds on: a network that grows by rank."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.coding import ByteReader, ByteWriter, pack_mask, unpack_mask
+from avalanche_compress.coding.low_rank import (
+    Factors,
+    break_even_rank,
+    svd_factors,
+    truncate,
+)
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.stores.base import LowRankWeight, Place, WeightStore, non_finite
+from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
+
+DECOMPOSITIONS = ("channel", "spatial")
+STORAGE = ("auto", "factors")
+_FACTORS, _DENSE = range(2)
+
+
+class FactoredStore(WeightStore):
+    """``W_t = sum_s U_s^T diag|sigma_s| V_s`` over the earlier tasks s that t builds on, and t.
+
+    The open task trains terms of its own on top of the sum of all frozen ones, which is one
+    constant tensor: a step costs the same however many tasks there are. A commit appends the
+    task's terms to the file; the sum is always taken task by task in one order, so that it has the
+    same bits for ever (Teja and Panda, arXiv 2009.01956).
+
+    A convolution (n, c, kh, kw) is the matrix (n, c kh kw) with ``decomposition="channel"``, which
+    is a convolution with R filters and then one of 1 x 1; with ``"spatial"`` it is
+    (c kh, n kw), which is a kh x 1 convolution and then a 1 x kw one. Everything else is
+    (first dimension, all others). A weight that is too small for one term to be cheaper than
+    itself (a vector, say) is not factored: each task trains and stores a dense difference.
+
+    :param place: the module and the name of its weight.
+    :param name: dotted name of the weight in the model.
+    :param decomposition: ``"channel"`` or ``"spatial"``; spatial is for 2-D convolutions without
+        groups, others are taken channel-wise.
+    :param storage: ``"auto"`` turns a truncated task's terms into a dense difference where that has
+        fewer numbers; ``"factors"`` never does.
+    :raises TaskStateError: if there is no such decomposition or storage.
+
+    >>> store = FactoredStore(Place(nn.Linear(6, 4, bias=False), "weight"))
+    >>> store.open([])
+    >>> store.left.shape, store.right.shape
+    (torch.Size([2, 4]), torch.Size([2, 6]))
+    >>> store.restore(7, store.encode())
+    >>> store.committed(7).shape, store.ranks
+    (torch.Size([4, 6]), {7: 2})
+    """
+
+    kind = "factored"
+
+    shared: Tensor
+    """The sum of the frozen terms that the open task builds on, of the weight's shape."""
+    _sum: Tensor
+
+    def __init__(
+        self,
+        place: Place,
+        name: str = "weight",
+        *,
+        decomposition: str = "channel",
+        storage: str = "auto",
+    ):
+        super().__init__(place, name)
+        if decomposition not in DECOMPOSITIONS or storage not in STORAGE:
+            raise TaskStateError(
+                f"decomposition={decomposition!r} must be one of {DECOMPOSITIONS} and "
+                f"storage={storage!r} one of {STORAGE}."
+            )
+        self.decomposition = decomposition
+        self.storage = storage
+        scratch = self.scratch.detach()
+        #: whether a matrix view exists whose two sides are the convolution's height and width
+        self._spatial = (
+            decomposition == "spatial"
+            and isinstance(place.module, nn.Conv2d)
+            and place.module.groups == 1
+        )
+        self.rows, self.columns = self._to_matrix(scratch).shape
+        self.initial_rank = break_even_rank(self.rows, self.columns)
+        """The break-even rank r0; 0 for a weight that is not factored."""
+        self.rank: int | None = None
+        """Terms of the next task that is opened; None for :attr:`initial_rank`."""
+        self.residual_scale: float = 1.0
+        """Standard deviation of sigma at the start of a task."""
+        self.from_weights: bool = False
+        """Start the first task from the module's own weights, by SVD, instead of at random."""
+        self.left = nn.Parameter(scratch.new_empty(0, self.rows))
+        self.sigma = nn.Parameter(scratch.new_empty(0))
+        self.right = nn.Parameter(scratch.new_empty(0, self.columns))
+        self.register_buffer("shared", torch.zeros_like(scratch), persistent=False)
+        self.register_buffer("_sum", torch.zeros_like(scratch), persistent=False)
+        self._summed: tuple[int, ...] = ()
+        self._quantised: list[Values] | None = None
+        self._dense = not self.factored
+        self._parents: dict[int, tuple[int, ...]] = {}
+        self._ranks: dict[int, int] = {}
+        self._added: dict[int, tuple[int, int]] = {}
+        self._reusable: tuple[int, ...] = ()
+
+    # ------------------------------------------------------------------ the open task
+
+    @property
+    def factored(self) -> bool:
+        """Whether tasks train terms; else dense differences."""
+        return self.initial_rank > 0
+
+    @property
+    def terms(self) -> Factors:
+        """The open task's terms, differentiable."""
+        return Factors(self.left, self.sigma, self.right)
+
+    def config(self) -> dict[str, Any]:
+        return {"decomposition": self.decomposition, "storage": self.storage}
+
+    def check_open(self, reusable: Sequence[int]) -> None:
+        """Nothing to refuse: there is always room for more terms."""
+
+    @torch.no_grad()
+    def open(self, reusable: Sequence[int]) -> None:
+        self._reusable = tuple(task for task in self.sections if task in set(reusable))
+        self._quantised = None
+        self._dense = not self.factored
+        self.shared = self._sum_of(self._reusable)
+        if self._dense:
+            if self.sections:
+                self.scratch.zero_()
+            return
+        rank = self.initial_rank if self.rank is None else self.rank
+        if self.from_weights and not self.sections:
+            self._train(svd_factors(self._to_matrix(self.scratch), rank))
+        else:
+            self._train(self._random_terms(rank))
+
+    def weight(self) -> Tensor:
+        if self._dense:
+            return self.shared + self.scratch
+        with torch.autocast(self.shared.device.type, enabled=False):
+            matrix = torch.addmm(
+                self._to_matrix(self.shared),
+                self.left.t(),
+                self.sigma.abs().unsqueeze(1) * self.right,
+            )
+        return self._to_weight(matrix)
+
+    @torch.no_grad()
+    def truncate(self, energy: float, mode: str = "raw", earlier: float = 0.0) -> None:
+        """Drop the open task's terms of least energy.
+
+        :param energy: see :func:`~avalanche_compress.coding.low_rank.truncate`.
+        :param mode: ``"raw"`` or ``"exact"``.
+        :param earlier: energy that counts as kept already.
+        :raises NonFiniteError: if a term is NaN or infinite; then nothing has changed.
+        """
+        if self._dense:
+            return
+        terms = self._detached()
+        if not all(bool(torch.isfinite(part).all()) for part in terms):
+            raise non_finite(self.name)
+        terms = truncate(terms, energy, mode, earlier)
+        if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
+            self.scratch.copy_(self._to_weight(terms.compose()))
+            self._dense = True
+        self._train(terms)
+
+    def frozen_terms(self) -> list[Factors]:
+        """The terms that the open task builds on, task by task; dense differences have none."""
+        blocks = (self._read(task) for task in self._reusable)
+        return [block for block in blocks if isinstance(block, Factors)]
+
+    def kept_values(self) -> list[Tensor]:
+        if self._quantised is not None:
+            return [decoded(values) for values in self._quantised]
+        return [part.detach().flatten() for part in self._trained()]
+
+    def kept_gradients(self) -> list[Tensor]:
+        return [
+            (torch.zeros_like(part) if part.grad is None else part.grad).flatten()
+            for part in self._trained()
+        ]
+
+    @torch.no_grad()
+    def keep_values(self, values: Sequence[Values]) -> None:
+        for part, kept in zip(self._trained(), values):
+            part.copy_(decoded(kept).view(part.shape))
+        self._quantised = list(values)
+
+    # ------------------------------------------------------------------ finished tasks
+
+    @property
+    def ranks(self) -> dict[int, int]:
+        """How many terms each finished task added; those of a dense difference count too."""
+        return dict(self._ranks)
+
+    def encode(self) -> bytes:
+        writer = ByteWriter()
+        writer.write_uint(self.sigma.numel())
+        writer.write_uint(self._dense)
+        skipped = [task not in self._reusable for task in self.sections]
+        writer.write_uint(any(skipped))
+        if any(skipped):
+            writer.write_tensor(pack_mask(torch.tensor(skipped)))
+        kept = self.kept_values() if self._quantised is None else self._quantised
+        for values in kept:
+            write_values(values, writer)
+        return writer.getvalue()
+
+    @torch.no_grad()
+    def decode(self, task: int, reader: ByteReader) -> None:
+        block = _read_block(reader, list(self._ranks), self.rows, self.columns, self.shared.dtype)
+        self._parents[task] = block.parents
+        self._ranks[task] = block.rank
+        self._added[task] = (block.numbers, block.bits)
+        # a new tensor, not in place: the open task's view of the old sum stays valid until open()
+        self._sum = self._sum + self._product(block.content)
+
+    def committed(self, task: int) -> Tensor:
+        if task not in self._parents:
+            raise TaskStateError(f"task {task} is not finished; finished are {list(self._ranks)}.")
+        return self._sum_of((*self._parents[task], task))
+
+    def low_rank(self, task: int) -> LowRankWeight | None:
+        blocks = [self._read(earlier) for earlier in (*self._parents[task], task)]
+        if not all(isinstance(block, Factors) for block in blocks):
+            return None
+        terms = Factors(*(torch.cat(parts) for parts in zip(*blocks)))  # type: ignore[arg-type]
+        return LowRankWeight(terms, self._spatial)
+
+    def rank_of(self, task: int) -> int | None:
+        return self._ranks[task] if self.factored else None
+
+    def stored_values(self, task: int) -> int:
+        return self._added[task][0]
+
+    def value_bits(self, task: int) -> int:
+        return self._added[task][1]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The finished tasks, and what the open one builds on."""
+        chosen = {
+            "reusable": list(self._reusable),
+            "dense": self._dense,
+            "rank": self.rank,
+            "residual_scale": self.residual_scale,
+            "from_weights": self.from_weights,
+        }
+        return {"finished": super().get_extra_state(), "open": chosen}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state["finished"])
+        chosen = state["open"]
+        self._reusable = tuple(chosen["reusable"])
+        self._dense = chosen["dense"]
+        self.rank = chosen["rank"]
+        self.residual_scale = chosen["residual_scale"]
+        self.from_weights = chosen["from_weights"]
+        self.shared = self._sum_of(self._reusable)
+        self._quantised = None
+
+    def forget(self) -> None:
+        super().forget()
+        self._parents.clear()
+        self._ranks.clear()
+        self._added.clear()
+        self._sum = torch.zeros_like(self._sum)
+
+    # ------------------------------------------------------------------ within
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, parameter in self.named_parameters(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != parameter.shape:
+                # the same Parameter, so that an optimiser still knows it
+                parameter.data = parameter.data.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _random_terms(self, rank: int) -> Factors:
+        """Kaiming-normal rows and normal sigma, as in the public code."""
+        left = torch.randn_like(self.left.new_empty(rank, self.rows))
+        right = torch.randn_like(self.right.new_empty(rank, self.columns))
+        sigma = torch.randn_like(self.sigma.new_empty(rank))
+        return Factors(
+            left * (2 / max(rank, 1)) ** 0.5,
+            sigma * self.residual_scale,
+            right * (2 / self.columns) ** 0.5,
+        )
+
+    def _train(self, terms: Factors) -> None:
+        self.left, self.sigma, self.right = (nn.Parameter(part.contiguous()) for part in terms)
+
+    def _trained(self) -> list[Tensor]:
+        return [self.scratch] if self._dense else list(self.terms)
+
+    def _detached(self) -> Factors:
+        return Factors(*(part.detach() for part in self.terms))
+
+    def _read(self, task: int) -> Factors | Tensor:
+        order = list(self.sections)
+        earlier = order[: order.index(task)]
+        reader = ByteReader(self.sections[task])
+        block = _read_block(reader, earlier, self.rows, self.columns, self.shared.dtype)
+        device = self.shared.device
+        if isinstance(block.content, Tensor):
+            return block.content.to(device)
+        return Factors(*(part.to(device) for part in block.content))
+
+    def _product(self, content: Factors | Tensor) -> Tensor:
+        """A block as a weight: one product of contiguous tensors, the same bits at every call."""
+        if isinstance(content, Tensor):
+            return content.view(self.shared.shape).to(self.shared)
+        terms = Factors(*(part.to(self.shared.device) for part in content))
+        return self._to_weight(terms.compose())
+
+    def _sum_of(self, tasks: tuple[int, ...]) -> Tensor:
+        """Blocks added up in the order of learning, which is the order of ``_sum`` too."""
+        if tasks == tuple(self._ranks):
+            return self._sum
+        total = torch.zeros_like(self._sum)
+        for task in tasks:
+            total = total + self._product(self._read(task))
+        return total
+
+    def _to_matrix(self, weight: Tensor) -> Tensor:
+        if self._spatial:
+            n, c, high, wide = weight.shape
+            return weight.permute(1, 2, 0, 3).reshape(c * high, n * wide)
+        return weight.reshape(weight.shape[0] if weight.dim() else 1, -1)
+
+    def _to_weight(self, matrix: Tensor) -> Tensor:
+        if self._spatial:
+            n, c, high, wide = self.shape
+            return matrix.view(c, high, n, wide).permute(2, 0, 1, 3)
+        return matrix.view(self.shape)
+
+
+class _Block(NamedTuple):
+    """What one task added, as its section tells."""
+
+    rank: int
+    parents: tuple[int, ...]
+    content: Factors | Tensor
+    numbers: int
+    bits: int
+
+
+def _read_block(
+    reader: ByteReader, earlier: Sequence[int], rows: int, columns: int, dtype: torch.dtype
+) -> _Block:
+    rank, dense = reader.read_uint(), reader.read_uint()
+    parents = tuple(earlier)
+    if reader.read_uint():
+        packed = reader.read_tensor(torch.uint8, ((len(earlier) + 7) // 8,))
+        skipped = unpack_mask(packed, len(earlier)).tolist()
+        parents = tuple(task for task, skip in zip(earlier, skipped) if not skip)
+    counts = [rows * columns] if dense else [rank * rows, rank, rank * columns]
+    values = [read_values(reader, count, dtype) for count in counts]
+    bits = sum(count * bits_of(value) for count, value in zip(counts, values))
+    # cloned into torch's memory: products may depend on how NumPy's happened to be aligned
+    parts = [decoded(value).to(dtype).clone() for value in values]
+    if dense:
+        return _Block(rank, parents, parts[0], counts[0], bits)
+    terms = Factors(parts[0].view(rank, rows), parts[1], parts[2].view(rank, columns))
+    return _Block(rank, parents, terms, sum(counts), bits)
+
+
+def _numbers(terms: Factors) -> int:
+    return sum(part.numel() for part in terms)
