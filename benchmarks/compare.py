@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import pictures, report
 from benchmarks.display import Display, EpochWatcher, make_display
 from benchmarks.results import (
     Row,
@@ -207,7 +207,7 @@ def run(key: RunKey, options: Options, display: Display) -> RunResult:
         settings = _settings(key, options, tracker)
         archive = options.out / "archives" / key.slug
         result = _measure(key, settings, display, archive)
-        report.heat_map(result, options.out / f"matrix-{key.slug}.png")
+        pictures.draw_run(result, options.out)
         tracker.log(result, archive)
         finished = True
     finally:
@@ -276,6 +276,7 @@ def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path
         task_inference=key.inference,
         task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
         order_index=key.order_index,
+        ranks=(learner.ranks() or None) if learner.ranks else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: the numbers, their arithmetic, and ``results.json``."""
+"""What runs leave behind: the numbers, their arithmetic, how they group, and ``results.json``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import List, Mapping, Optional, Sequence
+from typing import Callable, Iterable, List, Mapping, Optional, Sequence, TypeVar
 
 from avalanche_compress import OrderRobustness, OrderRobustnessResult
 from avalanche_compress.files import write_atomically
 
 Row = List[Optional[float]]
+_Key = TypeVar("_Key")
 
 _PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"
 
@@ -68,6 +69,8 @@ class RunResult:
         inferred rightly, 0 to 1; None where none was inferred.
     :param order_index: the number of ``order`` among the stream's task orders; 0 is the canonical
         one.
+    :param ranks: by dotted name of the weight, how many terms each task added to it, in order of
+        learning; None where no weights are kept as terms.
     """
 
     strategy: str
@@ -91,6 +94,7 @@ class RunResult:
     task_inference: str | None = None
     task_id_accuracy: float | None = None
     order_index: int = 0
+    ranks: dict[str, list[int]] | None = None
 
     @property
     def key(self) -> RunKey:
@@ -206,6 +210,67 @@ def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
     return robustness.result()
 
 
+def by_stream(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs grouped by stream, in order of first appearance."""
+    return _grouped(results, lambda run: run.stream)
+
+
+def by_scenario(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs grouped by scenario, in order of first appearance."""
+    return _grouped(results, lambda run: run.scenario)
+
+
+def by_strategy(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs grouped by strategy and rule to infer tasks, in order of first appearance."""
+    return _grouped(results, lambda run: run.key.label)
+
+
+def by_order(results: Iterable[RunResult]) -> dict[int, list[RunResult]]:
+    """Runs grouped by the number of their task order, ascending."""
+    return dict(sorted(_grouped(results, lambda run: run.order_index).items()))
+
+
+def count_orders(results: Iterable[RunResult]) -> int:
+    """In how many task orders the runs learned."""
+    return len(by_order(results))
+
+
+def title_of(results: Sequence[RunResult], stream: str) -> str:
+    """What the runs of one stream and scenario have in common, in a line."""
+    first = results[0]
+    epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
+    tasks = f"{len(first.order)} tasks, {first.backbone}"
+    return f"{stream}{scenario_of(results)}: {tasks}, {epochs}, {_repetitions(results)}"
+
+
+def scenario_of(results: Sequence[RunResult]) -> str:
+    """The scenario of all runs in brackets, to put behind the stream; empty for the usual one."""
+    scenario = results[0].scenario
+    return "" if scenario == "task" else f" ({scenario} scenario)"
+
+
+def layer_name(weight: str) -> str:
+    """The layer of a weight, for people.
+
+    >>> layer_name("body.1.weight"), layer_name("attention.in_proj_weight")
+    ('body.1', 'attention.in_proj_weight')
+    """
+    return weight[: -len(".weight")] if weight.endswith(".weight") else weight
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a decimal unit.
+
+    >>> format_bytes(812), format_bytes(81_600), format_bytes(4_536_000)
+    ('812 B', '81.6 kB', '4.54 MB')
+    """
+    if count < 1e3:
+        return f"{count:.0f} B"
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.2f} MB"
+
+
 def versions() -> dict[str, str]:
     """Versions of whatever the numbers depend on."""
     import avalanche_compress
@@ -230,6 +295,28 @@ def read_results(path: Path) -> list[RunResult]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step, through a temporary file beside it."""
     write_atomically(path, text.encode("utf-8"))
+
+
+def _grouped(
+    results: Iterable[RunResult], key: Callable[[RunResult], _Key]
+) -> dict[_Key, list[RunResult]]:
+    grouped: dict[_Key, list[RunResult]] = {}
+    for result in results:
+        grouped.setdefault(key(result), []).append(result)
+    return grouped
+
+
+def _repetitions(results: Sequence[RunResult]) -> str:
+    """How often each strategy was run.
+
+    With several orders the deviation is over all runs, whichever seed and order they had.
+    """
+    seeds, orders = len({result.seed for result in results}), count_orders(results)
+    if seeds > 1 and orders > 1:
+        return f"mean ± deviation of {seeds} seeds in {orders} task orders"
+    if orders > 1:
+        return f"seed {results[0].seed}, mean ± deviation of {orders} task orders"
+    return f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {results[0].seed}"
 
 
 def _known(row: Row) -> list[float]:

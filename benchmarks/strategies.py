@@ -99,12 +99,15 @@ class Learner:
         its archive.
     :param save_archive: writes the compressed file and returns its size after checking that it
         loads back exactly; None when the method has no such file.
+    :param ranks: by dotted name of the weight, how many terms each task so far added to it; None,
+        as an empty dictionary, when no weights are kept as terms.
     """
 
     train: Callable[[Any], Any]
     eval: Callable[[Sequence[Any]], Metrics]
     stored_bytes: Callable[[], int] | None = None
     save_archive: Callable[[Path], int] | None = None
+    ranks: Callable[[], dict[str, list[int]]] | None = None
 
     def sizes(self, path: Path) -> Sizes:
         """What is kept, in bytes; writes the archive to ``path`` where there is one."""
@@ -371,7 +374,7 @@ def _compressed(
     own_arguments: dict[str, Any],
     shaping: Sequence[SupervisedPlugin] = (),
 ) -> Learner:
-    from avalanche_compress import compression_metrics
+    from avalanche_compress import compression_metrics, layer_ranks
 
     # they are read off the archive, which takes time: only if somebody looks
     metrics = compression_metrics() if settings.loggers else []
@@ -385,7 +388,10 @@ def _compressed(
     def save(path: Path) -> int:
         return _save_archive(strategy.model, path, settings)
 
-    return Learner(strategy.train, strategy.eval, save_archive=save)
+    def ranks() -> dict[str, list[int]]:
+        return layer_ranks(strategy.model)
+
+    return Learner(strategy.train, strategy.eval, save_archive=save, ranks=ranks)
 
 
 def _validation(settings: RunSettings) -> list[SupervisedPlugin]:
@@ -441,7 +447,7 @@ STRATEGIES: dict[str, Recipe] = {
 """Strategies by name, in the order of the table."""
 
 
-CACL_ARGUMENTS = {"rank": 0.25, "init": "svd", "residual_scale": 0.1}
+CACL_ARGUMENTS = {"rank": 0.25, "init": "svd", "residual": 0.0}
 """Where the recipe departs from the paper: its 200 epochs give the penalties time to empty layers,
 a few epochs do not."""
 

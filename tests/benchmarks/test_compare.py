@@ -59,23 +59,9 @@ def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
 
 def test_defaults_are_all_strategies_on_split_digits():
     options = compare.parse([])
-    assert options.strategies == (
-        [
-            "naive",
-            "ewc",
-            "lwf",
-            "replay",
-            "avalanche_packnet",
-            "packnet",
-            "wsn",
-            "tinysubnets",
-            "ada_qpacknet",
-            "independent",
-            "joint",
-        ]
-    )
+    assert options.strategies == list(STRATEGIES)
     assert (options.streams, options.seeds, options.wandb) == (["split_digits"], [0], "off")
-    assert len(options.runs()) == 11
+    assert len(options.runs()) == len(STRATEGIES)
     assert options.scenarios == ["task"]
 
 
@@ -145,6 +131,19 @@ def test_ours_write_an_archive_that_was_checked(tmp_path):
         archive = tmp_path / "archives" / f"split_digits-{entry['strategy']}-seed0"
         assert entry["archive_bytes"] == archive.stat().st_size == entry["stored_bytes"]
         assert entry["forgetting"] == 0
+
+
+def test_ranks_are_kept_and_drawn_of_methods_that_keep_weights_as_terms(tmp_path):
+    arguments = ["--strategies", "cacl", "packnet", "naive", "--epochs", "1"]
+    assert compare.main([*arguments, "--out", str(tmp_path)]) == 0
+    cacl, *others = json.loads((tmp_path / "results.json").read_text())
+    assert list(cacl["ranks"]) == ["body.1.weight", "body.3.weight"]
+    assert [len(ranks) for ranks in cacl["ranks"].values()] == [5, 5]
+    assert [other["ranks"] for other in others] == [None, None]
+    pictures = [path.name for path in tmp_path.glob("ranks-*")]
+    assert pictures == ["ranks-split_digits-cacl-seed0.png"]
+    total = sum(cacl["ranks"]["body.1.weight"])
+    assert re.search(rf"\| cacl \| body.1 \| .* \| {total} \|", (tmp_path / "table.md").read_text())
 
 
 def test_class_scenario_has_a_row_per_rule_and_leaves_out_who_needs_labels():

@@ -1,22 +1,16 @@
-"""The table and the pictures."""
-
-import pytest
+"""The tables, and what is drawn again."""
 
 from benchmarks.report import (
-    bytes_plot,
     columns,
-    heat_map,
     main,
     markdown_table,
-    order_plot,
     order_rows,
+    rank_rows,
     side_by_side,
     table_rows,
     write_markdown,
 )
 from benchmarks.results import RunResult, write_results
-
-PNG = b"\x89PNG"
 
 
 def result(strategy="naive", seed=0, accuracy=0.9, **changes):
@@ -97,19 +91,6 @@ def test_both_scenarios_stand_side_by_side_with_a_dash_for_what_was_not_run():
     assert table_rows(runs[3:5])[0][:3] == ["wsn, energy", "55.00 ± 7.07", "60.00 ± 0.00"]
 
 
-@pytest.mark.parametrize("draw", [heat_map, lambda run, path: bytes_plot([run, run], path)])
-def test_pictures_are_written_as_png(draw, tmp_path):
-    draw(result(), tmp_path / "new" / "picture.png")
-    assert (tmp_path / "new" / "picture.png").read_bytes().startswith(PNG)
-
-
-def test_bytes_plot_takes_streams_seeds_and_many_strategies(tmp_path):
-    runs = [result(f"method {i}", seed=s, stored_bytes=10**i) for i in range(3, 8) for s in (0, 1)]
-    runs.append(result(stream="split_mnist"))
-    bytes_plot(runs, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
-
-
 def test_several_orders_add_columns_and_one_order_has_none():
     runs = [result(), reordered(accuracies=(0.94, 0.96)), result("wsn")]
     assert [name for name, _ in columns(runs)][3:8] == ["BWT", "R", "AOPD", "MOPD", "archive"]
@@ -132,18 +113,6 @@ def test_a_table_has_a_column_per_order_with_the_deviation_over_its_seeds():
     assert "order" not in markdown_table([result()], "split_digits")
 
 
-def test_the_picture_of_orders_takes_streams_seeds_and_strategies_of_one_order(tmp_path):
-    runs = [
-        make(f"method {number}", seed=seed)
-        for number in range(5)
-        for seed in (0, 1)
-        for make in (result, reordered)
-    ]
-    runs += [result("once"), reordered(stream="split_mnist"), result(stream="split_mnist")]
-    order_plot(runs, tmp_path / "orders.png")
-    assert (tmp_path / "orders.png").read_bytes().startswith(PNG)
-
-
 def test_stored_results_are_drawn_again_with_orders_only_where_there_are_several(tmp_path):
     write_results([result()], tmp_path / "a.json")
     write_results([reordered()], tmp_path / "b.json")
@@ -152,3 +121,31 @@ def test_stored_results_are_drawn_again_with_orders_only_where_there_are_several
     assert main([*files, "--out", str(tmp_path / "two")]) == 0
     one, two = ({path.name for path in (tmp_path / d).iterdir()} for d in ("one", "two"))
     assert two - one == {"order_robustness.png", "matrix-split_digits-naive-seed0-order1.png"}
+
+
+def test_ranks_are_early_and_late_means_from_ten_tasks_on():
+    early, late = [5, 4, 3, 2, 1], [0, 0, 0, 1, 1]
+    ten = {"ranks": {"body.1.weight": early + late}, "stream": "ten"}
+    assert rank_rows([result("cacl", **ten)]) == [["cacl", "body.1", "3.0 → 0.4", "17"]]
+    nine = {"ranks": {"body.1.weight": early + late[:4]}, "stream": "nine"}
+    assert rank_rows([result("cacl", **nine)]) == [["cacl", "body.1", "1.8", "16"]]
+
+
+def test_a_row_of_ranks_is_the_mean_over_runs_and_runs_without_have_none():
+    runs = [result(), result("cacl", ranks={"body.1.weight": [4, 1], "body.3.weight": [2, 2]})]
+    runs += [result("cacl", seed=1, ranks={"body.1.weight": [6, 0], "body.3.weight": [2, 2]})]
+    runs += [result("cacl", seed=2), result("cacl_8bit", ranks={"body.1.weight": [3, 3]})]
+    assert rank_rows(runs) == [
+        ["cacl", "body.1", "2.8", "5.5"],
+        ["cacl", "body.3", "2.0", "4"],
+        ["cacl_8bit", "body.1", "3.0", "6"],
+    ]
+    assert "### split_digits: ranks of the layers" in markdown_table(runs, "split_digits")
+    assert "rank" not in markdown_table(runs[:1], "split_digits")
+
+
+def test_stored_ranks_are_drawn_again(tmp_path):
+    write_results([result(), result("cacl", ranks={"a.weight": [4, 1]})], tmp_path / "a.json")
+    assert main([str(tmp_path / "a.json"), "--out", str(tmp_path / "out")]) == 0
+    drawn = {path.name for path in (tmp_path / "out").glob("ranks-*")}
+    assert drawn == {"ranks-split_digits-cacl-seed0.png"}

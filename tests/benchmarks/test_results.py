@@ -42,6 +42,7 @@ KEYS = [
     "task_inference",
     "task_id_accuracy",
     "order_index",
+    "ranks",
 ]
 
 MATRIX = [
@@ -110,16 +111,17 @@ def test_only_per_experience_test_accuracies_enter_a_row():
 
 def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
     path = tmp_path / "new" / "results.json"
-    results = [make_result(), make_result(strategy="joint", forgetting=None, bwt=None)]
+    ranked = make_result(strategy="cacl", ranks={"body.1.weight": [3, 1, 0]})
+    results = [make_result(), make_result(strategy="joint", forgetting=None, bwt=None), ranked]
     write_results(results, path)
     entries = json.loads(path.read_text())
-    assert [list(entry) for entry in entries] == [KEYS, KEYS]
+    assert [list(entry) for entry in entries] == [KEYS] * 3
     assert entries[0]["accuracy_matrix"][0] == [0.9, None, None]
     assert read_results(path) == results
 
 
-@pytest.mark.parametrize("first_new_key", ["scenario", "order_index"])
-def test_results_from_before_there_were_scenarios_or_orders_are_read(first_new_key, tmp_path):
+@pytest.mark.parametrize("first_new_key", ["scenario", "order_index", "ranks"])
+def test_results_from_before_there_were_scenarios_orders_or_ranks_are_read(first_new_key, tmp_path):
     path = tmp_path / "results.json"
     write_results([make_result()], path)
     known = KEYS[: KEYS.index(first_new_key)]
