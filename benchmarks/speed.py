@@ -24,13 +24,13 @@ from avalanche.training import Naive
 from rich.console import Console
 from rich.table import Table
 
-from avalanche_compress import WSN, MaskedStore, PackNet, TaskInference, TaskNetwork
+from avalanche_compress import CACL, WSN, MaskedStore, PackNet, TaskInference, TaskNetwork
 from avalanche_compress.coding import decode_mask, encode_mask, kmeans_1d
 from benchmarks.backbones import BACKBONES
 
 ROUNDS = 9
 TASKS = ROUNDS + 1
-SHAPES = {"mlp": (1, 28, 28), "lenet": (3, 32, 32)}
+SHAPES = {"mlp": (1, 28, 28), "lenet": (3, 32, 32), "cacl_net": (3, 32, 32)}
 CLASSES = 10
 
 
@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *training_steps("mlp", 10, 300),
         *training_steps("mlp", 256, 40),
         *training_steps("lenet", 64, 8),
+        *training_steps("cacl_net", 64, 4, ("cacl",)),
+        growing(),
         *task_inference("mlp", 256),
         *task_inference("lenet", 64),
         *kmeans(),
@@ -93,15 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def training_steps(backbone: str, batch: int, batches: int) -> list[Figure]:
+def training_steps(
+    backbone: str, batch: int, batches: int, strategies: Sequence[str] = ("packnet", "wsn")
+) -> list[Figure]:
     """One training step with loader and callbacks, ours against Naive's with a head per task.
 
     :param backbone: name of the backbone.
     :param batch: samples in a step.
     :param batches: steps in an epoch.
+    :param strategies: names of ours.
     """
     stream = _random_stream(SHAPES[backbone], batch, batches)
-    runs = {name: _trainer(name, backbone, batch) for name in ("naive", "packnet", "wsn")}
+    runs = {name: _trainer(name, backbone, batch) for name in ("naive", *strategies)}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for experience in stream.train_stream:
         for name, (strategy, timer) in runs.items():
@@ -112,6 +117,28 @@ def training_steps(backbone: str, batch: int, batches: int) -> list[Figure]:
         _figure(f"{name} step, {backbone}, batch {batch}", own[1:], "naive", naive)
         for name, own in seconds.items()
     ]
+
+
+def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
+    """CACL's step in a late task against one in an early task, with as many terms to train.
+
+    :param early: number of the early task.
+    :param late: number of the late task.
+    :param batch: samples in a step.
+    """
+    stream = _random_stream(SHAPES["cacl_net"], batch, 4, tasks=late + ROUNDS)
+    runs = {first: _trainer("cacl", "cacl_net", batch) for first in (early, late)}
+    small = _random_stream(SHAPES["cacl_net"], 2, 1, tasks=late)
+    for first, (strategy, _) in runs.items():
+        for experience in small.train_stream[: first - 1]:
+            strategy.train(experience)
+    seconds: dict[int, list[float]] = {early: [], late: []}
+    for turn in range(5):
+        for first, (strategy, timer) in runs.items():
+            strategy.train(stream.train_stream[first - 1 + turn])
+            seconds[first].append(timer.seconds / 4)
+    what = f"cacl step, cacl_net, batch {batch}, task {late}"
+    return _figure(what, seconds[late], f"task {early}", seconds[early])
 
 
 @torch.no_grad()
@@ -194,19 +221,21 @@ def _trainer(name: str, backbone: str, batch: int) -> tuple[Any, EpochTimer]:
     }
     if name == "packnet":
         return PackNet(**arguments, prune_proportion=0.7), timer
+    if name == "cacl":
+        return CACL(**arguments), timer
     if name == "wsn":
         return WSN(**arguments, density=0.5), timer
     return Naive(**arguments), timer
 
 
-def _random_stream(shape: tuple[int, ...], batch: int, batches: int) -> Any:
+def _random_stream(shape: tuple[int, ...], batch: int, batches: int, tasks: int = TASKS) -> Any:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batches * batch, *shape, generator=generator)
     y = torch.randint(CLASSES, (len(x),), generator=generator)
     return tensors_benchmark(
-        train_tensors=[(x, y)] * TASKS,
-        test_tensors=[(x[:batch], y[:batch])] * TASKS,
-        task_labels=list(range(TASKS)),
+        train_tensors=[(x, y)] * tasks,
+        test_tensors=[(x[:batch], y[:batch])] * tasks,
+        task_labels=list(range(tasks)),
     )
 
 

@@ -36,15 +36,15 @@ class FactorizationPlugin(ShapingPlugin):
     :param reg_scope: penalties on ``"all"`` terms together, frozen ones too (the public code; the
         pressure on new sigma fades as frozen energy grows), or on the ``"new"`` ones alone.
     :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
-    :param energy_scope: ``"new"``, or ``"cumulative"`` to count frozen terms as energy that is kept.
+    :param energy_scope: ``"new"``, or ``"cumulative"`` to count frozen energy as kept already.
     :param grow: how many terms a task may train, see
         :func:`~avalanche_compress.coding.low_rank.free_rank`.
     :param grow_from: finished tasks before the network may grow; the public code has 2.
     :param rank: terms of the first task, or of each with ``grow="fixed"``: a number of terms (int),
         a part of the break-even rank (float in 0..1), or ``"full"``.
     :param init: ``"random"``, or ``"svd"`` to start the first task from the model's own weights.
-    :param residual_scale: standard deviation of sigma when a task starts; the public code has 1,
-        small values leave a later task with what earlier ones have learned.
+    :param residual: factor of U when a later task starts. 1 is the public code's: new terms are as
+        strong as a layer's random start; 0 leaves the task with what earlier ones have learned.
     :raises TaskStateError: if an argument is outside its range.
 
     >>> FactorizationPlugin(lambda_sparse=0.4, grow="r0").energy
@@ -67,7 +67,7 @@ class FactorizationPlugin(ShapingPlugin):
         grow_from: int = 1,
         rank: int | float | str = 1.0,
         init: str = "random",
-        residual_scale: float = 1.0,
+        residual: float = 1.0,
     ):
         super().__init__()
         if not 0 <= energy < 1:
@@ -77,13 +77,13 @@ class FactorizationPlugin(ShapingPlugin):
             )
         if not (rank == "full" or _is_count(rank) or _is_part(rank)):
             raise TaskStateError(
-                f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part of "
-                "the break-even rank), or 'full'."
+                f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part "
+                "of the break-even rank), or 'full'."
             )
-        if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual_scale >= 0):
+        if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual >= 0):
             raise TaskStateError(
                 f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "
-                f"residual_scale={residual_scale} cannot be negative."
+                f"residual={residual} cannot be negative."
             )
         for name, value, known in (
             ("sparsity", sparsity, SPARSITY),
@@ -106,7 +106,7 @@ class FactorizationPlugin(ShapingPlugin):
         self.grow_from = grow_from
         self.rank = rank
         self.init = init
-        self.residual_scale = residual_scale
+        self.residual = residual
         self._frozen: list[_Frozen] = []
 
     def free_rank(self, store: FactoredStore) -> int:
@@ -133,7 +133,7 @@ class FactorizationPlugin(ShapingPlugin):
         for store in factored_stores(network_of(strategy)):
             store.rank = self.free_rank(store)
             store.from_weights = self.init == "svd"
-            store.residual_scale = self.residual_scale
+            store.residual = self.residual
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         stores = factored_stores(network_of(strategy))

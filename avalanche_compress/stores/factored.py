@@ -88,8 +88,9 @@ class FactoredStore(WeightStore):
         """The break-even rank r0; 0 for a weight that is not factored."""
         self.rank: int | None = None
         """Terms of the next task that is opened; None for :attr:`initial_rank`."""
-        self.residual_scale: float = 1.0
-        """Standard deviation of sigma at the start of a task."""
+        self.residual: float = 1.0
+        """What the U of later tasks are multiplied with when they start; 0 starts from earlier
+        tasks' weights."""
         self.from_weights: bool = False
         """Start the first task from the module's own weights, by SVD, instead of at random."""
         self.left = nn.Parameter(scratch.new_empty(0, self.rows))
@@ -248,7 +249,7 @@ class FactoredStore(WeightStore):
             "reusable": list(self._reusable),
             "dense": self._dense,
             "rank": self.rank,
-            "residual_scale": self.residual_scale,
+            "residual": self.residual,
             "from_weights": self.from_weights,
         }
         return {"finished": super().get_extra_state(), "open": chosen}
@@ -259,7 +260,7 @@ class FactoredStore(WeightStore):
         self._reusable = tuple(chosen["reusable"])
         self._dense = chosen["dense"]
         self.rank = chosen["rank"]
-        self.residual_scale = chosen["residual_scale"]
+        self.residual = chosen["residual"]
         self.from_weights = chosen["from_weights"]
         self.shared = self._sum_of(self._reusable)
         self._quantised = None
@@ -286,9 +287,10 @@ class FactoredStore(WeightStore):
         left = torch.randn_like(self.left.new_empty(rank, self.rows))
         right = torch.randn_like(self.right.new_empty(rank, self.columns))
         sigma = torch.randn_like(self.sigma.new_empty(rank))
+        strength = self.residual if self._reusable else 1.0
         return Factors(
-            left * (2 / max(rank, 1)) ** 0.5,
-            sigma * self.residual_scale,
+            left * strength * (2 / max(rank, 1)) ** 0.5,
+            sigma,
             right * (2 / self.columns) ** 0.5,
         )
 

@@ -33,7 +33,7 @@ class CACL(CompressedStrategy):
     :param grow_from: finished tasks before the network may grow.
     :param rank: terms of the first task: an int, a part of the break-even rank, or ``"full"``.
     :param init: ``"random"`` or ``"svd"``.
-    :param residual_scale: standard deviation of sigma when a task starts.
+    :param residual: strength of a later task's new terms when it starts.
     :param decomposition: ``"channel"`` or ``"spatial"``, see
         :class:`~avalanche_compress.stores.FactoredStore`.
     :param storage: ``"auto"`` or ``"factors"``.
@@ -62,7 +62,7 @@ class CACL(CompressedStrategy):
         grow_from: int = 1,
         rank: int | float | str = 1.0,
         init: str = "random",
-        residual_scale: float = 1.0,
+        residual: float = 1.0,
         decomposition: str = "channel",
         storage: str = "auto",
         **base_kwargs: Any,
@@ -79,7 +79,7 @@ class CACL(CompressedStrategy):
             grow_from=grow_from,
             rank=rank,
             init=init,
-            residual_scale=residual_scale,
+            residual=residual,
         )
         super().__init__(
             model=model,
