@@ -438,9 +438,9 @@ STRATEGIES: dict[str, Recipe] = {
     "wsn": Recipe(wsn, holds_out=True, infers=True),
     "tinysubnets": Recipe(tinysubnets, holds_out=True, infers=True),
     "ada_qpacknet": Recipe(ada_qpacknet, holds_out=True, infers=True),
-    "cacl": Recipe(cacl, infers=True),
-    "cacl_8bit": Recipe(cacl_8bit, infers=True),
-    "cacl_sparse": Recipe(cacl_sparse, infers=True),
+    "cacl": Recipe(cacl, holds_out=True, infers=True),
+    "cacl_8bit": Recipe(cacl_8bit, holds_out=True, infers=True),
+    "cacl_sparse": Recipe(cacl_sparse, holds_out=True, infers=True),
     "independent": Recipe(independent, scenarios=("task",)),
     "joint": Recipe(joint),
 }
@@ -448,14 +448,15 @@ STRATEGIES: dict[str, Recipe] = {
 
 
 CACL_ARGUMENTS = {
-    "rank": 0.25,
+    "rank": 0.3,
+    "grow": "r0",
     "residual": 0.1,
     "lambda_orth": 0.1,
-    "energy": 3e-3,
+    "energy": 1e-3,
     "truncation": "exact",
 }
 """Where the recipe departs from the paper's, whose 200 epochs a task leave the penalties time to
-empty layers that start with four times the terms."""
+empty layers that start with three times the terms."""
 
 EQUAL_SHARES = (1.0, 1.0)
 """First and last task's share of a layer, in units of 1 / tasks."""
