@@ -16,7 +16,14 @@ from avalanche_compress.coding.low_rank import (
 )
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import LowRankWeight, Place, WeightStore, non_finite
-from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
+from avalanche_compress.stores.values import (
+    Values,
+    bits_of,
+    cheapest,
+    decoded,
+    read_values,
+    write_values,
+)
 
 DECOMPOSITIONS = ("channel", "spatial")
 STORAGE = ("auto", "factors")
@@ -210,7 +217,7 @@ class FactoredStore(WeightStore):
             writer.write_tensor(pack_mask(torch.tensor(skipped)))
         kept = self.kept_values() if self._quantised is None else self._quantised
         for values in kept:
-            write_values(values, writer)
+            write_values(cheapest(values), writer)
         return writer.getvalue()
 
     @torch.no_grad()

@@ -43,6 +43,24 @@ def bits_of(values: Values) -> int:
     return 8 * values.element_size() if isinstance(values, Tensor) else values.bits
 
 
+def cheapest(values: Values) -> Values:
+    """The same numbers as floats, where codes and codebook take more bytes.
+
+    :param values: n kept values.
+
+    >>> cheapest(Codebook(torch.zeros(3, dtype=torch.int32), torch.tensor([1.5, 2.0])))
+    Codebook(codes=tensor([0, 0, 0], dtype=torch.int32), centroids=tensor([1.5000, 2.0000]))
+    >>> cheapest(Codebook(torch.tensor([0, 1], dtype=torch.int32), torch.tensor([1.5, 2.0])))
+    tensor([1.5000, 2.0000])
+    """
+    if not isinstance(values, Codebook):
+        return values
+    size = values.centroids.element_size()
+    count = values.codes.numel()
+    coded = size * values.centroids.numel() + (count * values.bits + 7) // 8
+    return values.decode() if size * count <= coded else values
+
+
 def write_values(values: Values, writer: ByteWriter) -> None:
     """Append n kept values; n and the float type are known to who reads.
 
