@@ -448,15 +448,16 @@ STRATEGIES: dict[str, Recipe] = {
 
 
 CACL_ARGUMENTS = {
-    "rank": 0.3,
+    "rank": 0.25,
     "grow": "r0",
+    "init": "orthogonal",
     "residual": 0.1,
     "lambda_orth": 0.1,
-    "energy": 1e-3,
+    "energy": 5e-3,
     "truncation": "exact",
 }
 """Where the recipe departs from the paper's, whose 200 epochs a task leave the penalties time to
-empty layers that start with three times the terms."""
+empty layers that start with four times the terms."""
 
 EQUAL_SHARES = (1.0, 1.0)
 """First and last task's share of a layer, in units of 1 / tasks."""

@@ -58,6 +58,44 @@ def break_even_rank(rows: int, columns: int) -> int:
     return rows * columns // (rows + columns)
 
 
+def random_terms(rows: int, columns: int, rank: int) -> Factors:
+    """Terms to start from as in the public code of CACL: normal, of variance 2/R, 1 and 2/m.
+
+    The matrix's entries then have the variance 4/m.
+
+    :param rows: n.
+    :param columns: m.
+    :param rank: R.
+    """
+    return Factors(
+        torch.randn(rank, rows) * (2 / max(rank, 1)) ** 0.5,
+        torch.randn(rank),
+        torch.randn(rank, columns) * (2 / columns) ** 0.5,
+    )
+
+
+def orthogonal_terms(rows: int, columns: int, rank: int) -> Factors:
+    """Terms to start from with orthonormal rows (columns, if there are more rows) on both sides.
+
+    All scales are the same, such that the matrix's entries have the variance 2/m, as in Kaiming's
+    initialisation for ReLU: no term starts out stronger than another.
+
+    :param rows: n.
+    :param columns: m.
+    :param rank: R.
+
+    >>> terms = orthogonal_terms(6, 8, 4)
+    >>> torch.allclose(terms.left @ terms.left.t(), torch.eye(4), atol=1e-6)
+    True
+    """
+    left, right = torch.empty(rank, rows), torch.empty(rank, columns)
+    for part in (left, right):
+        if rank:
+            torch.nn.init.orthogonal_(part)
+    norm = (left.t() @ right).norm() if rank else torch.ones(())
+    return Factors(left, torch.full((rank,), float((2 * rows) ** 0.5 / norm)), right)
+
+
 def svd_factors(matrix: Tensor, rank: int) -> Factors:
     """The best approximation of a rank, by singular value decomposition in float64.
 

@@ -17,7 +17,7 @@ from avalanche_compress.stores import FactoredStore
 
 REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
-INITS = ("random", "svd")
+INITS = ("random", "orthogonal", "svd")
 
 
 class FactorizationPlugin(ShapingPlugin):
@@ -42,7 +42,9 @@ class FactorizationPlugin(ShapingPlugin):
     :param grow_from: finished tasks before the network may grow; the public code has 2.
     :param rank: terms of the first task, or of each with ``grow="fixed"``: a number of terms (int),
         a part of the break-even rank (float in 0..1), or ``"full"``.
-    :param init: ``"random"``, or ``"svd"`` to start the first task from the model's own weights.
+    :param init: how a task's terms start: ``"random"``, the public code's; ``"orthogonal"``, which
+        the penalty leaves alone and in which no term is stronger than another; ``"svd"``, the
+        model's own weights for the first task and orthogonal for others.
     :param residual: factor of U when a later task starts. 1 is the public code's: new terms are as
         strong as a layer's random start; 0 leaves the task with what earlier ones have learned.
     :raises TaskStateError: if an argument is outside its range.
@@ -132,7 +134,7 @@ class FactorizationPlugin(ShapingPlugin):
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         for store in factored_stores(network_of(strategy)):
             store.rank = self.free_rank(store)
-            store.from_weights = self.init == "svd"
+            store.start = self.init
             store.residual = self.residual
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

@@ -11,6 +11,8 @@ from avalanche_compress.coding import ByteReader, ByteWriter, pack_mask, unpack_
 from avalanche_compress.coding.low_rank import (
     Factors,
     break_even_rank,
+    orthogonal_terms,
+    random_terms,
     svd_factors,
     truncate,
 )
@@ -98,8 +100,9 @@ class FactoredStore(WeightStore):
         self.residual: float = 1.0
         """What the U of later tasks are multiplied with when they start; 0 starts from earlier
         tasks' weights."""
-        self.from_weights: bool = False
-        """Start the first task from the module's own weights, by SVD, instead of at random."""
+        self.start: str = "random"
+        """How terms start: ``"random"`` as in the public code, ``"orthogonal"``, or ``"svd"``, which
+        is the module's own weight for the first task and orthogonal for others."""
         self.left = nn.Parameter(scratch.new_empty(0, self.rows))
         self.sigma = nn.Parameter(scratch.new_empty(0))
         self.right = nn.Parameter(scratch.new_empty(0, self.columns))
@@ -142,10 +145,7 @@ class FactoredStore(WeightStore):
                 self.scratch.zero_()
             return
         rank = self.initial_rank if self.rank is None else self.rank
-        if self.from_weights and not self.sections:
-            self._train(svd_factors(self._to_matrix(self.scratch), rank))
-        else:
-            self._train(self._random_terms(rank))
+        self._train(self._starting_terms(rank))
 
     def weight(self) -> Tensor:
         if self._dense:
@@ -257,7 +257,7 @@ class FactoredStore(WeightStore):
             "dense": self._dense,
             "rank": self.rank,
             "residual": self.residual,
-            "from_weights": self.from_weights,
+            "start": self.start,
         }
         return {"finished": super().get_extra_state(), "open": chosen}
 
@@ -268,7 +268,7 @@ class FactoredStore(WeightStore):
         self._dense = chosen["dense"]
         self.rank = chosen["rank"]
         self.residual = chosen["residual"]
-        self.from_weights = chosen["from_weights"]
+        self.start = chosen["start"]
         self.shared = self._sum_of(self._reusable)
         self._quantised = None
 
@@ -289,17 +289,13 @@ class FactoredStore(WeightStore):
                 parameter.data = parameter.data.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _random_terms(self, rank: int) -> Factors:
-        """Kaiming-normal rows and normal sigma, as in the public code."""
-        left = torch.randn_like(self.left.new_empty(rank, self.rows))
-        right = torch.randn_like(self.right.new_empty(rank, self.columns))
-        sigma = torch.randn_like(self.sigma.new_empty(rank))
+    def _starting_terms(self, rank: int) -> Factors:
+        if self.start == "svd" and not self.sections:
+            return svd_factors(self._to_matrix(self.scratch), rank)
+        build = random_terms if self.start == "random" else orthogonal_terms
+        terms = build(self.rows, self.columns, rank)
         strength = self.residual if self._reusable else 1.0
-        return Factors(
-            left * strength * (2 / max(rank, 1)) ** 0.5,
-            sigma,
-            right * (2 / self.columns) ** 0.5,
-        )
+        return Factors(*(part.to(self.shared) for part in (strength * terms.left, *terms[1:])))
 
     def _train(self, terms: Factors) -> None:
         self.left, self.sigma, self.right = (nn.Parameter(part.contiguous()) for part in terms)

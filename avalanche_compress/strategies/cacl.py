@@ -32,7 +32,7 @@ class CACL(CompressedStrategy):
     :param grow: ``"avg"``, ``"r0"``, ``"mean_task"``, ``"fixed"`` or ``"none"``.
     :param grow_from: finished tasks before the network may grow.
     :param rank: terms of the first task: an int, a part of the break-even rank, or ``"full"``.
-    :param init: ``"random"`` or ``"svd"``.
+    :param init: ``"random"``, ``"orthogonal"`` or ``"svd"``.
     :param residual: strength of a later task's new terms when it starts.
     :param decomposition: ``"channel"`` or ``"spatial"``, see
         :class:`~avalanche_compress.stores.FactoredStore`.
