@@ -139,7 +139,8 @@ class FactorizationPlugin(ShapingPlugin):
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         stores = factored_stores(network_of(strategy))
-        self._frozen = [_Frozen.of(store, self.reg_scope == "all") for store in stores]
+        with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
+            self._frozen = [_Frozen.of(store, self.reg_scope == "all") for store in stores]
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))
@@ -165,7 +166,10 @@ class FactorizationPlugin(ShapingPlugin):
         return total
 
     def shape(self, strategy: Any) -> None:
-        for store, frozen in zip(factored_stores(network_of(strategy)), self._frozen):
+        stores = factored_stores(network_of(strategy))
+        for store in stores:
+            store.check_finite()  # before any of them has changed
+        for store, frozen in zip(stores, self._frozen):
             earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
             store.truncate(self.energy, self.truncation, earlier)
         self._frozen = []
@@ -210,12 +214,13 @@ def factored_stores(network: TaskNetwork) -> list[FactoredStore]:
     """The weights of a network that are trained as terms.
 
     :param network: any.
-    :raises TaskStateError: if it has none.
+    :return: without those that are too small to be factored.
+    :raises TaskStateError: if none of its stores is a FactoredStore.
     """
-    stores = [s for s in network.weight_stores if isinstance(s, FactoredStore) and s.factored]
+    stores = [s for s in network.weight_stores if isinstance(s, FactoredStore)]
     if not stores:
         raise TaskStateError(
             "a FactorizationPlugin needs factored weights and the network has none: build it with "
             "TaskNetwork(model, store=FactoredStore)."
         )
-    return stores
+    return [store for store in stores if store.factored]

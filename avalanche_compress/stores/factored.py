@@ -29,7 +29,6 @@ from avalanche_compress.stores.values import (
 
 DECOMPOSITIONS = ("channel", "spatial")
 STORAGE = ("auto", "factors")
-_FACTORS, _DENSE = range(2)
 
 
 class FactoredStore(WeightStore):
@@ -90,6 +89,7 @@ class FactoredStore(WeightStore):
         self._spatial = (
             decomposition == "spatial"
             and isinstance(place.module, nn.Conv2d)
+            and scratch.dim() == 4
             and place.module.groups == 1
         )
         self.rows, self.columns = self._to_matrix(scratch).shape
@@ -108,7 +108,6 @@ class FactoredStore(WeightStore):
         self.right = nn.Parameter(scratch.new_empty(0, self.columns))
         self.register_buffer("shared", torch.zeros_like(scratch), persistent=False)
         self.register_buffer("_sum", torch.zeros_like(scratch), persistent=False)
-        self._summed: tuple[int, ...] = ()
         self._quantised: list[Values] | None = None
         self._dense = not self.factored
         self._parents: dict[int, tuple[int, ...]] = {}
@@ -141,7 +140,7 @@ class FactoredStore(WeightStore):
         self._dense = not self.factored
         self.shared = self._sum_of(self._reusable)
         if self._dense:
-            if self.sections:
+            if self._reusable:
                 self.scratch.zero_()
             return
         rank = self.initial_rank if self.rank is None else self.rank
@@ -150,13 +149,22 @@ class FactoredStore(WeightStore):
     def weight(self) -> Tensor:
         if self._dense:
             return self.shared + self.scratch
-        with torch.autocast(self.shared.device.type, enabled=False):
+        with self._full_precision():
             matrix = torch.addmm(
                 self._to_matrix(self.shared),
                 self.left.t(),
                 self.sigma.abs().unsqueeze(1) * self.right,
             )
         return self._to_weight(matrix)
+
+    @torch.no_grad()
+    def check_finite(self) -> None:
+        """Refuse terms that must not be kept.
+
+        :raises NonFiniteError: if one is NaN or infinite.
+        """
+        if not all(bool(torch.isfinite(part).all()) for part in self.terms):
+            raise non_finite(self.name)
 
     @torch.no_grad()
     def truncate(self, energy: float, mode: str = "raw", earlier: float = 0.0) -> None:
@@ -169,12 +177,12 @@ class FactoredStore(WeightStore):
         """
         if self._dense:
             return
-        terms = self._detached()
-        if not all(bool(torch.isfinite(part).all()) for part in terms):
-            raise non_finite(self.name)
-        terms = truncate(terms, energy, mode, earlier)
+        self.check_finite()
+        with self._full_precision():
+            terms = truncate(self._detached(), energy, mode, earlier)
+            difference = self._to_weight(terms.compose())
         if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
-            self.scratch.copy_(self._to_weight(terms.compose()))
+            self.scratch.copy_(difference)
             self._dense = True
         self._train(terms)
 
@@ -289,6 +297,10 @@ class FactoredStore(WeightStore):
                 parameter.data = parameter.data.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def _full_precision(self) -> torch.autocast:
+        """Terms are composed in their own type, or a commit under autocast would round them."""
+        return torch.autocast(self.shared.device.type, enabled=False)
+
     def _starting_terms(self, rank: int) -> Factors:
         if self.start == "svd" and not self.sections:
             return svd_factors(self._to_matrix(self.scratch), rank)
@@ -321,7 +333,8 @@ class FactoredStore(WeightStore):
         if isinstance(content, Tensor):
             return content.view(self.shared.shape).to(self.shared)
         terms = Factors(*(part.to(self.shared.device) for part in content))
-        return self._to_weight(terms.compose())
+        with self._full_precision():
+            return self._to_weight(terms.compose())
 
     def _sum_of(self, tasks: tuple[int, ...]) -> Tensor:
         """Blocks added up in the order of learning, which is the order of ``_sum`` too."""

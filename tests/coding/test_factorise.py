@@ -12,6 +12,7 @@ from avalanche_compress.coding.factorise import (
     balanced_factors,
     leading_svd,
     least_squares_scalings,
+    perturb_weight,
     scale_weight,
     spatial_mean,
 )
@@ -254,3 +255,20 @@ def test_large_single_precision_values_are_not_taken_for_infinite():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("kernel", [1, 6])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_perturbed_weight_is_its_formula_and_so_are_its_gradients(rank, kernel, flat):
+    groups, n, m = 2, 4, 5
+    base = draw(groups, n, m, kernel)
+    shapes = (groups, n), (groups, m), (groups, n, rank), (groups, rank, m * kernel**flat)
+    parts = [draw(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    weight = perturb_weight(base, *parts)
+    for group in range(groups):
+        r, s, left, right = (part[group] for part in parts)
+        product = (left @ right).view(n, m, -1)
+        expected = r[:, None, None] * base[group] * s[:, None] + product
+        torch.testing.assert_close(weight[group], expected)
+    assert torch.autograd.gradcheck(lambda *own: perturb_weight(base, *own), parts)

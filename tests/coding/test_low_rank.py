@@ -16,6 +16,8 @@ from avalanche_compress.coding.low_rank import (
     free_rank,
     kept_terms,
     orthogonal_factors,
+    orthogonal_terms,
+    random_terms,
     svd_factors,
     truncate,
 )
@@ -157,6 +159,36 @@ def test_orthogonal_factors_are_the_svd_of_the_same_matrix(rank, shape):
         torch.testing.assert_close(rows @ rows.t(), eye, rtol=0, atol=1e-12)
     singular = np.linalg.svd(matrix.numpy(), compute_uv=False)
     np.testing.assert_allclose(orthogonal.scale.numpy(), singular[: orthogonal.rank], atol=1e-12)
+
+
+# ------------------------------------------------------------------ starts
+
+
+def test_random_terms_have_the_variances_of_the_public_code():
+    torch.manual_seed(0)
+    left, scale, right = random_terms(60, 90, 200)
+    assert float(left.square().mean()) == pytest.approx(2 / 200, rel=0.1)
+    assert float(scale.square().mean()) == pytest.approx(1, rel=0.3)
+    assert float(right.square().mean()) == pytest.approx(2 / 90, rel=0.1)
+    entries = [float(random_terms(60, 90, 30).compose().square().mean()) for _ in range(30)]
+    assert np.mean(entries) == pytest.approx(4 / 90, rel=0.15)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 6, 8, 11])
+@pytest.mark.parametrize("shape", [(6, 8), (8, 6)])
+def test_orthogonal_terms_are_orthonormal_equally_strong_and_of_kaimings_variance(shape, rank):
+    terms = orthogonal_terms(*shape, rank)
+    for rows in (terms.left, terms.right):
+        gram = rows @ rows.t() if rank <= rows.shape[1] else rows.t() @ rows
+        torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+    assert len(terms.scale.unique()) == 1
+    variance = float(terms.compose().square().mean())
+    assert variance == pytest.approx(2 / shape[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("build", [random_terms, orthogonal_terms])
+def test_starting_with_no_terms_is_a_matrix_of_zeros(build):
+    assert torch.equal(build(5, 7, 0).compose(), torch.zeros(5, 7))
 
 
 # ------------------------------------------------------------------ which terms stay
