@@ -101,8 +101,8 @@ class FactoredStore(WeightStore):
         """What the U of later tasks are multiplied with when they start; 0 starts from earlier
         tasks' weights."""
         self.start: str = "random"
-        """How terms start: ``"random"`` as in the public code, ``"orthogonal"``, or ``"svd"``, which
-        is the module's own weight for the first task and orthogonal for others."""
+        """How terms start: ``"random"`` as in the public code, ``"orthogonal"``, or ``"svd"``: the
+        first task from the module's own weight, others orthogonal."""
         self.left = nn.Parameter(scratch.new_empty(0, self.rows))
         self.sigma = nn.Parameter(scratch.new_empty(0))
         self.right = nn.Parameter(scratch.new_empty(0, self.columns))
