@@ -7,37 +7,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import random
+import os
+import shutil
 import sys
-import time
-import traceback
-import warnings
-from dataclasses import dataclass, field
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, NoReturn, Sequence
+from typing import Iterable, NoReturn, Sequence
 
-import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import pictures, report
-from benchmarks.display import Display, EpochWatcher, make_display
-from benchmarks.results import (
-    Row,
-    RunKey,
-    RunResult,
-    accuracy_row,
-    backward_transfer,
-    final_accuracy,
-    forgetting,
-    versions,
-    write_results,
-    write_text,
+from benchmarks import report
+from benchmarks.display import Display, make_display
+from benchmarks.engines import (
+    ENGINES,
+    EngineError,
+    Outcomes,
+    run_here,
+    run_in_processes,
+    run_on_ray,
 )
-from benchmarks.strategies import RULES, STRATEGIES, Learner, RunSettings
-from benchmarks.streams import SCENARIOS, STREAMS, Budget, Stream, nearest, task_orders
-from benchmarks.tracking import MODES, Tracker
+from benchmarks.recipe import RecipeError, fingerprint
+from benchmarks.results import RunKey, RunResult, write_results
+from benchmarks.runs import Failure, Job
+from benchmarks.store import NAME, Store, in_order
+from benchmarks.strategies import RULES, STRATEGIES
+from benchmarks.streams import SCENARIOS, STREAMS, Budget, nearest
+from benchmarks.tracking import MODES
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,11 @@ class Options:
     :param scenarios: ``task``, ``class`` or both.
     :param inference: the rules by which our strategies infer tasks in the class scenario.
     :param orders: how many task orders, the canonical one first.
+    :param quick: whether to train for a tenth of each stream's default epochs, but at least two.
+    :param engine: ``local`` or ``ray``.
+    :param workers: runs at a time.
+    :param address: of a Ray cluster.
+    :param device: ``"cpu"`` or ``"cuda"``.
     """
 
     strategies: list[str]
@@ -63,11 +67,16 @@ class Options:
     scenarios: list[str]
     inference: list[str]
     orders: int = 1
+    quick: bool = False
+    engine: str = "local"
+    workers: int = 1
+    address: str | None = None
+    device: str = "cpu"
 
     def runs(self) -> list[RunKey]:
         """All runs, the strategies of one stream, scenario, order and seed beside each other."""
         return [
-            RunKey(strategy, stream, seed, scenario, rule, order)
+            RunKey(strategy, stream, seed, scenario, rule, order, self.quick)
             for stream in self.streams
             for scenario in self.scenarios
             for order in range(self.orders)
@@ -86,19 +95,23 @@ class Options:
     def budget(self, stream: str) -> Budget:
         """What is spent on each task of a stream."""
         budget = STREAMS[stream].budget
+        if self.quick:
+            # two of them, because some methods need an epoch after pruning
+            few = min(budget.epochs, max(2, budget.epochs // 10))
+            return dataclasses.replace(budget, epochs=few)
         return budget if self.epochs is None else dataclasses.replace(budget, epochs=self.epochs)
 
+    def jobs(self) -> list[Job]:
+        """All runs, with everything that a worker has to know of them.
 
-@dataclass(frozen=True)
-class Failure:
-    """A run that did not finish."""
+        :raises RecipeError: if there is something wrong with a recipe.
+        """
+        return [self._job(key) for key in self.runs()]
 
-    key: RunKey
-    reason: str
-    traceback_file: Path
-
-    def __str__(self) -> str:
-        return f"failed: {self.key}: {self.reason} (traceback in {self.traceback_file})"
+    def _job(self, key: RunKey) -> Job:
+        budget = self.budget(key.stream)
+        recipe = fingerprint(key.strategy, key.stream, budget, self.device)
+        return Job(key, budget, recipe, self.device, self.data, self.out, self.wandb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,27 +121,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: exit code, 0 only when every run finished.
     """
     options = parse(arguments)
-    # Avalanche warns about its own deprecations in every run.
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     console = Console()
-    runs = options.runs()
-    display = make_display(console, len(runs))
-    results: list[RunResult] = []
+    try:
+        jobs = options.jobs()
+        return 1 if _compare(jobs, options, console) else 0
+    except (RecipeError, EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
+    """Do what has not been done before; show and write the tables of everything."""
+    store = Store(options.out / NAME)
+    missing = [job for job in jobs if _stored(job, store) is None]
+    if len(missing) < len(jobs):
+        done = f"{len(jobs) - len(missing)} of {len(jobs)} runs"
+        console.print(f"{done} have finished before: {store.path} has them.", soft_wrap=True)
+    display = make_display(console, len(missing))
     failures: list[Failure] = []
     try:
-        for key in runs:
-            try:
-                results.append(run(key, options, display))
-                write_results(results, options.out / "results.json")
-                display.finish(results[-1])
-            except Exception as error:
-                failures.append(_failure(key, error, options.out))
-                display.fail(key)
+        for job, outcome in _outcomes(missing, options, display):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                display.fail(job.key)
+                continue
+            _keep(job, outcome, store)
+            display.finish(outcome)
     finally:
         display.close()
-        _report(results, failures, options.out, console)
-    return 1 if failures else 0
+        found = [_stored(job, store) for job in jobs]
+        _report([run for run in found if run is not None], store, failures, console)
+    return failures
+
+
+def _outcomes(jobs: Sequence[Job], options: Options, display: Display) -> Outcomes:
+    if not jobs:
+        return iter(())
+    if options.engine == "ray":
+        return run_on_ray(jobs, display, options.workers, options.address)
+    if min(options.workers, len(jobs)) == 1:
+        return run_here(jobs, display)
+    return run_in_processes(jobs, display, options.workers)
+
+
+def _stored(job: Job, store: Store) -> RunResult | None:
+    return store.find(job.key, job.budget.epochs, job.recipe)
+
+
+def _keep(job: Job, result: RunResult, store: Store) -> None:
+    """Store a result; only then are its checkpoints of no more use."""
+    store.add(result)
+    write_results(store.results(), job.out / "results.json")
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    with suppress(OSError):  # other runs may have theirs beside it
+        job.checkpoints.parent.rmdir()
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -137,7 +183,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--strategies", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--streams", nargs="+", default=["split_digits"], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs per task")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N", help="epochs per task")
+    length.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the epochs, at least 2; tables, files and records say so",
+    )
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="data sets (default: data)"
     )
@@ -166,6 +218,14 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         metavar="N",
         help="orders of the tasks, the canonical one first (default: 1)",
     )
+    parser.add_argument("--engine", choices=ENGINES, default="local")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="runs at a time (default and most: one a core)"
+    )
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster, or auto")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="auto: cuda where there is one"
+    )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     given = parser.parse_args(arguments)
     if given.strategies is None:
@@ -178,6 +238,12 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
     if given.orders < 1:
         parser.error(f"--orders is {given.orders}, but a comparison needs at least 1.")
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers is {given.workers}, but somebody has to work: at least 1.")
+    if given.address is not None and given.engine != "ray":
+        parser.error("--address is of a Ray cluster: give --engine ray as well.")
+    if given.device == "cuda" and given.engine == "local" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but this machine has none: give cpu or auto.")
     return Options(
         _unique(given.strategies),
         _unique(given.streams),
@@ -189,166 +255,38 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         _unique(given.scenario),
         _unique(given.inference),
         given.orders,
+        given.quick,
+        given.engine,
+        min(given.workers or _cores(), _cores()),
+        given.address,
+        _device(given.device),
     )
 
 
-def run(key: RunKey, options: Options, display: Display) -> RunResult:
-    """Train and evaluate one strategy on one stream with one seed and order.
-
-    :param key: which run.
-    :param options: the command line.
-    :param display: gets the progress.
-    """
-    budget = options.budget(key.stream)
-    _error_file(key, options.out).unlink(missing_ok=True)
-    tracker = Tracker(options.wandb, options.out, key, budget)
-    finished = False
-    try:
-        settings = _settings(key, options, tracker)
-        archive = options.out / "archives" / key.slug
-        result = _measure(key, settings, display, archive)
-        pictures.draw_run(result, options.out)
-        tracker.log(result, archive)
-        finished = True
-    finally:
-        tracker.close(failed=not finished)
-    return result
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
-def _settings(key: RunKey, options: Options, tracker: Tracker) -> RunSettings:
-    budget = options.budget(key.stream)
-    stream = _build_stream(key, options.data, budget)
-    loggers = [] if tracker.logger is None else [tracker.logger]
-    backbone = STREAMS[key.stream].backbone
-    return RunSettings(stream, backbone, budget, key.seed, loggers=loggers, inference=key.inference)
-
-
-def _build_stream(key: RunKey, data: Path, budget: Budget) -> Stream:
-    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else budget.validation_fraction
-    changes: dict[str, Any] = {}
-    if key.scenario != "task":
-        changes["scenario"] = key.scenario
-    if key.order_index:
-        changes["order"] = _task_order(key, data)
-    _seed_everything(key.seed)
-    return STREAMS[key.stream].build(data, key.seed, held_out, **changes)
-
-
-def _task_order(key: RunKey, data: Path) -> list[int]:
-    orders = key.order_index + 1
-    return task_orders(_count_tasks(key.stream, data), orders)[key.order_index]
-
-
-@lru_cache(maxsize=None)
-def _count_tasks(stream: str, data: Path) -> int:
-    """Only a stream that was built knows its tasks."""
-    return len(STREAMS[stream].build(data, 0).tasks)
-
-
-def _measure(key: RunKey, settings: RunSettings, display: Display, archive: Path) -> RunResult:
-    stream, budget = settings.stream, settings.budget
-    position = _Position(display)
-    settings.plugins.append(EpochWatcher(position.epoch))
-    display.start(key, len(stream.tasks), budget.epochs)
-    _seed_everything(key.seed)
-    learner = STRATEGIES[key.strategy].build(settings)
-    history = _train_all(learner, stream, position)
-    sizes = learner.sizes(archive)
-    return RunResult(
-        strategy=key.strategy,
-        stream=key.stream,
-        backbone=settings.backbone,
-        seed=key.seed,
-        order=stream.order,
-        accuracy=final_accuracy(history.matrix),
-        accuracy_matrix=history.matrix,
-        forgetting=forgetting(history.matrix),
-        bwt=backward_transfer(history.matrix),
-        archive_bytes=sizes.archive,
-        stored_bytes=sizes.stored,
-        independent_bytes=settings.independent_bytes(),
-        train_seconds=history.train_seconds,
-        eval_seconds=history.eval_seconds,
-        versions=versions(),
-        epochs=budget.epochs,
-        train_mb_size=budget.train_mb_size,
-        scenario=key.scenario,
-        task_inference=key.inference,
-        task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
-        order_index=key.order_index,
-        ranks=(learner.ranks() or None) if learner.ranks else None,
-    )
-
-
-@dataclass
-class _Position:
-    """Where a run is: Avalanche's clock knows the epoch, the loop knows the task."""
-
-    display: Display
-    task: int = 0
-
-    def epoch(self, epoch: int) -> None:
-        self.display.epoch(self.task, epoch)
-
-
-@dataclass
-class _History:
-    matrix: list[Row]
-    task_ids: Row = field(default_factory=list)
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-
-
-def _train_all(learner: Learner, stream: Stream, position: _Position) -> _History:
-    """Learn the tasks in order; after each one evaluate those that were seen."""
-    history = _History([])
-    for task, experience in enumerate(stream.benchmark.train_stream):
-        position.task = task
-        start = time.perf_counter()
-        learner.train(experience)
-        trained = time.perf_counter()
-        metrics = learner.eval(stream.benchmark.test_stream[: task + 1])
-        history.train_seconds += trained - start
-        history.eval_seconds += time.perf_counter() - trained
-        row = accuracy_row(metrics, len(stream.tasks))
-        history.task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
-        history.matrix.append(row)
-        position.display.task(task, _mean_so_far(row))
-    return history
-
-
-def _mean_so_far(row: Row) -> float | None:
-    seen = [accuracy for accuracy in row if accuracy is not None]
-    return sum(seen) / len(seen) if seen else None
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 def _report(
-    results: Sequence[RunResult], failures: Sequence[Failure], out: Path, console: Console
+    results: Sequence[RunResult], store: Store, failures: Sequence[Failure], console: Console
 ) -> None:
-    if results:
-        report.write_report(results, out)
+    """Print the tables of this command's runs, write those of all that are stored."""
+    everything = store.results()
+    if everything:
+        write_results(everything, store.path.parent / "results.json")
+        report.write_report(everything, store.path.parent)
     # Rich drops columns for which there is no room; a narrow terminal folds the lines instead.
     console.width = max(console.width, 200)
-    for table in report.rich_tables(results):
+    for table in report.rich_tables(in_order(results)):
         console.print(table)
     for failure in failures:
         console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
-
-
-def _failure(key: RunKey, error: Exception, out: Path) -> Failure:
-    path = _error_file(key, out)
-    write_text(path, traceback.format_exc())
-    return Failure(key, f"{type(error).__name__}: {' '.join(str(error).split())}", path)
-
-
-def _error_file(key: RunKey, out: Path) -> Path:
-    return out / "errors" / f"{key.slug}.txt"
-
-
-def _seed_everything(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _unique(values: list) -> list:

@@ -2,62 +2,90 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Callable, Protocol
 
 from avalanche.core import SupervisedPlugin
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from benchmarks.results import RunKey, RunResult
 
 
 class Display(Protocol):
-    """What the comparison tells its audience."""
+    """What the comparison tells its audience; several runs may be under way."""
 
-    def start(self, key: RunKey, tasks: int, epochs: int) -> None:
-        """A run begins."""
+    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+        """A run begins, or goes on after ``finished`` tasks."""
 
-    def epoch(self, task: int, epoch: int) -> None:
+    def epoch(self, key: RunKey, task: int, epoch: int) -> None:
         """Epoch ``epoch`` (from 1) of task ``task`` (from 0) is over."""
 
-    def task(self, task: int, accuracy: float | None) -> None:
+    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
         """Task ``task`` (from 0) is learnt; ``accuracy`` is the mean over the tasks so far."""
 
     def finish(self, result: RunResult) -> None:
-        """The run is over."""
+        """A run is over."""
 
     def fail(self, key: RunKey) -> None:
-        """The run came to a bad end."""
+        """A run came to a bad end."""
 
     def close(self) -> None:
         """Nothing more will come."""
 
 
-class LineDisplay:
-    """One short line per task, without control codes.
+class SilentDisplay:
+    """Tells nobody; see :class:`Display`."""
+
+    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+        """See :class:`Display`."""
+
+    def epoch(self, key: RunKey, task: int, epoch: int) -> None:
+        """See :class:`Display`."""
+
+    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
+        """See :class:`Display`."""
+
+    def finish(self, result: RunResult) -> None:
+        """See :class:`Display`."""
+
+    def fail(self, key: RunKey) -> None:
+        """See :class:`Display`."""
+
+    def close(self) -> None:
+        """See :class:`Display`."""
+
+
+class LineDisplay(SilentDisplay):
+    """One short line per task, without control codes; epochs are not reported, there may be many.
 
     :param console: where to print.
     """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.prefix = ""
-        self.tasks = 0
-        self.epochs = 0
+        self.lengths: dict[RunKey, tuple[int, int]] = {}
 
-    def start(self, key: RunKey, tasks: int, epochs: int) -> None:
+    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
         """See :class:`Display`."""
-        self.prefix, self.tasks, self.epochs = str(key), tasks, epochs
+        self.lengths[key] = tasks, epochs
+        if finished:
+            self._print(f"{key}: goes on after task {finished}/{tasks}")
 
-    def epoch(self, task: int, epoch: int) -> None:
-        """Epochs are not reported: there may be hundreds."""
-
-    def task(self, task: int, accuracy: float | None) -> None:
+    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
         """See :class:`Display`."""
         if accuracy is None:
             return
+        tasks, epochs = self.lengths[key]
         self._print(
-            f"{self.prefix}: task {task + 1}/{self.tasks}, epoch {self.epochs}/{self.epochs}, "
+            f"{key}: task {task + 1}/{tasks}, epoch {epochs}/{epochs}, "
             f"accuracy so far {percent(accuracy)}"
         )
 
@@ -69,15 +97,22 @@ class LineDisplay:
         """See :class:`Display`."""
         self._print(f"{key}: failed")
 
-    def close(self) -> None:
-        """See :class:`Display`."""
-
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+@dataclass
+class _Bar:
+    """The bar of a run that is under way."""
+
+    number: TaskID
+    tasks: int
+    epochs: int
+    accuracy: str = "-"
+
+
 class LiveDisplay:
-    """A bar for all runs and a bar for the current one.
+    """A bar for all runs, and one for each that is under way.
 
     :param console: the terminal.
     :param runs: how many runs there will be.
@@ -94,51 +129,53 @@ class LiveDisplay:
             transient=True,
         )
         self.all_runs = self.progress.add_task("all runs", total=runs, detail=f"0/{runs}")
-        self.current = self.progress.add_task("", total=1, detail="")
         self.runs, self.finished = runs, 0
-        self.tasks, self.epochs, self.accuracy = 1, 1, "-"
+        self.bars: dict[RunKey, _Bar] = {}
         self.progress.start()
 
-    def start(self, key: RunKey, tasks: int, epochs: int) -> None:
+    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
         """See :class:`Display`."""
-        self.tasks, self.epochs, self.accuracy = tasks, epochs, "-"
-        self.progress.reset(self.current, total=tasks * epochs, description=str(key), detail="")
+        number = self.progress.add_task(str(key), total=tasks * epochs, detail="")
+        self.bars[key] = _Bar(number, tasks, epochs)
+        if finished:
+            self._show(key, finished - 1, epochs)
 
-    def epoch(self, task: int, epoch: int) -> None:
+    def epoch(self, key: RunKey, task: int, epoch: int) -> None:
         """See :class:`Display`."""
-        self._show(task, epoch)
+        self._show(key, task, epoch)
 
-    def task(self, task: int, accuracy: float | None) -> None:
+    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
         """See :class:`Display`."""
-        self.accuracy = percent(accuracy)
-        self._show(task, self.epochs)
+        self.bars[key].accuracy = percent(accuracy)
+        self._show(key, task, self.bars[key].epochs)
 
     def finish(self, result: RunResult) -> None:
         """See :class:`Display`."""
-        self._done(
-            f"[green]done[/]    {result.key}: {percent(result.accuracy)} "
-            f"in {result.train_seconds + result.eval_seconds:.0f} s"
-        )
+        seconds = result.train_seconds + result.eval_seconds
+        line = f"[green]done[/]    {result.key}: {percent(result.accuracy)} in {seconds:.0f} s"
+        self._done(result.key, line)
 
     def fail(self, key: RunKey) -> None:
         """See :class:`Display`."""
-        self._done(f"[red]failed[/]  {key}")
+        self._done(key, f"[red]failed[/]  {key}")
 
     def close(self) -> None:
         """See :class:`Display`."""
         self.progress.stop()
 
-    def _show(self, task: int, epoch: int) -> None:
+    def _show(self, key: RunKey, task: int, epoch: int) -> None:
+        bar = self.bars[key]
         detail = (
-            f"task {task + 1}/{self.tasks}  epoch {epoch}/{self.epochs}  "
-            f"accuracy so far {self.accuracy}"
+            f"task {task + 1}/{bar.tasks}  epoch {epoch}/{bar.epochs}  "
+            f"accuracy so far {bar.accuracy}"
         )
-        completed = task * self.epochs + epoch
-        self.progress.update(self.current, completed=completed, detail=detail)
+        self.progress.update(bar.number, completed=task * bar.epochs + epoch, detail=detail)
 
-    def _done(self, line: str) -> None:
+    def _done(self, key: RunKey, line: str) -> None:
         self.finished += 1
         self.progress.console.print(line, highlight=False)
+        if key in self.bars:  # one that failed may never have begun
+            self.progress.remove_task(self.bars.pop(key).number)
         detail = f"{self.finished}/{self.runs}"
         self.progress.update(self.all_runs, completed=self.finished, detail=detail)
 

@@ -240,9 +240,7 @@ def bytes_plot(results: Sequence[RunResult], path: Path) -> None:
 def _panels(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
     """The runs of each stream and scenario, with the stream's name."""
     return [
-        (stream, same)
-        for stream, runs in by_stream(results).items()
-        for same in by_scenario(runs).values()
+        (stream, same) for stream, runs in by_stream(results) for same in by_scenario(runs).values()
     ]
 
 

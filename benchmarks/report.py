@@ -1,7 +1,7 @@
 """The tables of a comparison, and the command that writes them and the pictures again.
 
-Run ``python -m benchmarks.report results.json [MORE ...] [--out DIR]`` to draw them again, or for
-several comparisons together.
+Run ``python -m benchmarks.report results.sqlite [MORE ...] [--stream NAME ...] [--out DIR]`` to
+draw them again, or for several comparisons together; ``results.json`` is read as well.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from benchmarks.results import (
     title_of,
     write_text,
 )
+from benchmarks.store import Store
 
 COLUMNS = (
     ("strategy", ""),
@@ -186,7 +187,7 @@ def _early_and_late(ranks: np.ndarray) -> str:
 def rich_tables(results: Sequence[RunResult]) -> list[Table]:
     """The tables of all streams for the terminal."""
     tables = []
-    for stream, runs in by_stream(results).items():
+    for stream, runs in by_stream(results):
         for same in by_scenario(runs).values():
             caption = _legend(same)
             tables.append(_rich(title_of(same, stream), columns(same), table_rows(same), caption))
@@ -280,7 +281,7 @@ def write_report(results: Sequence[RunResult], folder: Path) -> None:
 
 def write_markdown(results: Sequence[RunResult], path: Path) -> None:
     """Write the tables of all streams to one file."""
-    tables = [markdown_table(runs, stream) for stream, runs in by_stream(results).items()]
+    tables = [markdown_table(runs, stream) for stream, runs in by_stream(results)]
     write_text(path, "\n".join(tables))
 
 
@@ -327,15 +328,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: exit code.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="results.json")
+    parser.add_argument("files", nargs="+", type=Path, metavar="results.sqlite")
+    parser.add_argument("--stream", nargs="+", metavar="NAME", help="default: all that were run")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
-    results = [result for file in given.files for result in read_results(file)]
+    results = [result for file in given.files for result in _read(file)]
+    if given.stream is not None:
+        results = [result for result in results if result.stream in given.stream]
+    if not results:
+        parser.error(f"there are no runs of {given.stream or 'any stream'} in {given.files}.")
     write_report(results, given.out)
     for result in results:
         pictures.draw_run(result, given.out)
     print((given.out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+def _read(file: Path) -> list[RunResult]:
+    return Store(file).results() if file.suffix == ".sqlite" else read_results(file)
 
 
 if __name__ == "__main__":

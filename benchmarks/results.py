@@ -29,6 +29,7 @@ class RunKey:
     scenario: str = "task"
     inference: str | None = None
     order_index: int = 0
+    quick: bool = False
 
     @property
     def label(self) -> str:
@@ -40,12 +41,14 @@ class RunKey:
         """A file name for whatever belongs to this run."""
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
         order = f"-order{self.order_index}" if self.order_index else ""
-        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}"
+        quick = "-quick" if self.quick else ""
+        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{quick}"
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
         order = f", order {self.order_index}" if self.order_index else ""
-        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}"
+        quick = ", quick" if self.quick else ""
+        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}{quick}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class RunResult:
         one.
     :param ranks: by dotted name of the weight, how many terms each task added to it, in order of
         learning; None where no weights are kept as terms.
+    :param quick: whether the epochs were cut down by ``--quick``.
+    :param recipe: fingerprint of the hyper-parameters, the backbone, the budget and the device, see
+        :func:`benchmarks.recipe.fingerprint`.
+    :param device: where it was computed, ``"cpu"`` or ``"cuda"``.
+    :param archive_sha256: of the archive's bytes; None where there is none.
     """
 
     strategy: str
@@ -95,6 +103,10 @@ class RunResult:
     task_id_accuracy: float | None = None
     order_index: int = 0
     ranks: dict[str, list[int]] | None = None
+    quick: bool = False
+    recipe: str = ""
+    device: str = "cpu"
+    archive_sha256: str | None = None
 
     @property
     def key(self) -> RunKey:
@@ -106,6 +118,7 @@ class RunResult:
             self.scenario,
             self.task_inference,
             self.order_index,
+            self.quick,
         )
 
     @property
@@ -210,9 +223,18 @@ def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
     return robustness.result()
 
 
-def by_stream(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs grouped by stream, in order of first appearance."""
-    return _grouped(results, lambda run: run.stream)
+def by_stream(results: Iterable[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    """Runs that may stand in one table: those of a stream with the same epochs.
+
+    :param results: any runs.
+    :return: the stream's name, or the name and that they were quick, with the runs, in order of
+        first appearance.
+    """
+    grouped = _grouped(results, lambda run: (run.stream, run.quick, run.epochs))
+    return [
+        (f"{stream} (quick)" if quick else stream, runs)
+        for (stream, quick, _), runs in grouped.items()
+    ]
 
 
 def by_scenario(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
@@ -236,7 +258,7 @@ def count_orders(results: Iterable[RunResult]) -> int:
 
 
 def title_of(results: Sequence[RunResult], stream: str) -> str:
-    """What the runs of one stream and scenario have in common, in a line."""
+    """What runs of one scenario have in common, in a line; stream as of :func:`by_stream`."""
     first = results[0]
     epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
     tasks = f"{len(first.order)} tasks, {first.backbone}"

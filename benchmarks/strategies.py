@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Sequence
+from typing import Any, Callable, Dict, Iterable, Mapping, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -18,7 +20,21 @@ from avalanche.training.supervised import EWC, JointTraining, LwF, Naive, Replay
 from avalanche.training.supervised import PackNet as AvalanchePackNet
 from torch import nn
 
+from avalanche_compress import (
+    CACL,
+    WSN,
+    AdaQPackNet,
+    PackNet,
+    QuantizationPlugin,
+    TinySubNets,
+    ValidationPlugin,
+    compression_metrics,
+    layer_ranks,
+    load_archive,
+    save_archive,
+)
 from benchmarks.backbones import BACKBONES, float_bytes
+from benchmarks.checkpoints import load_strategy, save_strategy
 from benchmarks.streams import SCENARIOS, Budget, Stream
 
 Metrics = Dict[str, float]
@@ -38,6 +54,7 @@ class RunSettings:
     :param plugins: Avalanche plugins that only watch, such as the progress display.
     :param loggers: Avalanche loggers that get the metrics.
     :param inference: the rule by which our strategies infer tasks in the class scenario.
+    :param device: where to compute.
     """
 
     stream: Stream
@@ -47,6 +64,7 @@ class RunSettings:
     plugins: list[SupervisedPlugin] = field(default_factory=list)
     loggers: list[BaseLogger] = field(default_factory=list)
     inference: str | None = None
+    device: str = "cpu"
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
         """A new plain network; its head is as wide as the stream's shared one unless told."""
@@ -74,6 +92,7 @@ class RunSettings:
             "train_epochs": self.budget.epochs,
             "eval_mb_size": self.budget.eval_mb_size,
             "evaluator": evaluator,
+            "device": self.device,
         }
 
     def independent_bytes(self) -> int:
@@ -101,6 +120,10 @@ class Learner:
         loads back exactly; None when the method has no such file.
     :param ranks: by dotted name of the weight, how many terms each task so far added to it; None,
         as an empty dictionary, when no weights are kept as terms.
+    :param save: ``(folder, finished)`` writes the state after so many tasks, the random generators'
+        included, without touching the state after one task less; None when a run that was killed
+        has to start again.
+    :param load: ``(folder, finished)`` brings a newly built learner to that state.
     """
 
     train: Callable[[Any], Any]
@@ -108,6 +131,8 @@ class Learner:
     stored_bytes: Callable[[], int] | None = None
     save_archive: Callable[[Path], int] | None = None
     ranks: Callable[[], dict[str, list[int]]] | None = None
+    save: Callable[[Path, int], None] | None = None
+    load: Callable[[Path, int], None] | None = None
 
     def sizes(self, path: Path) -> Sizes:
         """What is kept, in bytes; writes the archive to ``path`` where there is one."""
@@ -119,20 +144,32 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StrategyEntry:
     """A registered strategy.
 
-    :param build: makes the learner.
+    :param build: makes the learner from the settings and from hyper-parameters by keyword.
     :param holds_out: whether it takes its validation examples from the experience itself; the
         others get streams without them, so that all train on equally many.
     :param scenarios: those that it can be run in.
     :param infers: whether it infers tasks in the class scenario, by one of :data:`RULES`.
+    :param hyper_parameters: what a recipe may set, with defaults; None: those of ``build``.
     """
 
-    build: Callable[[RunSettings], Learner]
+    build: Callable[..., Learner]
     holds_out: bool = False
     scenarios: tuple[str, ...] = SCENARIOS
     infers: bool = False
+    hyper_parameters: Mapping[str, Any] | None = None
+
+    def known(self) -> Mapping[str, Any]:
+        """The hyper-parameters by name, with their defaults.
+
+        >>> STRATEGIES["lwf"].known(), STRATEGIES["wsn"].known()
+        ({'alpha': 1.0, 'temperature': 2.0}, {'bits': None, 'density': 0.5, 'post_prune_epochs': 0})
+        """
+        if self.hyper_parameters is None:
+            return _defaults(self.build, leave_out={"settings"})
+        return self.hyper_parameters
 
 
 # --- Baselines of Avalanche ----------------------------------------------------------------------
@@ -143,7 +180,7 @@ def naive(settings: RunSettings) -> Learner:
     strategy = Naive(
         **settings.arguments(_baseline_model(settings)), plugins=list(settings.plugins)
     )
-    return Learner(strategy.train, strategy.eval, lambda: float_bytes(strategy.model))
+    return _learner(settings, strategy, lambda: float_bytes(strategy.model))
 
 
 def ewc(settings: RunSettings, ewc_lambda: float = 100.0) -> Learner:
@@ -153,13 +190,13 @@ def ewc(settings: RunSettings, ewc_lambda: float = 100.0) -> Learner:
         plugins=list(settings.plugins),
         ewc_lambda=ewc_lambda,
     )
-    plugin = _plugin(strategy, EWCPlugin)
 
     def stored_bytes() -> int:
+        plugin = _plugin(strategy, EWCPlugin)
         kept = _ewc_numbers(plugin.importances) + _ewc_numbers(plugin.saved_params)
         return float_bytes(strategy.model) + 4 * kept
 
-    return Learner(strategy.train, strategy.eval, stored_bytes)
+    return _learner(settings, strategy, stored_bytes)
 
 
 def lwf(settings: RunSettings, alpha: float = 1.0, temperature: float = 2.0) -> Learner:
@@ -170,13 +207,12 @@ def lwf(settings: RunSettings, alpha: float = 1.0, temperature: float = 2.0) -> 
         alpha=alpha,
         temperature=temperature,
     )
-    plugin = _plugin(strategy, LwFPlugin)
 
     def stored_bytes() -> int:
-        old = plugin.lwf.prev_model
+        old = _plugin(strategy, LwFPlugin).lwf.prev_model
         return float_bytes(strategy.model) + (0 if old is None else float_bytes(old))
 
-    return Learner(strategy.train, strategy.eval, stored_bytes)
+    return _learner(settings, strategy, stored_bytes)
 
 
 def replay(settings: RunSettings, memory: int = 500) -> Learner:
@@ -193,35 +229,37 @@ def replay(settings: RunSettings, memory: int = 500) -> Learner:
         # an example is kept as its bytes, as on disk, and a byte for its class
         return float_bytes(strategy.model) + kept * (numbers + 1)
 
-    return Learner(strategy.train, strategy.eval, stored_bytes)
+    return _learner(settings, strategy, stored_bytes)
 
 
-def avalanche_packnet(settings: RunSettings) -> Learner:
-    """Avalanche's own PackNet: every task gets an equal share of each layer's weights.
+def avalanche_packnet(
+    settings: RunSettings, post_prune_epochs: int, prune_proportion: float | list[float]
+) -> Learner:
+    """Avalanche's own PackNet.
 
     It knows no per-task heads, so all tasks share one of the largest task's width, and it crashes
-    on layers without biases, so its backbone has them. Half of the epochs follow the pruning.
+    on layers without biases, so its backbone has them.
 
     :raises ValueError: for fewer than two epochs.
     """
     if settings.budget.epochs < 2:
         raise ValueError("avalanche_packnet needs at least 2 epochs, one of them after pruning.")
-    model = PackNetModel(settings.model(bias=True))
     strategy = AvalanchePackNet(
-        **settings.arguments(model),
-        post_prune_epochs=settings.budget.epochs // 2,
-        prune_proportion=_pruned(EQUAL_SHARES, len(settings.stream.tasks)),
+        **settings.arguments(PackNetModel(settings.model(bias=True))),
+        post_prune_epochs=post_prune_epochs,
+        prune_proportion=prune_proportion,
     )
     # Its constructor nests the caller's plugins in a list, where nobody calls them.
     strategy.plugins[:0] = settings.plugins
     strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not None]
 
     def stored_bytes() -> int:
-        layers = [m for m in model.modules() if isinstance(m, WeightAndBiasPackNetModule)]
-        parameters = sum(p.numel() for p in model.parameters())
-        return 4 * parameters + sum(layer.task_index.numel() for layer in layers)
+        modules, parameters = strategy.model.modules(), strategy.model.parameters()
+        layers = [m for m in modules if isinstance(m, WeightAndBiasPackNetModule)]
+        owners = sum(layer.task_index.numel() for layer in layers)
+        return 4 * sum(p.numel() for p in parameters) + owners
 
-    return Learner(strategy.train, strategy.eval, stored_bytes)
+    return _learner(settings, strategy, stored_bytes)
 
 
 class Independent:
@@ -233,11 +271,9 @@ class Independent:
 
     def train(self, experience: Any) -> None:
         """Train a network of its own on this experience."""
-        task = experience.current_experience
-        model = self.settings.model(len(self.settings.stream.tasks[task]))
-        strategy = Naive(**self.settings.arguments(model), plugins=list(self.settings.plugins))
+        strategy = self._new(experience.current_experience)
         strategy.train(experience)
-        self.strategies[task] = strategy
+        self.strategies[experience.current_experience] = strategy
 
     def eval(self, experiences: Iterable[Any]) -> Metrics:
         """Evaluate each experience with its own network."""
@@ -250,12 +286,28 @@ class Independent:
         """Bytes of all networks."""
         return sum(float_bytes(strategy.model) for strategy in self.strategies.values())
 
+    def save(self, folder: Path, finished: int) -> None:
+        """Write the last network; those before have files already."""
+        strategy = self.strategies[finished - 1]
+        save_strategy(strategy, folder / f"task{finished}", self.settings)
+
+    def load(self, folder: Path, finished: int) -> None:
+        """Read all networks, the last one last: the random generators go on from there."""
+        for task in range(finished):
+            strategy = self._new(task)
+            load_strategy(strategy, folder / f"task{task + 1}", self.settings)
+            self.strategies[task] = strategy
+
+    def _new(self, task: int) -> Naive:
+        model = self.settings.model(len(self.settings.stream.tasks[task]))
+        return Naive(**self.settings.arguments(model), plugins=list(self.settings.plugins))
+
 
 class Joint:
     """Training on all tasks at once, when the last one has come: the data are never given up."""
 
     def __init__(self, settings: RunSettings) -> None:
-        self.tasks = len(settings.stream.tasks)
+        self.stream = settings.stream
         self.seen: list[Any] = []
         self.strategy = JointTraining(
             **settings.arguments(_baseline_model(settings)), plugins=list(settings.plugins)
@@ -264,123 +316,67 @@ class Joint:
     def train(self, experience: Any) -> None:
         """Collect the experience; train on all of them with the last one."""
         self.seen.append(experience)
-        if len(self.seen) == self.tasks:
+        if len(self.seen) == len(self.stream.tasks):
             self.strategy.train(self.seen)
 
     def eval(self, experiences: Sequence[Any]) -> Metrics:
         """Evaluate; there is nothing to evaluate before the last experience."""
-        return self.strategy.eval(experiences) if len(self.seen) == self.tasks else {}
+        done = len(self.seen) == len(self.stream.tasks)
+        return self.strategy.eval(experiences) if done else {}
 
     def stored_bytes(self) -> int:
         """Bytes of the network."""
         return float_bytes(self.strategy.model)
 
+    def remember(self, finished: int) -> None:
+        """Take the first experiences for seen."""
+        self.seen = list(self.stream.benchmark.train_stream[:finished])
+
 
 def independent(settings: RunSettings) -> Learner:
     """One plain network per task, see :class:`Independent`."""
-    learner = Independent(settings)
-    return Learner(learner.train, learner.eval, learner.stored_bytes)
+    own = Independent(settings)
+    return Learner(own.train, own.eval, own.stored_bytes, save=own.save, load=own.load)
 
 
 def joint(settings: RunSettings) -> Learner:
     """All tasks at once, see :class:`Joint`."""
-    learner = Joint(settings)
-    return Learner(learner.train, learner.eval, learner.stored_bytes)
+    own = Joint(settings)
+    whole = _learner(settings, own.strategy, own.stored_bytes)
+
+    def load(folder: Path, finished: int) -> None:
+        whole.load(folder, finished)
+        own.remember(finished)
+
+    return replace(whole, train=own.train, eval=own.eval, load=load)
 
 
 # --- Ours ----------------------------------------------------------------------------------------
 
 
-def packnet(settings: RunSettings) -> Learner:
-    """avalanche_compress.PackNet; a fifth of the epochs comes before pruning.
-
-    A task keeps a share of each layer that grows with its position: early tasks choose from many
-    weights, later ones have to compute beside what is frozen. See :data:`PACKNET_SHARES`.
-    """
-    from avalanche_compress import PackNet
-
-    tasks, epochs = len(settings.stream.tasks), settings.budget.epochs
-    shares = PACKNET_SHARES.get(settings.stream.name, {})
-    own_arguments = {
-        "prune_proportion": {
-            name: _pruned(shares.get(name, EQUAL_SHARES), tasks)
-            for name, weight in settings.model().named_parameters()
-            if weight.dim() > 1
-        },
-        "post_prune_epochs": epochs - max(1, epochs // 5),
-    }
-    return _compressed(settings, PackNet, own_arguments)
-
-
-def wsn(settings: RunSettings) -> Learner:
-    """avalanche_compress.WSN at the density of the public code; the mask is fixed at the end."""
-    from avalanche_compress import WSN
-
-    return _compressed(settings, WSN, _scored(settings))
-
-
-def tinysubnets(settings: RunSettings) -> Learner:
-    """avalanche_compress.TinySubNets, trained as WSN; each decision may cost 0.1 points."""
-    from avalanche_compress import TinySubNets
-
-    own_arguments = {"tolerance": 0.1, "prune_tolerance": 0.1, "seed": settings.seed}
-    return _compressed(settings, TinySubNets, {**_scored(settings), **own_arguments})
-
-
-def ada_qpacknet(settings: RunSettings) -> Learner:
-    """avalanche_compress.AdaQPackNet: a quarter of each layer, pruned after a fifth of training."""
-    from avalanche_compress import AdaQPackNet
-
-    epochs = settings.budget.epochs
-    own_arguments = {
-        "density": 0.25,
-        "tolerance": 0.2,
-        "post_prune_epochs": epochs - max(1, epochs // 5),
-        "seed": settings.seed,
-    }
-    return _compressed(settings, AdaQPackNet, own_arguments)
-
-
-def cacl(settings: RunSettings, **own_arguments: Any) -> Learner:
-    """avalanche_compress.CACL, see :data:`CACL_ARGUMENTS`.
-
-    :param own_arguments: of CACL, in the place of the recipe's; ``bits`` quantises the factors.
-    """
-    from avalanche_compress import CACL, QuantizationPlugin
-
-    own_arguments = {**CACL_ARGUMENTS, **own_arguments}
-    bits = own_arguments.pop("bits", None)
-    quantisation = [] if bits is None else [QuantizationPlugin(bits)]
-    return _compressed(settings, CACL, own_arguments, quantisation)
-
-
-def cacl_8bit(settings: RunSettings) -> Learner:
-    """CACL with factors of 8 bits a number."""
-    return cacl(settings, bits=8)
-
-
-def cacl_sparse(settings: RunSettings) -> Learner:
-    """CACL at four times the pressure for few terms, the paper's other value."""
-    return cacl(settings, lambda_sparse=0.4)
-
-
-def _scored(settings: RunSettings) -> dict[str, Any]:
-    return {"density": 0.5, "post_prune_epochs": settings.budget.epochs // 5}
-
-
-def _compressed(
-    settings: RunSettings,
-    strategy_class: Callable[..., Any],
-    own_arguments: dict[str, Any],
-    shaping: Sequence[SupervisedPlugin] = (),
+def compressed(
+    strategy_class: Callable[..., Any], settings: RunSettings, **own_arguments: Any
 ) -> Learner:
-    from avalanche_compress import compression_metrics, layer_ranks
+    """A strategy of avalanche_compress.
 
+    :param strategy_class: its class; gets the run's seed, and number of tasks, if it asks for them.
+    :param settings: the run's.
+    :param own_arguments: of the class. ``bits`` of a class that has no such argument adds a
+        :class:`~avalanche_compress.QuantizationPlugin`.
+    """
+    asked = inspect.signature(strategy_class).parameters
+    of_the_run = {"seed": settings.seed, "tasks": len(settings.stream.tasks)}
+    own_arguments.update((name, of_the_run[name]) for name in of_the_run if name in asked)
+    bits = None if "bits" in asked else own_arguments.pop("bits", None)
     # they are read off the archive, which takes time: only if somebody looks
     metrics = compression_metrics() if settings.loggers else []
     strategy = strategy_class(
         **settings.arguments(settings.model(), *metrics),
-        plugins=[*settings.plugins, *_validation(settings), *shaping],
+        plugins=[
+            *settings.plugins,
+            *_validation(settings),
+            *([] if bits is None else [QuantizationPlugin(bits)]),
+        ],
         task_inference=settings.inference,
         **own_arguments,
     )
@@ -391,14 +387,26 @@ def _compressed(
     def ranks() -> dict[str, list[int]]:
         return layer_ranks(strategy.model)
 
-    return Learner(strategy.train, strategy.eval, save_archive=save, ranks=ranks)
+    return replace(_learner(settings, strategy), save_archive=save, ranks=ranks)
+
+
+def packnet(settings: RunSettings, **own_arguments: Any) -> Learner:
+    """avalanche_compress.PackNet, whose network is the second one that the seed draws."""
+    settings.model()  # its numbers in RESULTS.md come from a builder that needed one for the names
+    return compressed(PackNet, settings, **own_arguments)
+
+
+def ours(strategy_class: Callable[..., Any]) -> StrategyEntry:
+    """The entry of a strategy of avalanche_compress: a recipe may set what its class names."""
+    of_the_run = {"model", "optimizer", "plugins", "seed", "tasks"}
+    own = {"bits": None, **_defaults(strategy_class, leave_out=of_the_run)}
+    build = partial(compressed, strategy_class)
+    return StrategyEntry(build, holds_out=True, infers=True, hyper_parameters=own)
 
 
 def _validation(settings: RunSettings) -> list[SupervisedPlugin]:
     if settings.budget.validation_fraction == 0:
         return []
-    from avalanche_compress import ValidationPlugin
-
     return [ValidationPlugin(settings.budget.validation_fraction, settings.seed)]
 
 
@@ -407,13 +415,12 @@ def _save_archive(network: Any, path: Path, settings: RunSettings) -> int:
 
     :raises RuntimeError: if a task's logits differ.
     """
-    from avalanche_compress import load_archive, save_archive
-
     path.parent.mkdir(parents=True, exist_ok=True)
     save_archive(network, path)
-    loaded = load_archive(path, settings.model)
+    loaded = load_archive(path, settings.model).to(settings.device)
     for experience in settings.stream.benchmark.test_stream:
-        batch = torch.stack([experience.dataset[i][0] for i in range(32)])
+        images = [experience.dataset[i][0] for i in range(32)]
+        batch = torch.stack(images).to(settings.device)
         task = experience.current_experience
         if not torch.equal(_logits(network, batch, task), _logits(loaded, batch, task)):
             raise RuntimeError(f"The archive {path} gives other logits for task {task}.")
@@ -423,62 +430,53 @@ def _save_archive(network: Any, path: Path, settings: RunSettings) -> int:
 @torch.no_grad()
 def _logits(network: nn.Module, batch: torch.Tensor, task: int) -> torch.Tensor:
     network.eval()
-    return network(batch, torch.full((len(batch),), task, dtype=torch.long))
+    return network(batch, torch.full((len(batch),), task, device=batch.device))
+
+
+def _defaults(function: Callable[..., Any], leave_out: set[str]) -> dict[str, Any]:
+    """The parameters of a function that have names, with their defaults."""
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {
+        name: None if parameter.default is inspect.Parameter.empty else parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in leave_out and parameter.kind not in variable
+    }
+
+
+def _learner(
+    settings: RunSettings, strategy: Any, stored_bytes: Callable[[], int] | None = None
+) -> Learner:
+    """What all learners of a single Avalanche strategy have in common."""
+
+    def save(folder: Path, finished: int) -> None:
+        # two files take turns: the last state is safe while the next one is written
+        save_strategy(strategy, folder / f"turn{finished % 2}", settings)
+
+    def load(folder: Path, finished: int) -> None:
+        load_strategy(strategy, folder / f"turn{finished % 2}", settings)
+
+    return Learner(strategy.train, strategy.eval, stored_bytes, save=save, load=load)
 
 
 # --- The registry --------------------------------------------------------------------------------
 
-STRATEGIES: dict[str, Recipe] = {
-    "naive": Recipe(naive),
-    "ewc": Recipe(ewc),
-    "lwf": Recipe(lwf),
-    "replay": Recipe(replay),
-    "avalanche_packnet": Recipe(avalanche_packnet, scenarios=("task",)),
-    "packnet": Recipe(packnet, holds_out=True, infers=True),
-    "wsn": Recipe(wsn, holds_out=True, infers=True),
-    "tinysubnets": Recipe(tinysubnets, holds_out=True, infers=True),
-    "ada_qpacknet": Recipe(ada_qpacknet, holds_out=True, infers=True),
-    "cacl": Recipe(cacl, holds_out=True, infers=True),
-    "cacl_8bit": Recipe(cacl_8bit, holds_out=True, infers=True),
-    "cacl_sparse": Recipe(cacl_sparse, holds_out=True, infers=True),
-    "independent": Recipe(independent, scenarios=("task",)),
-    "joint": Recipe(joint),
+STRATEGIES: dict[str, StrategyEntry] = {
+    "naive": StrategyEntry(naive),
+    "ewc": StrategyEntry(ewc),
+    "lwf": StrategyEntry(lwf),
+    "replay": StrategyEntry(replay),
+    "avalanche_packnet": StrategyEntry(avalanche_packnet, scenarios=("task",)),
+    "packnet": replace(ours(PackNet), build=packnet),
+    "wsn": ours(WSN),
+    "tinysubnets": ours(TinySubNets),
+    "ada_qpacknet": ours(AdaQPackNet),
+    "cacl": ours(CACL),
+    "cacl_8bit": ours(CACL),
+    "cacl_sparse": ours(CACL),
+    "independent": StrategyEntry(independent, scenarios=("task",)),
+    "joint": StrategyEntry(joint),
 }
-"""Strategies by name, in the order of the table."""
-
-
-CACL_ARGUMENTS = {
-    "rank": 0.25,
-    "grow": "r0",
-    "init": "orthogonal",
-    "residual": 0.1,
-    "lambda_orth": 0.1,
-    "energy": 5e-3,
-    "truncation": "exact",
-}
-"""Where the recipe departs from the paper's, whose 200 epochs a task leave the penalties time to
-empty layers that start with four times the terms."""
-
-EQUAL_SHARES = (1.0, 1.0)
-"""First and last task's share of a layer, in units of 1 / tasks."""
-PACKNET_SHARES = {"permuted_mnist": {"body.1.weight": (0.5, 0.9), "body.3.weight": (0.6, 1.1)}}
-"""By stream and weight, where equal shares of everything are not best."""
-
-
-def _pruned(shares: tuple[float, float], tasks: int) -> list[float]:
-    """What each task prunes of the weights it finds free, when shares grow evenly.
-
-    :param shares: the first and last task's share of all weights, in units of ``1 / tasks``.
-    :param tasks: number of tasks.
-
-    >>> _pruned(EQUAL_SHARES, 4)
-    [0.75, 0.6666666666666667, 0.5, 0.0]
-    """
-    first, last = shares
-    step = (last - first) / max(1, tasks - 1)
-    kept = [(first + step * task) / tasks for task in range(tasks)]
-    free = [1.0 - sum(kept[:task]) for task in range(tasks)]
-    return [max(0.0, 1.0 - own / left) for own, left in zip(kept, free)]
+"""Strategies by name, in the order of the table; :mod:`benchmarks.recipe` has their arguments."""
 
 
 def _baseline_model(settings: RunSettings) -> nn.Module:

@@ -1,0 +1,214 @@
+"""Who does the runs: this process, several processes of this machine, or the workers of Ray.
+
+Each engine is a generator of jobs with their outcomes, in the order in which they end. Storing a
+result is left to whoever asks, so a store has one writer per command.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Iterator, Sequence, Tuple, Union
+
+import torch
+
+from benchmarks.display import Display, SilentDisplay
+from benchmarks.results import RunKey
+from benchmarks.runs import Failure, Job, RunResult, attempt, one_line
+
+ENGINES = ("local", "ray")
+
+Outcomes = Iterator[Tuple[Job, Union[RunResult, Failure]]]
+
+
+class EngineError(RuntimeError):
+    """An engine cannot start; the message says what to do."""
+
+
+def run_here(jobs: Sequence[Job], display: Display) -> Outcomes:
+    """Do the runs one after the other in this process.
+
+    :param jobs: the runs.
+    :param display: gets their progress.
+    """
+    _calm()
+    for job in jobs:
+        yield job, attempt(job, display)
+
+
+# --- Processes of this machine -------------------------------------------------------------------
+
+
+def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Outcomes:
+    """Do the runs in processes of one thread each. One that dies costs the run that it had.
+
+    :param jobs: the runs.
+    :param display: gets the progress of all.
+    :param workers: how many processes at most.
+    """
+    waiting = deque(jobs)
+    busy: dict[Connection, _Worker] = {}
+    try:
+        for _ in range(min(workers, len(jobs))):
+            _employ(_Worker.start(), waiting, busy)
+        while busy:
+            for connection in wait(list(busy)):
+                worker = busy[connection]
+                try:
+                    name, arguments = connection.recv()
+                except EOFError:
+                    del busy[connection]
+                    yield worker.job, worker.loss()
+                    if waiting:
+                        _employ(_Worker.start(), waiting, busy)
+                    continue
+                if name != "outcome":
+                    getattr(display, name)(*arguments)
+                    continue
+                job = worker.job
+                del busy[connection]
+                _employ(worker, waiting, busy)
+                yield job, arguments[0]
+    finally:
+        for worker in busy.values():
+            worker.process.terminate()
+
+
+@dataclass
+class _Worker:
+    """A process and the line to it."""
+
+    process: Any
+    connection: Connection
+    job: Job | None = None
+
+    @classmethod
+    def start(cls) -> _Worker:
+        """A new process that waits for jobs."""
+        # forked processes would share threads and locks that torch does not expect to share
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there,), daemon=True)
+        process.start()
+        there.close()  # so that reading ends when the process does
+        return cls(process, here)
+
+    def loss(self) -> Failure:
+        """What is left of the run when the process has died."""
+        self.process.join()
+        code = self.process.exitcode
+        return Failure(self.job.key, f"its process died (exit code {code}); start again to go on")
+
+
+def _employ(worker: _Worker, waiting: deque[Job], busy: dict[Connection, _Worker]) -> None:
+    """Give the worker the next job, or let it go."""
+    if not waiting:
+        worker.connection.close()
+        return
+    worker.job = waiting.popleft()
+    worker.connection.send(worker.job)
+    busy[worker.connection] = worker
+
+
+def _work(connection: Connection) -> None:
+    """What a worker process does: jobs, until there are none."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _calm()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(("outcome", (attempt(job, _Line(connection)),)))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers; they would train on for nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+class _Line:
+    """A display at the other end of a line; see :class:`~benchmarks.display.Display`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+        self.connection.send(("start", (key, tasks, epochs, finished)))
+
+    def epoch(self, key: RunKey, task: int, epoch: int) -> None:
+        self.connection.send(("epoch", (key, task, epoch)))
+
+    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
+        self.connection.send(("task", (key, task, accuracy)))
+
+
+def _calm() -> None:
+    """One thread, and nothing of the deprecations that Avalanche reports in every run."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+
+# --- Ray -----------------------------------------------------------------------------------------
+
+
+def run_on_ray(
+    jobs: Sequence[Job], display: Display, workers: int, address: str | None = None
+) -> Outcomes:
+    """Do the runs as tasks of Ray; one whose worker is lost goes on elsewhere, three times.
+
+    The folders of data and results have to be the same on all machines of a cluster.
+
+    :param jobs: the runs.
+    :param display: learns of runs that end.
+    :param workers: of a Ray that is started here.
+    :param address: of a running cluster, ``"auto"`` for the one of this machine; None starts one.
+    :raises EngineError: if Ray is not installed, or has no GPU for runs that need one.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise EngineError(
+            "the engine ray needs Ray: pip install 'avalanche-compress[ray]'."
+        ) from error
+    ray.init(
+        address=address,
+        num_cpus=workers if address is None else None,
+        include_dashboard=False if address is None else None,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    try:
+        gpus = int(any(job.device == "cuda" for job in jobs))
+        if gpus and not ray.cluster_resources().get("GPU"):
+            raise EngineError("the runs need a GPU, and Ray knows of none: --device cpu.")
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_attempt_far_away)
+        pending = {task.remote(_absolute(job)): job for job in jobs}
+        while pending:
+            ready, _ = ray.wait(list(pending))
+            job = pending.pop(ready[0])
+            try:
+                outcome = ray.get(ready[0])
+            except ray.exceptions.RayError as error:
+                outcome = Failure(job.key, one_line(error))
+            yield job, outcome
+    finally:
+        ray.shutdown()
+
+
+def _attempt_far_away(job: Job) -> RunResult | Failure:
+    _calm()
+    return attempt(job, SilentDisplay())
+
+
+def _absolute(job: Job) -> Job:
+    """Workers of Ray have working directories of their own."""
+    return replace(job, data=job.data.resolve(), out=job.out.resolve())

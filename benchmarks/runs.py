@@ -1,0 +1,251 @@
+"""One run of the comparison: train and evaluate one strategy on one stream, or go on with it."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import traceback
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import pictures, recipe
+from benchmarks.checkpoints import History, claimed, read_history, write_history
+from benchmarks.display import Display, EpochWatcher
+from benchmarks.results import (
+    Row,
+    RunKey,
+    RunResult,
+    accuracy_row,
+    backward_transfer,
+    final_accuracy,
+    forgetting,
+    versions,
+    write_text,
+)
+from benchmarks.strategies import STRATEGIES, Learner, RunSettings
+from benchmarks.streams import STREAMS, Budget, Stream, task_orders
+from benchmarks.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a worker has to know of a run.
+
+    :param key: which run.
+    :param budget: what is spent on each task.
+    :param recipe: fingerprint of what its numbers come from.
+    :param device: ``"cpu"`` or ``"cuda"``.
+    :param data: folder of the data sets.
+    :param out: folder of everything that is written.
+    :param wandb: ``off``, ``offline`` or ``online``.
+    """
+
+    key: RunKey
+    budget: Budget
+    recipe: str
+    device: str
+    data: Path
+    out: Path
+    wandb: str = "off"
+
+    @property
+    def archive(self) -> Path:
+        """The compressed file."""
+        return self.out / "archives" / self.key.slug
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of what is needed to go on; no two identities share one."""
+        return self.out / "checkpoints" / f"{self.key.slug}-{self.recipe}"
+
+    @property
+    def error_file(self) -> Path:
+        """Where a failure's traceback goes."""
+        return self.out / "errors" / f"{self.key.slug}.txt"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not finish."""
+
+    key: RunKey
+    reason: str
+    traceback_file: Path | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.traceback_file is None else f" (traceback in {self.traceback_file})"
+        return f"failed: {self.key}: {self.reason}{where}"
+
+
+def attempt(job: Job, display: Display) -> RunResult | Failure:
+    """Do a run; whatever goes wrong with it is an outcome, too.
+
+    :param job: the run.
+    :param display: gets the progress.
+    """
+    try:
+        return perform(job, display)
+    except Exception as error:
+        write_text(job.error_file, traceback.format_exc())
+        return Failure(job.key, one_line(error), job.error_file)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says.
+
+    >>> one_line(ValueError("one\\nand two"))
+    'ValueError: one and two'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def perform(job: Job, display: Display) -> RunResult:
+    """Do a run, from its last finished task on if it was stopped before.
+
+    :param job: the run.
+    :param display: gets the progress.
+    :raises RunInProgressError: if another process is training it.
+    """
+    with claimed(job.checkpoints):
+        job.error_file.unlink(missing_ok=True)
+        tracker = Tracker(job.wandb, job.out, job.key, job.budget)
+        finished = False
+        try:
+            result = _measure(job, _settings(job, tracker), display)
+            pictures.draw_run(result, job.out)
+            tracker.log(result, job.archive)
+            finished = True
+        finally:
+            tracker.close(failed=not finished)
+    return result
+
+
+def _settings(job: Job, tracker: Tracker) -> RunSettings:
+    return RunSettings(
+        _build_stream(job),
+        STREAMS[job.key.stream].backbone,
+        job.budget,
+        job.key.seed,
+        loggers=[] if tracker.logger is None else [tracker.logger],
+        inference=job.key.inference,
+        device=job.device,
+    )
+
+
+def _build_stream(job: Job) -> Stream:
+    key = job.key
+    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else job.budget.validation_fraction
+    changes: dict[str, Any] = {}
+    if key.scenario != "task":
+        changes["scenario"] = key.scenario
+    if key.order_index:
+        changes["order"] = _task_order(key, job.data)
+    _seed_everything(key.seed)
+    return STREAMS[key.stream].build(job.data, key.seed, held_out, **changes)
+
+
+def _task_order(key: RunKey, data: Path) -> list[int]:
+    orders = key.order_index + 1
+    return task_orders(_count_tasks(key.stream, data), orders)[key.order_index]
+
+
+@lru_cache(maxsize=None)
+def _count_tasks(stream: str, data: Path) -> int:
+    """Only a stream that was built knows its tasks."""
+    return len(STREAMS[stream].build(data, 0).tasks)
+
+
+def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
+    key, stream = job.key, settings.stream
+    position = _Position(display, key)
+    settings.plugins.append(EpochWatcher(position.epoch))
+    history = read_history(job.checkpoints)
+    display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
+    _seed_everything(key.seed)
+    learner = recipe.build(key.strategy, settings)
+    _train_all(learner, stream, position, history, job.checkpoints)
+    sizes = learner.sizes(job.archive)
+    return RunResult(
+        strategy=key.strategy,
+        stream=key.stream,
+        backbone=settings.backbone,
+        seed=key.seed,
+        order=stream.order,
+        accuracy=final_accuracy(history.matrix),
+        accuracy_matrix=history.matrix,
+        forgetting=forgetting(history.matrix),
+        bwt=backward_transfer(history.matrix),
+        archive_bytes=sizes.archive,
+        stored_bytes=sizes.stored,
+        independent_bytes=settings.independent_bytes(),
+        train_seconds=history.train_seconds,
+        eval_seconds=history.eval_seconds,
+        versions=versions(),
+        epochs=job.budget.epochs,
+        train_mb_size=job.budget.train_mb_size,
+        scenario=key.scenario,
+        task_inference=key.inference,
+        task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
+        order_index=key.order_index,
+        ranks=(learner.ranks() or None) if learner.ranks else None,
+        quick=key.quick,
+        recipe=job.recipe,
+        device=job.device,
+        archive_sha256=None if sizes.archive is None else _sha256(job.archive),
+    )
+
+
+@dataclass
+class _Position:
+    """Where a run is: Avalanche's clock knows the epoch, the loop knows the task."""
+
+    display: Display
+    key: RunKey
+    task: int = 0
+
+    def epoch(self, epoch: int) -> None:
+        self.display.epoch(self.key, self.task, epoch)
+
+
+def _train_all(
+    learner: Learner, stream: Stream, position: _Position, history: History, folder: Path
+) -> None:
+    """Learn the tasks in order, from the first unfinished one; after each evaluate those seen."""
+    finished = len(history.matrix)
+    if finished:
+        learner.load(folder, finished)
+    for task, experience in enumerate(stream.benchmark.train_stream[finished:], start=finished):
+        position.task = task
+        start = time.perf_counter()
+        learner.train(experience)
+        trained = time.perf_counter()
+        metrics = learner.eval(stream.benchmark.test_stream[: task + 1])
+        history.train_seconds += trained - start
+        history.eval_seconds += time.perf_counter() - trained
+        row = accuracy_row(metrics, len(stream.tasks))
+        history.task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
+        history.matrix.append(row)
+        learner.save(folder, task + 1)
+        write_history(history, folder)
+        position.display.task(position.key, task, _mean_so_far(row))
+
+
+def _mean_so_far(row: Row) -> float | None:
+    seen = [accuracy for accuracy in row if accuracy is not None]
+    return sum(seen) / len(seen) if seen else None
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
