@@ -7,8 +7,13 @@ import pytest
 
 from avalanche_compress import OrderRobustness
 from benchmarks import compare
-from benchmarks.strategies import STRATEGIES, Recipe
+from benchmarks.strategies import STRATEGIES, StrategyEntry
 from benchmarks.streams import nearest, task_orders
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(compare, "_cores", lambda: 1)
 
 
 def broken(settings):
@@ -17,7 +22,7 @@ def broken(settings):
 
 @pytest.fixture()
 def with_broken(monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "broken", Recipe(broken))
+    monkeypatch.setitem(STRATEGIES, "broken", StrategyEntry(broken))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,10 @@ def with_broken(monkeypatch):
         (["--streams", "split_digit"], "no stream 'split_digit'; the nearest is 'split_digits'"),
         (["--epochs", "0"], "--epochs is 0"),
         (["--orders", "0"], "--orders is 0"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--quick", "--epochs", "2"], "not allowed with argument"),
+        (["--engine", "slurm"], "invalid choice: 'slurm'"),
+        (["--address", "auto"], "give --engine ray as well"),
         (["--wandb", "maybe"], "invalid choice: 'maybe'"),
         (["--scenario", "domain"], "invalid choice: 'domain'"),
         (["--inference", "energi"], "no rule 'energi'; the nearest is 'energy'"),
@@ -43,10 +52,11 @@ def with_broken(monkeypatch):
 def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
     arguments, message, tmp_path, capsys, monkeypatch
 ):
-    def never(*args):
+    def never(*args, **kwargs):
         raise AssertionError("training started")
 
-    monkeypatch.setattr(compare, "run", never)
+    monkeypatch.setattr(compare, "run_here", never)
+    monkeypatch.setattr(compare, "run_in_processes", never)
     with pytest.raises(SystemExit) as exit_error:
         compare.main([*arguments, "--out", str(tmp_path / "out")])
     assert exit_error.value.code == 2
@@ -89,6 +99,7 @@ def test_two_strategies_end_to_end(tmp_path, capsys):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {
         "results.json",
+        "results.sqlite",
         "table.md",
         "accuracy_against_bytes.png",
         "matrix-split_digits-naive-seed0.png",
@@ -136,7 +147,7 @@ def test_ours_write_an_archive_that_was_checked(tmp_path):
 def test_ranks_are_kept_and_drawn_of_methods_that_keep_weights_as_terms(tmp_path):
     arguments = ["--strategies", "cacl", "packnet", "naive", "--epochs", "1"]
     assert compare.main([*arguments, "--out", str(tmp_path)]) == 0
-    cacl, *others = json.loads((tmp_path / "results.json").read_text())
+    *others, cacl = json.loads((tmp_path / "results.json").read_text())
     assert list(cacl["ranks"]) == ["body.1.weight", "body.3.weight"]
     assert [len(ranks) for ranks in cacl["ranks"].values()] == [5, 5]
     assert [other["ranks"] for other in others] == [None, None]

@@ -43,6 +43,10 @@ KEYS = [
     "task_id_accuracy",
     "order_index",
     "ranks",
+    "quick",
+    "recipe",
+    "device",
+    "archive_sha256",
 ]
 
 MATRIX = [

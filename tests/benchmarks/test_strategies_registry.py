@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from benchmarks.recipe import build
 from benchmarks.strategies import STRATEGIES, RunSettings
 from benchmarks.streams import STREAMS, split_digits
 
@@ -19,7 +20,7 @@ def settings(tmp_path_factory):
 
 
 def train(name, settings, tasks):
-    learner = STRATEGIES[name].build(settings)
+    learner = build(name, settings)
     benchmark = settings.stream.benchmark
     for experience in benchmark.train_stream[:tasks]:
         learner.train(experience)
@@ -63,7 +64,7 @@ def test_independent_bytes_are_plain_networks_with_heads_of_their_tasks(settings
 def test_avalanche_packnet_says_that_it_needs_two_epochs(settings):
     budget = dataclasses.replace(settings.budget, epochs=1)
     with pytest.raises(ValueError, match="at least 2 epochs"):
-        STRATEGIES["avalanche_packnet"].build(dataclasses.replace(settings, budget=budget))
+        build("avalanche_packnet", dataclasses.replace(settings, budget=budget))
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "independent"])

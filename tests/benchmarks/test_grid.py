@@ -1,0 +1,174 @@
+"""Grids that are stopped, repeated, spread over processes: the numbers stay the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+
+import pytest
+
+from benchmarks import checkpoints, compare, runs
+from benchmarks.killtest import differences, kill_and_compare
+from benchmarks.store import NAME, Store
+from benchmarks.strategies import STRATEGIES
+
+SMALL = ["--epochs", "2", "--workers", "1"]
+
+
+def results(out):
+    return Store(out / NAME).results()
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing catches it."""
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Ends the process, as it were, right after so many tasks were written down."""
+
+    def arm(tasks):
+        written = []
+
+        def write_and_die(history, folder):
+            checkpoints.write_history(history, folder)
+            written.append(folder)
+            if len(written) == tasks:
+                raise Killed
+
+        monkeypatch.setattr(runs, "write_history", write_and_die)
+
+    return arm
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_a_killed_run_goes_on_to_the_same_numbers_and_the_same_archive(
+    strategy, tmp_path, killed_after, capsys
+):
+    arguments = ["--strategies", strategy, *SMALL]
+    assert compare.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    out = tmp_path / "killed"
+    for more_tasks in (2, 1):
+        killed_after(more_tasks)
+        with pytest.raises(Killed):
+            compare.main([*arguments, "--out", str(out)])
+    killed_after(-1)
+    capsys.readouterr()
+    assert compare.main([*arguments, "--out", str(out)]) == 0
+    assert f"{strategy} on split_digits, seed 0: goes on after task 3/5" in capsys.readouterr().out
+    assert differences(results(tmp_path / "whole"), results(out)) == []
+    assert not (out / "checkpoints").exists()
+
+
+def test_inferred_tasks_and_other_orders_go_on_too(tmp_path, killed_after):
+    arguments = ["--strategies", "wsn", "--scenario", "class", "--inference", "prototype"]
+    arguments += ["--orders", "2", *SMALL]
+    assert compare.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    killed_after(8)
+    with pytest.raises(Killed):
+        compare.main([*arguments, "--out", str(tmp_path / "killed")])
+    killed_after(-1)
+    assert compare.main([*arguments, "--out", str(tmp_path / "killed")]) == 0
+    assert differences(results(tmp_path / "whole"), results(tmp_path / "killed")) == []
+
+
+def test_a_checkpoint_names_the_data_instead_of_copying_them(tmp_path, killed_after):
+    killed_after(5)
+    arguments = ["--strategies", "replay", *SMALL, "--out", str(tmp_path)]
+    with pytest.raises(Killed):
+        compare.main(arguments)
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    # the network with Adam's two moments and five heads are 210 kB, the memory's images 500 * 64
+    assert (folder / "turn1").stat().st_size < 400_000
+
+
+def test_what_other_versions_began_begins_again(tmp_path, killed_after, monkeypatch, capsys):
+    killed_after(1)
+    arguments = ["--strategies", "naive", *SMALL, "--out", str(tmp_path)]
+    with pytest.raises(Killed):
+        compare.main(arguments)
+    killed_after(-1)
+    monkeypatch.setattr(checkpoints, "versions", lambda: {"torch": "0.0"})
+    assert compare.main(arguments) == 0
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_finished_runs_are_not_repeated(tmp_path, monkeypatch, capsys):
+    arguments = ["--strategies", "naive", "independent", *SMALL, "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    first = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(compare, "run_here", None)
+    assert compare.main(arguments) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert again[0].startswith("2 of 2 runs have finished before")
+    assert again[1:] == [line for line in first if "seed 0: " not in line or "tasks" in line]
+
+
+def test_a_changed_recipe_or_length_is_another_run(tmp_path, monkeypatch):
+    arguments = ["--strategies", "naive", "--out", str(tmp_path), "--workers", "1", "--epochs"]
+    assert compare.main([*arguments, "1"]) == 0
+    assert compare.main([*arguments, "2"]) == 0
+    assert [run.epochs for run in results(tmp_path)] == [1, 2]
+    assert (tmp_path / "table.md").read_text().count("### split_digits: ") == 2
+    monkeypatch.setattr(compare, "fingerprint", lambda *args: "changed")
+    assert compare.main([*arguments, "2"]) == 0
+    assert [run.recipe for run in results(tmp_path)][1:] == ["changed"]
+
+
+def test_quick_runs_say_so_everywhere(tmp_path, capsys):
+    arguments = ["--strategies", "packnet", "--quick", "--out", str(tmp_path), "--workers", "1"]
+    assert compare.main(arguments) == 0
+    (entry,) = json.loads((tmp_path / "results.json").read_text())
+    assert entry["quick"] is True and entry["epochs"] == 2
+    printed = capsys.readouterr().out
+    assert "packnet on split_digits, seed 0, quick: finished" in printed
+    assert "split_digits (quick): 5 tasks, mlp, 2 epochs, seed 0" in printed
+    assert "### split_digits (quick): 5 tasks" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "archives" / "split_digits-packnet-seed0-quick").exists()
+    assert (tmp_path / "matrix-split_digits-packnet-seed0-quick.png").exists()
+
+
+def test_a_run_that_another_process_has_is_left_alone(tmp_path):
+    folder = tmp_path / "run"
+    refused = pytest.raises(checkpoints.RunInProgressError, match="another process")
+    with checkpoints.claimed(folder), refused, checkpoints.claimed(folder, patience=0.1):
+        pass
+    with checkpoints.claimed(folder, patience=0.1):
+        pass
+
+
+def test_several_processes_give_the_same_records_and_a_dead_one_costs_its_run(tmp_path, capsys):
+    arguments = ["--strategies", "naive", "wsn", "avalanche_packnet", "--epochs", "1"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert compare.main([*arguments, "--workers", "1", "--out", str(alone)]) == 1
+    capsys.readouterr()
+    assert compare.main([*arguments, "--workers", "2", "--out", str(together)]) == 1
+    assert differences(results(alone), results(together)) == []
+    assert len(results(together)) == 2
+    printed = capsys.readouterr().out
+    assert re.search(r"wsn on split_digits, seed 0: task 5/5, epoch 1/1, accuracy", printed)
+    assert "failed: avalanche_packnet on split_digits, seed 0: ValueError" in printed
+
+
+def test_sigkill_at_random_moments_leaves_the_store_of_an_uninterrupted_grid(tmp_path):
+    grid = ["--strategies", "replay", "tinysubnets", "--epochs", "4", "--workers", "2"]
+    assert kill_and_compare(grid, kills=2, folder=tmp_path) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_two_workers_of_ray_give_the_same_records(tmp_path):
+    arguments = ["--strategies", "naive", "tinysubnets", "--epochs", "2"]
+    alone, far = tmp_path / "alone", tmp_path / "far"
+    assert compare.main([*arguments, "--workers", "1", "--out", str(alone)]) == 0
+    assert compare.main([*arguments, "--engine", "ray", "--workers", "2", "--out", str(far)]) == 0
+    assert differences(results(alone), results(far)) == []
+    assert len(results(far)) == 2
+
+
+def test_without_ray_the_engine_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["--strategies", "naive", "--engine", "ray", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 2
+    assert "pip install 'avalanche-compress[ray]'" in capsys.readouterr().err
