@@ -52,19 +52,20 @@ def kill_and_compare(grid: Sequence[str], kills: int, folder: Path, seed: int = 
     :raises RuntimeError: if a comparison fails, or ends before it was killed as often.
     """
     moments = random.Random(seed)
-    began = time.monotonic()
     whole, killed = folder / "whole", folder / "killed"
-    _finish(grid, whole)
-    at_work = time.monotonic() - began
+    began = time.monotonic()
+    lines = len(_finish(grid, whole).splitlines())
+    pace = (time.monotonic() - began) / lines
     for kill in range(kills):
         with _start(grid, killed) as process:
-            # not before its first word: all kills while Python starts would be a weak test
-            process.stdout.readline()
-            time.sleep(moments.uniform(0, at_work / (2 * kills)))
+            # counted in lines, about one a task: seconds would depend on what else is running
+            for _ in range(moments.randint(1, max(1, lines // (kills + 1)))):
+                process.stdout.readline()
+            time.sleep(moments.uniform(0, pace))
             if process.poll() is not None:
-                raise RuntimeError(f"the grid is too small to be killed {kills} times, only {kill}")
+                raise RuntimeError(f"the grid was killed {kill} times, then it ended: give more.")
             process.kill()
-            print(f"killed once more, {len(Store(killed / NAME).results())} runs finished")
+        print(f"kill {kill + 1}: {len(Store(killed / NAME).results())} runs had finished")
     _finish(grid, killed)
     return differences(Store(whole / NAME).results(), Store(killed / NAME).results())
 
@@ -94,11 +95,13 @@ def _start(grid: Sequence[str], out: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def _finish(grid: Sequence[str], out: Path) -> None:
+def _finish(grid: Sequence[str], out: Path) -> str:
+    """Run a comparison to its end; what it printed."""
     with _start(grid, out) as process:
         printed = process.communicate()[0]
     if process.returncode:
         raise RuntimeError(f"the comparison failed:\n{printed}")
+    return printed
 
 
 if __name__ == "__main__":

@@ -254,12 +254,22 @@ def avalanche_packnet(
     strategy.plugins = [plugin for plugin in strategy.plugins if plugin is not None]
 
     def stored_bytes() -> int:
-        modules, parameters = strategy.model.modules(), strategy.model.parameters()
-        layers = [m for m in modules if isinstance(m, WeightAndBiasPackNetModule)]
-        owners = sum(layer.task_index.numel() for layer in layers)
-        return 4 * sum(p.numel() for p in parameters) + owners
+        owners = sum(layer.task_index.numel() for layer in _packnet_layers(strategy.model))
+        return 4 * sum(p.numel() for p in strategy.model.parameters()) + owners
 
-    return _learner(settings, strategy, stored_bytes)
+    learner = _learner(settings, strategy, stored_bytes)
+
+    def load(folder: Path, finished: int) -> None:
+        learner.load(folder, finished)
+        # What keeps frozen weights from training are hooks, which pickling loses.
+        for layer in _packnet_layers(strategy.model):
+            layer.wrappee.weight.register_hook(layer._remove_gradient_hook)
+
+    return replace(learner, load=load)
+
+
+def _packnet_layers(model: nn.Module) -> list[WeightAndBiasPackNetModule]:
+    return [layer for layer in model.modules() if isinstance(layer, WeightAndBiasPackNetModule)]
 
 
 class Independent:

@@ -153,7 +153,7 @@ def test_several_processes_give_the_same_records_and_a_dead_one_costs_its_run(tm
 
 
 def test_sigkill_at_random_moments_leaves_the_store_of_an_uninterrupted_grid(tmp_path):
-    grid = ["--strategies", "replay", "tinysubnets", "--epochs", "4", "--workers", "2"]
+    grid = ["--strategies", "replay", "tinysubnets", "--epochs", "3", "--workers", "1"]
     assert kill_and_compare(grid, kills=2, folder=tmp_path) == []
 
 
