@@ -133,10 +133,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
     """Do what has not been done before; show and write the tables of everything."""
     store = Store(options.out / NAME)
+    before = [run for run in (_stored(job, store) for job in jobs) if run is not None]
     missing = [job for job in jobs if _stored(job, store) is None]
-    if len(missing) < len(jobs):
-        done = f"{len(jobs) - len(missing)} of {len(jobs)} runs"
-        console.print(f"{done} have finished before: {store.path} has them.", soft_wrap=True)
+    if before:
+        counts = f"{len(before)} of {len(jobs)} runs have finished before"
+        console.print(f"{counts}: {store.path} has them.", soft_wrap=True)
+    for result in before:
+        store.add(result)  # the last recipe that somebody asked for is the one in the tables
     display = make_display(console, len(missing))
     failures: list[Failure] = []
     try:

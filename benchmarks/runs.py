@@ -231,8 +231,9 @@ def _train_all(
         row = accuracy_row(metrics, len(stream.tasks))
         history.task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
         history.matrix.append(row)
-        learner.save(folder, task + 1)
-        write_history(history, folder)
+        if learner.save is not None:
+            learner.save(folder, task + 1)
+            write_history(history, folder)
         position.display.task(position.key, task, _mean_so_far(row))
 
 

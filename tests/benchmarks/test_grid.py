@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import re
 import sys
 
 import pytest
 
 from benchmarks import checkpoints, compare, runs
+from benchmarks.display import SilentDisplay
+from benchmarks.engines import run_in_processes
 from benchmarks.killtest import differences, kill_and_compare
 from benchmarks.store import NAME, Store
 from benchmarks.strategies import STRATEGIES
@@ -139,7 +142,7 @@ def test_a_run_that_another_process_has_is_left_alone(tmp_path):
         pass
 
 
-def test_several_processes_give_the_same_records_and_a_dead_one_costs_its_run(tmp_path, capsys):
+def test_several_processes_give_the_same_records_and_the_same_failures(tmp_path, capsys):
     arguments = ["--strategies", "naive", "wsn", "avalanche_packnet", "--epochs", "1"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert compare.main([*arguments, "--workers", "1", "--out", str(alone)]) == 1
@@ -150,6 +153,36 @@ def test_several_processes_give_the_same_records_and_a_dead_one_costs_its_run(tm
     printed = capsys.readouterr().out
     assert re.search(r"wsn on split_digits, seed 0: task 5/5, epoch 1/1, accuracy", printed)
     assert "failed: avalanche_packnet on split_digits, seed 0: ValueError" in printed
+
+
+class Killing(SilentDisplay):
+    """Kills the worker that reports the second task of a strategy's run."""
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    def task(self, key, task, accuracy):
+        if (key.strategy, task) == (self.strategy, 1):
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+
+
+def test_a_worker_that_dies_costs_its_run_only(tmp_path):
+    arguments = ["--strategies", "naive", "joint", "--epochs", "40", "--out", str(tmp_path)]
+    jobs = compare.parse(arguments).jobs()
+    (first, lost), (second, joint) = run_in_processes(jobs, Killing("naive"), workers=1)
+    assert (first.key.strategy, second.key.strategy) == ("naive", "joint")
+    assert str(lost).startswith("failed: naive on split_digits, seed 0: its process died (exit")
+    assert joint.accuracy > 0.9
+    assert checkpoints.read_history(first.checkpoints).matrix[:1] == [[1.0, None, None, None, None]]
+
+
+def test_a_recipe_that_was_changed_back_is_the_one_in_the_tables(tmp_path, monkeypatch):
+    arguments = ["--strategies", "naive", *SMALL, "--out", str(tmp_path)]
+    for recipe in ("first", "second", "first"):
+        monkeypatch.setattr(compare, "fingerprint", lambda *args, recipe=recipe: recipe)
+        assert compare.main(arguments) == 0
+    assert [run.recipe for run in results(tmp_path)] == ["first"]
 
 
 def test_sigkill_at_random_moments_leaves_the_store_of_an_uninterrupted_grid(tmp_path):
