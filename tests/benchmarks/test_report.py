@@ -1,5 +1,7 @@
 """The tables, and what is drawn again."""
 
+import pytest
+
 from benchmarks.report import (
     columns,
     main,
@@ -11,6 +13,7 @@ from benchmarks.report import (
     write_markdown,
 )
 from benchmarks.results import RunResult, write_results
+from benchmarks.store import NAME, Store
 
 
 def result(strategy="naive", seed=0, accuracy=0.9, **changes):
@@ -149,3 +152,22 @@ def test_stored_ranks_are_drawn_again(tmp_path):
     assert main([str(tmp_path / "a.json"), "--out", str(tmp_path / "out")]) == 0
     drawn = {path.name for path in (tmp_path / "out").glob("ranks-*")}
     assert drawn == {"ranks-split_digits-cacl-seed0.png"}
+
+
+def test_one_streams_tables_come_out_of_a_store_of_many(tmp_path, capsys):
+    store = Store(tmp_path / NAME)
+    for stream in ("split_digits", "split_mnist"):
+        store.add(result(stream=stream))
+        store.add(result(stream=stream, quick=True, epochs=2))
+    out = tmp_path / "drawn"
+    assert main([str(store.path), "--stream", "split_mnist", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "### split_mnist: 2 tasks, mlp, 20 epochs" in printed
+    assert "### split_mnist (quick): 2 tasks, mlp, 2 epochs" in printed
+    assert "split_digits" not in printed
+    assert (out / "table.md").read_text() == printed[:-1]
+
+
+def test_nothing_to_report_is_said(tmp_path):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / NAME), "--stream", "split_mnist", "--out", str(tmp_path)])
