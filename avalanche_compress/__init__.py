@@ -30,14 +30,17 @@ from avalanche_compress.plugins import (
     DensitySearch,
     FactorizationPlugin,
     MaskingPlugin,
+    PerturbationPlugin,
     QuantizationPlugin,
     ShapingPlugin,
     SharingPlugin,
     ValidationPlugin,
+    growth,
 )
-from avalanche_compress.stores import FactoredStore, MaskedStore, SlottedStore
+from avalanche_compress.stores import FactoredStore, MaskedStore, PerturbedStore, SlottedStore
 from avalanche_compress.strategies import (
     CACL,
+    HALRP,
     WSN,
     AdaQPackNet,
     CompressedStrategy,
@@ -50,6 +53,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CACL",
+    "HALRP",
     "WSN",
     "AdaQPackNet",
     "ArchiveError",
@@ -68,6 +72,8 @@ __all__ = [
     "OrderRobustnessError",
     "OrderRobustnessResult",
     "PackNet",
+    "PerturbationPlugin",
+    "PerturbedStore",
     "QuantizationPlugin",
     "ShapingPlugin",
     "SharingPlugin",
@@ -85,6 +91,7 @@ __all__ = [
     "ValidationPlugin",
     "WandBLogger",
     "compression_metrics",
+    "growth",
     "infer",
     "layer_ranks",
     "load_archive",

@@ -13,12 +13,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
-from avalanche_compress.errors import ArchiveError, UnsupportedModuleError
+from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
 from avalanche_compress.files import PathLike, write_atomically
 from avalanche_compress.network import TaskNetwork
 from avalanche_compress.stores import (
     FactoredStore,
     MaskedStore,
+    PerturbedStore,
     Place,
     SlottedStore,
     Store,
@@ -27,7 +28,7 @@ from avalanche_compress.stores import (
 
 FORMAT = "avalanche_compress"
 VERSION = 1
-_KINDS = {kind.kind: kind for kind in (FactoredStore, MaskedStore, SlottedStore)}
+_KINDS = {kind.kind: kind for kind in (FactoredStore, MaskedStore, PerturbedStore, SlottedStore)}
 
 
 def save_archive(network: TaskNetwork, path: PathLike) -> int:
@@ -184,7 +185,7 @@ def _build_network(
         kind, config = kinds[name]
         try:
             return kind(place, name, **config)
-        except TypeError as error:
+        except (TypeError, TaskStateError) as error:
             raise ArchiveError(f"{path} is damaged: {name} is kept in an unknown way") from error
 
     try:

@@ -38,32 +38,41 @@ class MLP(nn.Module):
 
 
 class LeNet(nn.Module):
-    """The LeNet of the public WSN code: 20 and 50 filters of 5 x 5, then 800 and 500 units.
+    """The LeNets of the public WSN code: two convolutions of 5 x 5, then two layers.
 
     :param input_shape: ``(channels, height, width)``.
     :param classes: outputs of the head.
-    :param bias: whether the layers have biases; the public network has none.
+    :param bias: whether the layers have biases; the public networks have none.
+    :param filters: of the convolutions.
+    :param units: of the layers.
     """
 
-    def __init__(self, input_shape: InputShape, classes: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        input_shape: InputShape,
+        classes: int,
+        bias: bool = False,
+        filters: tuple[int, int] = (20, 50),
+        units: tuple[int, int] = (800, 500),
+    ) -> None:
         super().__init__()
         features = nn.Sequential(
-            nn.Conv2d(input_shape[0], 20, 5, padding=2, bias=bias),
+            nn.Conv2d(input_shape[0], filters[0], 5, padding=2, bias=bias),
             nn.ReLU(),
             nn.MaxPool2d(3, 2, padding=1),
-            nn.Conv2d(20, 50, 5, padding=2, bias=bias),
+            nn.Conv2d(filters[0], filters[1], 5, padding=2, bias=bias),
             nn.ReLU(),
             nn.MaxPool2d(3, 2, padding=1),
             nn.Flatten(),
         )
         self.body = nn.Sequential(
             features,
-            nn.Linear(_outputs(features, input_shape), 800, bias=bias),
+            nn.Linear(_outputs(features, input_shape), units[0], bias=bias),
             nn.ReLU(),
-            nn.Linear(800, 500, bias=bias),
+            nn.Linear(units[0], units[1], bias=bias),
             nn.ReLU(),
         )
-        self.head = nn.Linear(500, classes, bias=bias)
+        self.head = nn.Linear(units[1], classes, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, classes]`` of ``x [batch, channels, height, width]``."""
@@ -144,49 +153,82 @@ class LeNetBN(nn.Module):
 
 
 class AlexNet(nn.Module):
-    """The AlexNet of the public HALRP code: three convolutions, two layers of 2,048 units.
+    """The AlexNet of the public HALRP and WSN codes: three convolutions, two layers of 2,048 units.
 
     There, batch normalisation keeps no running statistics, so that an answer depends on the other
     images of its batch. Here it keeps them.
 
     :param input_shape: ``(channels, height, width)``.
     :param classes: outputs of the head.
+    :param bias: whether layers have biases and norms scales and shifts: HALRP's have, WSN's not.
     """
 
-    def __init__(self, input_shape: InputShape, classes: int) -> None:
+    def __init__(self, input_shape: InputShape, classes: int, bias: bool = True) -> None:
         super().__init__()
         features = nn.Sequential(
-            *_alexnet_block(input_shape[0], 64, 4, 0.2),
-            *_alexnet_block(64, 128, 3, 0.2),
-            *_alexnet_block(128, 256, 2, 0.5),
+            *_alexnet_block(input_shape[0], 64, 4, 0.2, bias),
+            *_alexnet_block(64, 128, 3, 0.2, bias),
+            *_alexnet_block(128, 256, 2, 0.5, bias),
             nn.Flatten(),
         )
         self.body = nn.Sequential(
             features,
-            nn.Linear(_outputs(features, input_shape), 2048),
-            nn.BatchNorm1d(2048),
+            nn.Linear(_outputs(features, input_shape), 2048, bias=bias),
+            nn.BatchNorm1d(2048, affine=bias),
             nn.ReLU(),
             nn.Dropout(0.5),
-            nn.Linear(2048, 2048),
-            nn.BatchNorm1d(2048),
+            nn.Linear(2048, 2048, bias=bias),
+            nn.BatchNorm1d(2048, affine=bias),
             nn.ReLU(),
             nn.Dropout(0.5),
         )
-        self.head = nn.Linear(2048, classes)
+        self.head = nn.Linear(2048, classes, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits ``[batch, classes]`` of ``x [batch, channels, height, width]``."""
         return self.head(self.body(x))
 
 
-def _alexnet_block(inputs: int, outputs: int, kernel: int, dropout: float) -> list[nn.Module]:
+def _alexnet_block(
+    inputs: int, outputs: int, kernel: int, dropout: float, bias: bool
+) -> list[nn.Module]:
     return [
-        nn.Conv2d(inputs, outputs, kernel),
-        nn.BatchNorm2d(outputs),
+        nn.Conv2d(inputs, outputs, kernel, bias=bias),
+        nn.BatchNorm2d(outputs, affine=bias),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.MaxPool2d(2),
     ]
+
+
+class TinyNet(nn.Module):
+    """WSN's network for TinyImageNet: four convolutions of 160 filters, two layers of 640 units.
+
+    2,743,520 weights before the head at 64 pixels; each convolution halves height and width.
+
+    :param input_shape: ``(channels, height, width)``.
+    :param classes: outputs of the head.
+    :param bias: whether the layers have biases; the public network has none.
+    """
+
+    def __init__(self, input_shape: InputShape, classes: int, bias: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (input_shape[0], 160, 160, 160):
+            layers += [nn.Conv2d(inputs, 160, 3, 2, padding=1, bias=bias), nn.ReLU()]
+        features = nn.Sequential(*layers, nn.Flatten())
+        self.body = nn.Sequential(
+            features,
+            nn.Linear(_outputs(features, input_shape), 640, bias=bias),
+            nn.ReLU(),
+            nn.Linear(640, 640, bias=bias),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(640, classes, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, classes]`` of ``x [batch, channels, height, width]``."""
+        return self.head(self.body(x))
 
 
 class BasicBlock(nn.Module):
@@ -245,6 +287,59 @@ class ResNet18(nn.Module):
         return self.head(self.body(x))
 
 
+class TorchvisionResNet18(nn.Module):
+    """torchvision's ResNet18, untrained, for images of 64 pixels and more.
+
+    Its stem, a convolution of 7 x 7 and a pooling, leaves a quarter of the height and width. For
+    images that are not of three channels the convolution is another one.
+
+    :param input_shape: ``(channels, height, width)``.
+    :param classes: outputs of the head, which has biases.
+    """
+
+    def __init__(self, input_shape: InputShape, classes: int) -> None:
+        from torchvision.models import resnet18
+
+        super().__init__()
+        *layers, head = resnet18().children()
+        if input_shape[0] != 3:
+            layers[0] = nn.Conv2d(input_shape[0], 64, 7, 2, padding=3, bias=False)
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.head = nn.Linear(head.in_features, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, classes]`` of ``x [batch, channels, height, width]``."""
+        return self.head(self.body(x))
+
+
+class ViT(nn.Module):
+    """A small vision transformer: torch's encoder layers on patches of 4 x 4, mean of the patches.
+
+    Four layers of width 128 with four heads of attention, norms first, 256 hidden units, no
+    dropout. The sizes are our choice; at 3 x 32 x 32 the body has 544,640 parameters.
+
+    :param input_shape: ``(channels, height, width)``, height and width multiples of 4.
+    :param classes: outputs of the head.
+    """
+
+    def __init__(self, input_shape: InputShape, classes: int) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        self.patches = nn.Conv2d(channels, 128, 4, stride=4)
+        self.positions = nn.Parameter(0.02 * torch.randn(height // 4 * (width // 4), 128))
+        layers = [
+            nn.TransformerEncoderLayer(128, 4, 256, 0.0, batch_first=True, norm_first=True)
+            for _ in range(4)
+        ]
+        self.body = nn.Sequential(*layers, nn.LayerNorm(128))
+        self.head = nn.Linear(128, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, classes]`` of ``x [batch, channels, height, width]``."""
+        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        return self.head(self.body(tokens).mean(1))
+
+
 def mlp(in_features: int, classes: int, bias: bool = False) -> nn.Module:
     """The multilayer perceptron of the Permuted MNIST comparisons, see :class:`MLP`."""
     return MLP(in_features, classes, bias)
@@ -253,6 +348,11 @@ def mlp(in_features: int, classes: int, bias: bool = False) -> nn.Module:
 def lenet(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Module:
     """WSN's LeNet, see :class:`LeNet`."""
     return LeNet(input_shape, classes, bias)
+
+
+def lenet_large(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Module:
+    """WSN's LeNet for Omniglot: 64 and 128 filters, 2,500 and 1,500 units, see :class:`LeNet`."""
+    return LeNet(input_shape, classes, bias, (64, 128), (2500, 1500))
 
 
 def cacl_net(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Module:
@@ -270,9 +370,29 @@ def alexnet(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Modu
     return AlexNet(input_shape, classes)
 
 
+def alexnet_wsn(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Module:
+    """WSN's AlexNet, see :class:`AlexNet`."""
+    return AlexNet(input_shape, classes, bias)
+
+
+def tinynet(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Module:
+    """WSN's network for TinyImageNet, see :class:`TinyNet`."""
+    return TinyNet(input_shape, classes, bias)
+
+
 def resnet18(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Module:
     """HALRP's ResNet18, see :class:`ResNet18`. It has biases, whatever ``bias`` says."""
     return ResNet18(input_shape, classes)
+
+
+def resnet18_torchvision(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Module:
+    """torchvision's ResNet18, see :class:`TorchvisionResNet18`, whatever ``bias`` says."""
+    return TorchvisionResNet18(input_shape, classes)
+
+
+def vit(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Module:
+    """A small vision transformer, see :class:`ViT`. It has biases, whatever ``bias`` says."""
+    return ViT(input_shape, classes)
 
 
 def _outputs(features: nn.Module, input_shape: InputShape) -> int:
@@ -291,10 +411,15 @@ def _mlp_for(input_shape: InputShape, classes: int, bias: bool = False) -> nn.Mo
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp_for,
     "lenet": lenet,
+    "lenet_large": lenet_large,
     "cacl_net": cacl_net,
     "lenet_bn": lenet_bn,
     "alexnet": alexnet,
+    "alexnet_wsn": alexnet_wsn,
+    "tinynet": tinynet,
     "resnet18": resnet18,
+    "resnet18_torchvision": resnet18_torchvision,
+    "vit": vit,
 }
 """Name to builder ``(input_shape, classes, bias) -> nn.Module``; without ``bias``, as published."""
 

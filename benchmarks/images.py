@@ -36,6 +36,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class MissingDataError(FileNotFoundError):
+    """A data set is not there and could not be had; says which files to put where."""
+
+
 class DamagedDataError(ValueError):
     """A data set is there, but a part of it is missing or cannot be read."""
 
@@ -65,6 +69,45 @@ def value_table(largest: int, mean: float, std: float) -> np.ndarray:
     return ((np.arange(256) / largest - mean) / std).astype(np.float32)
 
 
+def channel_tables(means: Sequence[float], stds: Sequence[float]) -> np.ndarray:
+    """A table like :func:`value_table`'s for each channel, ``float32 [channels, 256]``."""
+    return np.stack([value_table(255, mean, std) for mean, std in zip(means, stds)])
+
+
+def fetch(name: str, wanted: Sequence[Path], download: Callable[[], object], form: str) -> None:
+    """Download a data set unless its files are there.
+
+    :param name: of the data set.
+    :param wanted: its files or folders, all in one folder.
+    :param download: puts them there.
+    :param form: what they are and where they come from, for the message.
+    :raises MissingDataError: if they are not there and the download fails.
+    """
+    if all(path.exists() for path in wanted):
+        return
+    try:
+        download()
+    except Exception as reason:
+        files = ", ".join(path.name for path in wanted)
+        raise MissingDataError(
+            f"{name} is not in {wanted[0].parent} and could not be downloaded. Put {files} there "
+            f"({form}). The download said: {reason}"
+        ) from reason
+
+
+def damaged(name: str, place: Path, reason: object, source: str) -> DamagedDataError:
+    """The error for a data set that is there, but not as it should be.
+
+    :param name: of the data set.
+    :param place: its file or folder.
+    :param reason: what is wrong.
+    :param source: where to get it again.
+    """
+    return DamagedDataError(
+        f"{name} in {place} is damaged ({reason}): remove it and get it again from {source}."
+    )
+
+
 # --- MNIST ---------------------------------------------------------------------------------------
 
 
@@ -73,27 +116,30 @@ def load_mnist(data_dir: Path, size: int = 28) -> Images:
 
     :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
     :param size: height and width; other than 28, each image is resized (PIL, bilinear).
-    :raises FileNotFoundError: if it is neither there nor can be downloaded.
+    :raises MissingDataError: if it is neither there nor can be downloaded.
     """
-    from torchvision.datasets import MNIST
-
-    def load(train: bool) -> tuple[Pixels, Labels]:
-        part = MNIST(str(data_dir), train=train, download=not _has_mnist(data_dir))
-        return _resized(part.data.numpy(), size), part.targets.numpy()
-
-    try:
-        train, test = load(True), load(False)
-    except Exception as reason:
-        files = ", ".join(MNIST_FILES)
-        raise FileNotFoundError(
-            f"MNIST is not in {data_dir} and could not be downloaded. Put {files} (unpacked) "
-            f"into {Path(data_dir) / 'MNIST' / 'raw'}. The download said: {reason}"
-        ) from reason
+    train, test = [(_resized(images, size), labels) for images, labels in read_mnist(data_dir)]
     return Images(train, test, value_table(255, 0.1307, 0.3081), (1, size, size))
 
 
-def _has_mnist(data_dir: Path) -> bool:
-    return all((Path(data_dir) / "MNIST" / "raw" / name).is_file() for name in MNIST_FILES)
+def read_mnist(data_dir: Path, name: str = "MNIST") -> list[tuple[np.ndarray, Labels]]:
+    """Images ``uint8 [examples, 28, 28]`` and labels, of the train and of the test set.
+
+    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
+    :param name: torchvision's class and the folder, ``"MNIST"`` or ``"FashionMNIST"``.
+    :raises MissingDataError: if it is neither there nor can be downloaded.
+    :raises DamagedDataError: if it cannot be read.
+    """
+    from torchvision import datasets
+
+    build, raw = getattr(datasets, name), Path(data_dir) / name / "raw"
+    wanted = [raw / file for file in MNIST_FILES]
+    fetch(name, wanted, lambda: build(str(data_dir), download=True), "unpacked IDX files")
+    try:
+        parts = [build(str(data_dir), train=train) for train in (True, False)]
+    except Exception as reason:
+        raise damaged(name, raw, reason, build.mirrors[-1]) from reason
+    return [(part.data.numpy(), part.targets.numpy()) for part in parts]
 
 
 def _resized(images: np.ndarray, size: int) -> Pixels:
@@ -120,14 +166,13 @@ def load_tiny_imagenet(data_dir: Path, classes: int = 200, size: int = 64) -> Im
         ``tiny-imagenet-200.tar.gz``, which is read as it is and never unpacked.
     :param classes: how many of the 200 classes.
     :param size: height and width of the images, 64 on disk.
-    :raises FileNotFoundError: if neither is there; says where to get it.
+    :raises MissingDataError: if neither is there; says where to get it.
     :raises DamagedDataError: if some of it is missing or cannot be read.
     """
     key = f"{TINY_IMAGENET}-{classes}x{size}"
     parts = cached(Path(data_dir), key, lambda: _read_tiny_imagenet(Path(data_dir), classes, size))
     train, test = [(pixels.reshape(-1, pixels.shape[2]), _labels(pixels)) for pixels in parts]
-    tables = [value_table(255, mean, std) for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD)]
-    return Images(train, test, np.stack(tables), (3, size, size))
+    return Images(train, test, channel_tables(IMAGENET_MEAN, IMAGENET_STD), (3, size, size))
 
 
 def _labels(pixels: np.ndarray) -> Labels:
@@ -205,7 +250,7 @@ def _files(data_dir: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
         return _folder_files(folder, wanted)
     if archive.is_file():
         return _archive_files(archive, wanted)
-    raise FileNotFoundError(
+    raise MissingDataError(
         f"TinyImageNet is not in {data_dir}. Unpack {TINY_IMAGENET_URL} there, so that "
         f"{folder / 'wnids.txt'} exists, or put it there as one file, {archive}."
     )
@@ -232,17 +277,19 @@ def _archive_files(archive: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]
 
 
 def _damaged(place: Path, reason: str) -> DamagedDataError:
-    return DamagedDataError(
-        f"TinyImageNet in {place} is damaged ({reason}): remove it and get it again from "
-        f"{TINY_IMAGENET_URL}."
-    )
+    return damaged("TinyImageNet", place, reason, TINY_IMAGENET_URL)
 
 
 # --- Cache ---------------------------------------------------------------------------------------
 
 
-def cached(data_dir: Path, key: str, read: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """Two arrays, train and test, from their files, which are made at the first call.
+def cached(
+    data_dir: Path,
+    key: str,
+    read: Callable[[], Sequence[np.ndarray]],
+    parts: Sequence[str] = ("train", "test"),
+) -> list[np.ndarray]:
+    """Arrays from their files, which are made at the first call.
 
     The files are in ``data_dir`` or, where that cannot be written to, in the user's cache. Two
     processes may make them at once: each file appears whole or not at all.
@@ -250,17 +297,38 @@ def cached(data_dir: Path, key: str, read: Callable[[], list[np.ndarray]]) -> li
     :param data_dir: the folder of the data set.
     :param key: what the arrays depend on; the files' names begin with it.
     :param read: makes the arrays.
+    :param parts: what they are; the files' names end with it.
     """
     folders = (data_dir, user_cache(data_dir))
-    paths = [[folder / f"{key}-{part}.npy" for part in ("train", "test")] for folder in folders]
-    for pair in paths:
-        if all(path.is_file() for path in pair):
-            return [_mapped(path) for path in pair]
+    places = [[folder / f"{key}-{part}.npy" for part in parts] for folder in folders]
+    for paths in places:
+        if all(path.is_file() for path in paths):
+            return [_mapped(path) for path in paths]
     arrays = read()
-    target = paths[0] if _is_writable(data_dir) else paths[1]
+    target = places[0] if _is_writable(data_dir) else places[1]
     for path, array in zip(target, arrays):
         _write_array(path, array)
     return [_mapped(path) for path in target]
+
+
+def cached_with_labels(
+    data_dir: Path, key: str, read: Callable[[], Sequence[tuple[Pixels, Labels]]]
+) -> list[tuple[Pixels, Labels]]:
+    """Pixels and labels, of the train and of the test set, from their files: see :func:`cached`.
+
+    :param data_dir: the folder of the data set.
+    :param key: the files' names begin with it.
+    :param read: reads the data set.
+    """
+
+    def flat() -> list[np.ndarray]:
+        (train_x, train_y), (test_x, test_y) = read()
+        arrays = (train_x, np.asarray(train_y, np.int64), test_x, np.asarray(test_y, np.int64))
+        return [np.ascontiguousarray(array) for array in arrays]
+
+    parts = ("train", "train-labels", "test", "test-labels")
+    train_x, train_y, test_x, test_y = cached(Path(data_dir), key, flat, parts)
+    return [(train_x, train_y), (test_x, test_y)]
 
 
 def user_cache(data_dir: Path) -> Path:

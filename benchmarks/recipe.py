@@ -112,6 +112,7 @@ VALUES: dict[str, Any] = {
     "density": Fractions,
     "energy": Part,
     "ewc_lambda": Amount,
+    "growth_bound": Optional[Amount],
     "lambda_orth": Amount,
     "lambda_sparse": Amount,
     "max_bits": Bits,
@@ -127,6 +128,7 @@ VALUES: dict[str, Any] = {
     "temperature": Amount,
     "tolerance": Amount,
     "validation_fraction": Part,
+    "warmup_epochs": Amount,
 }
 """What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
 

@@ -7,7 +7,6 @@ import random
 import time
 import traceback
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -145,20 +144,10 @@ def _build_stream(job: Job) -> Stream:
     if key.scenario != "task":
         changes["scenario"] = key.scenario
     if key.order_index:
-        changes["order"] = _task_order(key, job.data)
+        orders = task_orders(STREAMS[key.stream].tasks, key.order_index + 1)
+        changes["order"] = orders[key.order_index]
     _seed_everything(key.seed)
     return STREAMS[key.stream].build(job.data, key.seed, held_out, **changes)
-
-
-def _task_order(key: RunKey, data: Path) -> list[int]:
-    orders = key.order_index + 1
-    return task_orders(_count_tasks(key.stream, data), orders)[key.order_index]
-
-
-@lru_cache(maxsize=None)
-def _count_tasks(stream: str, data: Path) -> int:
-    """Only a stream that was built knows its tasks."""
-    return len(STREAMS[stream].build(data, 0).tasks)
 
 
 def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:

@@ -25,7 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from avalanche_compress import CACL, WSN, MaskedStore, PackNet, TaskInference, TaskNetwork
-from avalanche_compress.coding import decode_mask, encode_mask, kmeans_1d
+from avalanche_compress.coding import (
+    decode_mask,
+    encode_mask,
+    kmeans_1d,
+    leading_svd,
+    least_squares_scalings,
+    scale_weight,
+    select_ranks,
+)
 from benchmarks.backbones import BACKBONES
 
 ROUNDS = 9
@@ -88,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *task_inference("lenet", 64),
         *kmeans(),
         mask_coding(),
+        *rank_estimation(),
     ]
     Console().print(_table(figures))
     if given.json is not None:
@@ -126,7 +135,7 @@ def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
     :param late: number of the late task.
     :param batch: samples in a step.
     """
-    stream = _random_stream(SHAPES["cacl_net"], batch, 4, tasks=late + ROUNDS)
+    stream = _random_stream(SHAPES["cacl_net"], batch, 4, tasks=late + 5)
     runs = {first: _trainer("cacl", "cacl_net", batch) for first in (early, late)}
     small = _random_stream(SHAPES["cacl_net"], 2, 1, tasks=late)
     for first, (strategy, _) in runs.items():
@@ -204,6 +213,49 @@ def mask_coding(count: int = 1_000_000) -> Figure:
     encode = [_seconds(lambda: encode_mask(mask, context)) for _ in range(ROUNDS)]
     decode = [_seconds(lambda: decode_mask(coded, count, context)) for _ in range(ROUNDS)]
     return _figure(f"encode_mask, {count:,} weights", encode, "decode_mask", decode)
+
+
+def rank_estimation(rank: int = 100) -> list[Figure]:
+    """From trained weights to ranks, against the singular value decomposition of each layer.
+
+    :param rank: the largest rank.
+    """
+    from torchvision.models import resnet18
+
+    generator = torch.Generator().manual_seed(0)
+    linear = [torch.randn(2048, 1024, generator=generator)]
+    network = [
+        torch.randn(weight.shape, generator=generator)
+        for weight in resnet18().parameters()
+        if weight.dim() == 4
+    ]
+    figures = []
+    for what, tuned in (("2048 x 1024 layer", linear), ("all layers of resnet18", network)):
+        base = [weight + 0.1 * torch.randn(weight.shape, generator=generator) for weight in tuned]
+        ours, theirs = [], []
+        for _ in range(3):
+            ours.append(_seconds(lambda t=tuned, b=base: _ranks(t, b, rank)))
+            theirs.append(_seconds(lambda t=tuned: [torch.linalg.svd(_matrix(w)) for w in t]))
+        figures.append(_figure(f"rank estimation, {what}", ours, "linalg.svd", theirs))
+    return figures
+
+
+def _ranks(tuned: Sequence[torch.Tensor], base: Sequence[torch.Tensor], rank: int) -> list[int]:
+    found = []
+    for own, frozen in zip(tuned, base):
+        r, s = least_squares_scalings(own, frozen)
+        found.append(leading_svd(_matrix(own - scale_weight(frozen, r, s)), rank))
+    return select_ranks(
+        [svd.singular_values for svd in found],
+        torch.ones(len(found)),
+        0.9,
+        max_rank=rank,
+        energies=[None if svd.exact else svd.energy for svd in found],
+    ).ranks
+
+
+def _matrix(weight: torch.Tensor) -> torch.Tensor:
+    return weight.flatten(2).mean(2) if weight.dim() > 2 else weight
 
 
 def _trainer(name: str, backbone: str, batch: int) -> tuple[Any, EpochTimer]:

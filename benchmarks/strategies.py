@@ -22,6 +22,7 @@ from torch import nn
 
 from avalanche_compress import (
     CACL,
+    HALRP,
     WSN,
     AdaQPackNet,
     PackNet,
@@ -483,6 +484,7 @@ STRATEGIES: dict[str, StrategyEntry] = {
     "cacl": ours(CACL),
     "cacl_8bit": ours(CACL),
     "cacl_sparse": ours(CACL),
+    "halrp": ours(HALRP),
     "independent": StrategyEntry(independent, scenarios=("task",)),
     "joint": StrategyEntry(joint),
 }

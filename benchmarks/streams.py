@@ -1,30 +1,34 @@
-"""Streams of tasks, held in memory as bytes and normalised on access."""
+"""The streams of the comparison by name, and what is spent on each of their tasks."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Optional, Sequence
+from typing import Callable, Iterable
 
 import numpy as np
-import torch
-from avalanche.benchmarks import dataset_benchmark
-from torch.utils.data import Dataset
 
-from benchmarks.images import (
-    Images,
-    Labels,
-    Pixels,
-    load_mnist,
-    load_tiny_imagenet,
-    value_table,
+from benchmarks.image_streams import (
+    cifar100_superclasses,
+    five_datasets,
+    mini_imagenet,
+    omniglot_rotation,
+    split_cifar100,
+    split_tiny_imagenet,
+    split_tiny_imagenet_200,
 )
-
-SCENARIOS = ("task", "class")
-
-Order = Optional[Sequence[int]]
+from benchmarks.images import Images, load_mnist, value_table
+from benchmarks.splits import (
+    SCENARIOS,
+    Order,
+    Stream,
+    equal_groups,
+    same_classes,
+    split_classes,
+)
 
 PUBLISHED_ORDERS = {
     10: (
@@ -64,34 +68,6 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A benchmark and what the comparison has to know of it.
-
-    :param name: its name in the registry.
-    :param benchmark: an Avalanche benchmark with a train and a test stream.
-    :param tasks: the original class ids of each experience.
-    :param input_shape: ``(channels, height, width)``.
-    :param order: the canonical task that each experience holds; task labels count experiences.
-    :param scenario: ``"task"``: labels count from 0 within a task, and each task has its label;
-        ``"class"``: labels count through all tasks, and the task label is always 0.
-    """
-
-    name: str
-    benchmark: Any
-    tasks: list[list[int]]
-    input_shape: tuple[int, int, int]
-    order: list[int]
-    scenario: str = "task"
-
-    @property
-    def max_classes(self) -> int:
-        """The width of a single shared head: classes of the largest task, or of all tasks."""
-        if self.scenario == "class":
-            return len({number for classes in self.tasks for number in classes})
-        return max(len(classes) for classes in self.tasks)
-
-
-@dataclass(frozen=True)
 class StreamEntry:
     """How to build a registered stream, and what is spent on it by default.
 
@@ -100,61 +76,15 @@ class StreamEntry:
         with several scenarios ``scenario=``.
     :param backbone: name of its default backbone.
     :param budget: its default budget.
+    :param tasks: how many it has, which is known before it is built.
     :param scenarios: those that it makes sense in.
     """
 
     build: Callable[..., Stream]
     backbone: str
     budget: Budget
+    tasks: int
     scenarios: tuple[str, ...] = ("task",)
-
-
-class PixelDataset(Dataset):
-    """Images of one task: shared bytes, a lookup table for the values, maybe a permutation.
-
-    The bytes are kept once for all tasks; an image becomes ``float32 [channels, height, width]``
-    when it is asked for, in some 5 microseconds. Ten permuted copies of MNIST would be 1.9 GB.
-
-    :param pixels: ``uint8 [examples, numbers]``.
-    :param rows: the examples of this task.
-    :param targets: their labels, from 0.
-    :param task: the task label of all of them.
-    :param values: ``float32 [256]``, the normalised value of each byte, or ``[channels, 256]``.
-    :param shape: ``(channels, height, width)``.
-    :param permutation: for each number of the image the byte that it comes from, which may be one
-        of several numbers' (grey images in three channels); None: the bytes in their order.
-    """
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        rows: np.ndarray,
-        targets: np.ndarray,
-        task: int,
-        values: np.ndarray,
-        shape: tuple[int, int, int],
-        permutation: np.ndarray | None = None,
-    ) -> None:
-        self.pixels = pixels
-        self.rows = rows
-        self.targets: list[int] = targets.tolist()
-        self.targets_task_labels: list[int] = [task] * len(self.targets)
-        self.values = values
-        self.shape = shape
-        self.permutation = permutation
-        # Byte b of channel c is entry 256 c + b of the tables, one after another.
-        self.offsets = None if values.ndim == 1 else _channel_offsets(shape)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = self.pixels[self.rows[index]]
-        if self.permutation is not None:
-            image = image.take(self.permutation)
-        if self.offsets is not None:
-            image = self.offsets + image
-        return torch.from_numpy(self.values.take(image)).view(self.shape), self.targets[index]
 
 
 def split_digits(
@@ -173,7 +103,7 @@ def split_digits(
     :param data_dir: not used.
     :param seed: of the split into train, test and held-out examples.
     :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.splits.Stream`.
     :param order: the task that each experience holds, a permutation; None: as they are numbered.
     """
     from sklearn.datasets import load_digits
@@ -190,7 +120,8 @@ def split_digits(
     scaled = train_x / 16
     values = value_table(16, scaled.mean(), scaled.std())
     images = Images((train_x, train_y), (test_x, test_y), values, (1, 8, 8))
-    return _split_classes("split_digits", images, 2, seed, held_out, order, scenario)
+    groups = equal_groups(images, 5)
+    return split_classes("split_digits", images, groups, seed, held_out, order, scenario)
 
 
 def split_mnist(
@@ -206,38 +137,12 @@ def split_mnist(
     :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
     :param seed: of the held-out examples.
     :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.splits.Stream`.
     :param order: the task that each experience holds, a permutation; None: as they are numbered.
     """
     images = load_mnist(data_dir)
-    return _split_classes("split_mnist", images, 2, seed, held_out, order, scenario)
-
-
-def split_tiny_imagenet(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    tasks: int = 20,
-    per_task: int = 5,
-    size: int = 32,
-    *,
-    order: Order = None,
-) -> Stream:
-    """The first 100 classes of TinyImageNet (the order of ``wnids.txt``) as 20 tasks of five.
-
-    500 training and 50 test images a class, from 64 x 64 pixels down to the mean of each 2 x 2,
-    without augmentation. See :func:`benchmarks.images.load_tiny_imagenet`.
-
-    :param data_dir: holds ``tiny-imagenet-200`` or ``tiny-imagenet-200.tar.gz``.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param tasks: number of tasks.
-    :param per_task: classes of each.
-    :param size: height and width of the images.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
-    """
-    images = load_tiny_imagenet(data_dir, tasks * per_task, size)
-    return _split_classes("split_tiny_imagenet", images, per_task, seed, held_out, order)
+    groups = equal_groups(images, 5)
+    return split_classes("split_mnist", images, groups, seed, held_out, order, scenario)
 
 
 def permuted_mnist(
@@ -259,8 +164,8 @@ def permuted_mnist(
     :param order: the task that each experience holds, a permutation; None: as they are numbered.
     """
     images = load_mnist(data_dir)
-    permutations = wsn_permutations(seed, tasks, 784)
-    return _permuted("permuted_mnist", images, permutations, seed, held_out, order)
+    guises = [(images, permutation) for permutation in wsn_permutations(seed, tasks, 784)]
+    return same_classes("permuted_mnist", guises, seed, held_out, order)
 
 
 def permuted_mnist_32(
@@ -287,22 +192,63 @@ def permuted_mnist_32(
     images = replace(grey, shape=(3, 32, 32))
     # The channels are equal before the permutation: number n is byte n modulo 1024 of the image.
     drawn = wsn_permutations(seed, max(tasks, 10), 3 * 1024)[:tasks]
-    permutations = [permutation % 1024 for permutation in drawn]
-    return _permuted("permuted_mnist_32", images, permutations, seed, held_out, order)
+    guises = [(images, permutation % 1024) for permutation in drawn]
+    return same_classes("permuted_mnist_32", guises, seed, held_out, order)
 
 
 STREAMS: dict[str, StreamEntry] = {
-    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), SCENARIOS),
-    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), SCENARIOS),
-    "split_tiny_imagenet": StreamEntry(
-        split_tiny_imagenet, "cacl_net", Budget(10, 64, 1e-3, validation_fraction=0.0)
+    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
+    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
+    "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
+    "permuted_mnist_32": StreamEntry(permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2), 5),
+    "split_cifar100_10": StreamEntry(
+        partial(split_cifar100, tasks=10), "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
     ),
-    "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3)),
-    "permuted_mnist_32": StreamEntry(
-        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, validation_fraction=0.2)
+    "split_cifar100_20": StreamEntry(
+        partial(split_cifar100, tasks=20), "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+    ),
+    "cifar100_superclasses": StreamEntry(
+        cifar100_superclasses, "lenet_bn", Budget(20, 128, 1e-3, 0.2), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet": StreamEntry(
+        split_tiny_imagenet, "cacl_net", Budget(10, 64, 1e-3, 0.0), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet_10": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=10), "tinynet", Budget(30, 64, 1e-3), 10, SCENARIOS
+    ),
+    "split_tiny_imagenet_20": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=20), "alexnet", Budget(50, 32, 1e-3), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet_40": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=40), "tinynet", Budget(10, 10, 1e-3), 40, SCENARIOS
+    ),
+    "five_datasets": StreamEntry(five_datasets, "alexnet", Budget(12, 128, 1e-3, 0.2), 5),
+    "omniglot_rotation": StreamEntry(
+        omniglot_rotation, "lenet_large", Budget(100, 64, 1e-3, 0.05), 100, SCENARIOS
+    ),
+    "mini_imagenet": StreamEntry(
+        mini_imagenet, "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
     ),
 }
-"""Streams by name; budgets of MNIST's permutations are those of the public WSN and HALRP codes."""
+"""Streams by name; backbones and budgets are those of public codes where there are some:
+
+========================== =================================================
+stream                     epochs, batch, learning rate and validation data
+========================== =================================================
+``permuted_mnist``         WSN
+``permuted_mnist_32``      HALRP
+``split_cifar100_10``      WSN
+``split_cifar100_20``      CACL (all training data)
+``cifar100_superclasses``  HALRP
+``split_tiny_imagenet``    ours
+``split_tiny_imagenet_10`` Avalanche's PackNet baseline (epochs), ours
+``split_tiny_imagenet_20`` HALRP
+``split_tiny_imagenet_40`` WSN
+``five_datasets``          HALRP
+``omniglot_rotation``      WSN
+``mini_imagenet``          CACL (all training data)
+========================== =================================================
+"""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -343,102 +289,7 @@ def task_orders(tasks: int, count: int, seed: int = 0) -> list[list[int]]:
     return orders
 
 
-def kept_rows(examples: int, held_out: float, seed: int) -> np.ndarray:
-    """Sorted indices of the examples to train on when a fraction is held out.
-
-    These are the examples that ``avalanche_compress.ValidationPlugin`` leaves for training when
-    it has the same fraction and seed, so all strategies see the same ones.
-
-    :param examples: number of examples.
-    :param held_out: fraction to leave out, rounded to whole examples.
-    :param seed: of the drawing.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(examples, generator=generator).numpy()
-    return np.sort(drawn[round(examples * held_out) :])
-
-
 def _shuffled(count: int, seed: int) -> np.ndarray:
     indices = np.arange(count)
     np.random.RandomState(seed).shuffle(indices)
     return indices
-
-
-def _channel_offsets(shape: tuple[int, int, int]) -> np.ndarray:
-    channels, height, width = shape
-    return np.repeat(256 * np.arange(channels), height * width)
-
-
-def _ordered(order: Order, tasks: int) -> list[int]:
-    numbered = list(range(tasks))
-    if order is None:
-        return numbered
-    if sorted(order) != numbered:
-        raise ValueError(
-            f"order={list(order)} is no permutation of {tasks} tasks: give each number from 0 to "
-            f"{tasks - 1} once."
-        )
-    return [int(task) for task in order]
-
-
-def _split_classes(
-    name: str,
-    images: Images,
-    per_task: int,
-    seed: int,
-    held_out: float,
-    order: Order,
-    scenario: str = "task",
-) -> Stream:
-    classes = sorted(np.unique(images.train[1]).tolist())
-    groups = [classes[i : i + per_task] for i in range(0, len(classes), per_task)]
-    order = _ordered(order, len(groups))
-    tasks = [groups[task] for task in order]
-    train, test = [], []
-    for position, chosen in enumerate(tasks):
-        label, numbered = (0, classes) if scenario == "class" else (position, chosen)
-        names = {"label": label, "numbered": numbered}
-        train.append(
-            _cut(images, images.train, chosen, **names, held_out=held_out, seed=seed + position)
-        )
-        test.append(_cut(images, images.test, chosen, **names))
-    return Stream(name, dataset_benchmark(train, test), tasks, images.shape, order, scenario)
-
-
-def _permuted(
-    name: str,
-    images: Images,
-    permutations: Sequence[np.ndarray],
-    seed: int,
-    held_out: float,
-    order: Order,
-) -> Stream:
-    order = _ordered(order, len(permutations))
-    every_class = list(range(10))
-    train, test = [], []
-    for label, task in enumerate(order):
-        pixels = {"permutation": permutations[task]}
-        train.append(
-            _cut(images, images.train, every_class, label, held_out, seed + label, **pixels)
-        )
-        test.append(_cut(images, images.test, every_class, label, **pixels))
-    tasks = [every_class] * len(order)
-    return Stream(name, dataset_benchmark(train, test), tasks, images.shape, order)
-
-
-def _cut(
-    images: Images,
-    part: tuple[Pixels, Labels],
-    classes: Sequence[int],
-    label: int,
-    held_out: float = 0.0,
-    seed: int = 0,
-    permutation: np.ndarray | None = None,
-    numbered: Sequence[int] | None = None,
-) -> PixelDataset:
-    """The examples of some classes, which are numbered by their place in ``numbered``."""
-    pixels, labels = part
-    rows = np.flatnonzero(np.isin(labels, classes))
-    rows = rows[kept_rows(len(rows), held_out, seed)]
-    targets = np.searchsorted(classes if numbered is None else numbered, labels[rows])
-    return PixelDataset(pixels, rows, targets, label, images.values, images.shape, permutation)

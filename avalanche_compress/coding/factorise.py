@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from avalanche_compress.errors import NonFiniteError, nearest
 
@@ -92,6 +94,29 @@ def scale_weight(base: Tensor, r: Tensor, s: Tensor) -> Tensor:
     """
     scales = r[:, None] * s
     return base * scales.reshape(scales.shape + (1,) * (base.dim() - 2))
+
+
+def perturb_weight(base: Tensor, r: Tensor, s: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    r"""The weight of a task, :math:`diag(r) \, W_{base} \, diag(s) + U A`, for each of G groups.
+
+    Differentiable in all but the base, once; a step passes over the base twice, however it is
+    scaled.
+
+    :param base: shape (G, n, m, K), K kernel positions.
+    :param r: scales of the rows, shape (G, n).
+    :param s: scales of the columns, shape (G, m).
+    :param left: U, shape (G, n, k).
+    :param right: A, shape (G, k, m) to add the product to all kernel positions alike, or
+        (G, k, m K) to add it to the flattened kernel.
+    :return: shape of ``base``.
+
+    >>> column, row = torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[3.0, 4.0]]])
+    >>> ones = torch.ones(1, 2)
+    >>> perturb_weight(torch.ones(1, 2, 2, 1), 10 * ones, ones, column, row).flatten().tolist()
+    [13.0, 14.0, 16.0, 18.0]
+    """
+    weight: Tensor = _Perturbation.apply(base, r, s, left, right)
+    return weight
 
 
 def spatial_mean(weight: Tensor) -> Tensor:
@@ -191,6 +216,42 @@ def balanced_factors(svd: LeadingSVD, rank: int) -> tuple[Tensor, Tensor]:
         )
     root = svd.singular_values[:rank].sqrt()
     return svd.u[:, :rank] * root, root[:, None] * svd.v[:rank]
+
+
+class _Perturbation(torch.autograd.Function):
+    """Autograd alone would keep and fill four more tensors of the weight's size."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, base: Tensor, r: Tensor, s: Tensor, left: Tensor, right: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(base, r, s, left, right)
+        product = (left @ right).view(*base.shape[:3], -1)
+        scales = r.unsqueeze(2) * s.unsqueeze(1)
+        return torch.addcmul(product, base, scales.unsqueeze(3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        base, r, s, left, right = ctx.saved_tensors
+        with torch.autocast(base.device.type, enabled=False):
+            weighted = _over_positions(gradient * base)
+            constant = right.shape[2] == base.shape[2]
+            spread = _over_positions(gradient) if constant else gradient.flatten(2)
+            return (
+                None,
+                (weighted @ s.unsqueeze(2)).squeeze(2),
+                (r.unsqueeze(1) @ weighted).squeeze(1),
+                spread @ right.transpose(1, 2),
+                left.transpose(1, 2) @ spread,
+            )
+
+
+def _over_positions(weight: Tensor) -> Tensor:
+    """The sum over kernel positions of (G, n, m, K), by a product that is faster than ``sum``."""
+    if weight.shape[3] == 1:
+        return weight.squeeze(3)
+    return weight @ weight.new_ones(weight.shape[3])
 
 
 def _working(tensor: Tensor) -> Tensor:

@@ -8,9 +8,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from avalanche_compress.errors import NonFiniteError, nearest
-
-_CONV_MODES = ("spatial_mean", "flatten")
+from avalanche_compress.errors import NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def select_ranks(
         layer; 1 by default.
     :param min_rank: the least rank of a layer, unless it has fewer components or a smaller cap.
     :param max_rank: the largest rank of any layer.
-    :param caps: the largest rank of each layer, e.g. its :func:`break_even_rank`.
+    :param caps: the largest rank of each layer, e.g. that at which factors break even.
     :param energies: one per layer: the squared Frobenius norm of the matrix if only its leading
         singular values are given and they are exact, None if all are given.
     :return: the ranks and their certificates.
@@ -109,8 +107,8 @@ def ranks_within_budget(
 
     :param singular_values: one tensor per layer, descending, each of at least one.
     :param importance: h, one per layer; only ratios matter.
-    :param costs_per_rank: parameters of one component, one per layer, each at least 1; see
-        :func:`parameters_per_rank`.
+    :param costs_per_rank: parameters of one component, one per layer, each at least 1, such
+        as O + I for factors of O rows and I columns.
     :param budget: the most parameters, ``sum_l rank_l cost_l <= budget``.
     :param kernel_sizes: K, the kernel positions over which a component is constant, one per
         layer; 1 by default.
@@ -149,50 +147,6 @@ def ranks_within_budget(
     return (least + layers.count(order[spent <= budget])).tolist()
 
 
-def parameters_per_rank(
-    outputs: int, inputs: int, kernel_size: int = 1, mode: str = "spatial_mean"
-) -> int:
-    """Parameters of one component of a layer's two factors.
-
-    :param outputs: O, rows of the weight.
-    :param inputs: I, columns of the weight.
-    :param kernel_size: K, number of kernel positions; 1 for a linear layer.
-    :param mode: ``"spatial_mean"`` for factors (O, k) and (k, I), the same at all kernel
-        positions, or ``"flatten"`` for (O, k) and (k, I K).
-    :return: ``O + I``, or ``O + I K`` if flattened.
-    :raises ValueError: if the mode is unknown.
-
-    >>> parameters_per_rank(64, 32, 9), parameters_per_rank(64, 32, 9, "flatten")
-    (96, 352)
-    """
-    if mode not in _CONV_MODES:
-        raise ValueError(
-            f"there is no mode {mode!r}{nearest(mode, _CONV_MODES)}: give 'spatial_mean' or "
-            "'flatten'."
-        )
-    return outputs + inputs * (kernel_size if mode == "flatten" else 1)
-
-
-def break_even_rank(
-    outputs: int, inputs: int, kernel_size: int = 1, mode: str = "spatial_mean"
-) -> int:
-    """The largest rank that a layer's matrix can have and that costs no more than its weight.
-
-    :param outputs: O, rows of the weight.
-    :param inputs: I, columns of the weight.
-    :param kernel_size: K, number of kernel positions; 1 for a linear layer.
-    :param mode: ``"spatial_mean"`` or ``"flatten"``, see :func:`parameters_per_rank`.
-    :return: the rank, 0 if even one component costs more than the weight.
-    :raises ValueError: if the mode is unknown.
-
-    >>> break_even_rank(800, 3200)
-    640
-    """
-    cost = parameters_per_rank(outputs, inputs, kernel_size, mode)
-    columns = inputs * kernel_size if mode == "flatten" else inputs
-    return min(outputs, columns, outputs * inputs * kernel_size // cost)
-
-
 def choose_conv_mode(
     mean_singular_values: Tensor,
     flat_singular_values: Tensor,
@@ -219,8 +173,8 @@ def choose_conv_mode(
     >>> [choose_conv_mode(mean, flat, 8, 8, 9, parameters=n) for n in (16, 80)]
     ['spatial_mean', 'flatten']
     """
-    mean_rank = parameters // parameters_per_rank(outputs, inputs)
-    flat_rank = parameters // parameters_per_rank(outputs, inputs, kernel_size, "flatten")
+    mean_rank = parameters // (outputs + inputs)
+    flat_rank = parameters // (outputs + inputs * kernel_size)
     mean = kernel_size * mean_singular_values[:mean_rank].double().square().sum()
     flat = flat_singular_values[:flat_rank].double().square().sum()
     return "flatten" if flat > mean else "spatial_mean"

@@ -2,7 +2,9 @@
 
 from avalanche_compress.plugins.base import ShapingPlugin, shape_and_commit
 from avalanche_compress.plugins.factorization import FactorizationPlugin
+from avalanche_compress.plugins.growth import growth
 from avalanche_compress.plugins.masking import DensityRange, DensitySearch, MaskingPlugin
+from avalanche_compress.plugins.perturbation import PerturbationPlugin
 from avalanche_compress.plugins.quantization import QuantizationPlugin
 from avalanche_compress.plugins.sharing import SharingPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin
@@ -12,9 +14,11 @@ __all__ = [
     "DensitySearch",
     "FactorizationPlugin",
     "MaskingPlugin",
+    "PerturbationPlugin",
     "QuantizationPlugin",
     "ShapingPlugin",
     "SharingPlugin",
     "ValidationPlugin",
+    "growth",
     "shape_and_commit",
 ]

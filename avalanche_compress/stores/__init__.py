@@ -3,6 +3,7 @@
 from avalanche_compress.stores.base import LowRankWeight, Place, Store, WeightStore
 from avalanche_compress.stores.factored import FactoredStore
 from avalanche_compress.stores.masked import MaskedStore
+from avalanche_compress.stores.perturbed import PerturbedStore
 from avalanche_compress.stores.private import PrivateStore
 from avalanche_compress.stores.slotted import SlottedStore
 from avalanche_compress.stores.subnetwork import SubnetworkStore
@@ -12,6 +13,7 @@ __all__ = [
     "FactoredStore",
     "LowRankWeight",
     "MaskedStore",
+    "PerturbedStore",
     "Place",
     "PrivateStore",
     "SlottedStore",

@@ -225,6 +225,14 @@ class WeightStore(Store):
         if not all(bool(torch.isfinite(v).all()) for v in trained):
             raise non_finite(self.name)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name, parameter in self.named_parameters(recurse=False):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != parameter.shape:
+                # the same Parameter, so that an optimiser still knows it
+                parameter.data = parameter.data.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 def non_finite(name: str) -> NonFiniteError:
     """The error for a tensor that must not be kept.

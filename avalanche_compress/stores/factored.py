@@ -289,14 +289,6 @@ class FactoredStore(WeightStore):
 
     # ------------------------------------------------------------------ within
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, parameter in self.named_parameters(recurse=False):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != parameter.shape:
-                # the same Parameter, so that an optimiser still knows it
-                parameter.data = parameter.data.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def _full_precision(self) -> torch.autocast:
         """Terms are composed in their own type, or a commit under autocast would round them."""
         return torch.autocast(self.shared.device.type, enabled=False)

@@ -109,7 +109,7 @@ def read_values(reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
         return _checked(Codebook, codes, centroids)
     if kind == _FIXED_POINT:
         bits, zigzag = reader.read_uint(), reader.read_uint()
-        if not (1 < bits <= 16 and zigzag <= 4096):
+        if not (1 < bits <= 16 and zigzag <= 2032):
             raise CorruptStreamError(f"fixed point of {bits} bits, exponent code {zigzag}")
         exponent = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
         codes = _read_codes(reader, bits, count) - (1 << (bits - 1))

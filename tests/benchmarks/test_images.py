@@ -10,8 +10,14 @@ import torch
 from PIL import Image
 
 from benchmarks import images
-from benchmarks.images import DamagedDataError, decode, load_tiny_imagenet, user_cache
-from benchmarks.streams import split_tiny_imagenet
+from benchmarks.image_streams import split_tiny_imagenet
+from benchmarks.images import (
+    DamagedDataError,
+    MissingDataError,
+    decode,
+    load_tiny_imagenet,
+    user_cache,
+)
 
 WNIDS = ["n03", "n01", "n02", "n00"]
 
@@ -128,7 +134,7 @@ def test_without_a_cache_variable_the_cache_is_in_the_home(monkeypatch, tmp_path
 
 
 def test_absent_data_say_where_to_put_them(tmp_path):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(MissingDataError) as error:
         load_tiny_imagenet(tmp_path)
     for part in (images.TINY_IMAGENET_URL, tmp_path / "tiny-imagenet-200/wnids.txt"):
         assert str(part) in str(error.value)

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from avalanche_compress import ValidationPlugin
-from benchmarks import streams
+from benchmarks import splits, streams
 from benchmarks.backbones import BACKBONES
 from benchmarks.images import MNIST_FILES, load_mnist
+from benchmarks.splits import kept_rows
 from benchmarks.streams import (
     STREAMS,
-    kept_rows,
     nearest,
     split_digits,
     task_orders,
@@ -212,7 +212,7 @@ def test_permuted_mnist_32_is_what_the_public_halrp_code_makes(tiny_mnist):
 
 def test_permuted_mnist_32_keeps_one_grey_image_for_all_channels(tiny_mnist, monkeypatch):
     cut = []
-    monkeypatch.setattr(streams, "dataset_benchmark", lambda *parts: cut.extend(parts))
+    monkeypatch.setattr(splits, "dataset_benchmark", lambda *parts: cut.extend(parts))
     streams.permuted_mnist_32(tiny_mnist, seed=0, held_out=0.2, tasks=2)
     first, second = cut[0]
     assert first.pixels.shape == (200, 1024)
@@ -227,6 +227,14 @@ def test_a_registered_stream_names_a_backbone_and_takes_an_order(name):
     parameters = inspect.signature(entry.build).parameters
     assert parameters["order"].default is None
     assert ("scenario" in parameters) == (len(entry.scenarios) > 1)
+    if "tasks" in parameters:
+        assert parameters["tasks"].default == entry.tasks
+
+
+@pytest.mark.parametrize("name", ["split_digits", "split_mnist", "permuted_mnist_32"])
+def test_a_stream_has_the_tasks_that_its_entry_says(tiny_mnist, name):
+    entry = STREAMS[name]
+    assert len(entry.build(tiny_mnist, 0).tasks) == entry.tasks
 
 
 def test_split_mnist_holds_out_a_part_of_the_training_set_only(tiny_mnist):
@@ -250,7 +258,7 @@ def test_absent_mnist_says_where_to_put_the_files(tmp_path, monkeypatch):
 def test_a_dataset_survives_pickling(tiny_mnist):
     images = load_mnist(tiny_mnist)
     permutation = wsn_permutations(0, 1, 784)[0]
-    data = streams._cut(images, images.test, [1, 2], 4, permutation=permutation)
+    data = splits.cut(images, images.test, [1, 2], 4, permutation=permutation)
     copy = pickle.loads(pickle.dumps(data))
     assert torch.equal(copy[3][0], data[3][0])
     assert copy.targets == data.targets

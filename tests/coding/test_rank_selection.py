@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from avalanche_compress.coding.factorise import leading_svd
 from avalanche_compress.coding.rank_selection import (
-    break_even_rank,
     choose_conv_mode,
-    parameters_per_rank,
     ranks_within_budget,
     select_ranks,
 )
@@ -241,18 +239,6 @@ def test_a_budget_below_the_least_ranks_names_the_smallest():
     assert ranks_within_budget(spectra, [1, 1], [5, 7], 17, min_rank=2) == [2, 1]
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(1, 99), st.integers(1, 99), st.integers(1, 25))
-def test_break_even_rank_is_the_last_that_costs_no_more_than_the_weight(outputs, inputs, size):
-    for mode, columns in (("spatial_mean", inputs), ("flatten", inputs * size)):
-        rank = break_even_rank(outputs, inputs, size, mode)
-        cost = outputs + columns
-        assert parameters_per_rank(outputs, inputs, size, mode) == cost
-        assert rank * cost <= outputs * inputs * size and rank <= min(outputs, columns)
-        over = (rank + 1) * cost > outputs * inputs * size
-        assert over or rank == min(outputs, columns)
-
-
 def nearest_of_rank(matrix, rank):
     u, values, v = np.linalg.svd(matrix, full_matrices=False)
     return (u[:, :rank] * values[:rank]) @ v[:rank]
@@ -306,10 +292,8 @@ def test_what_is_not_finite_is_refused(bad):
         ranks_within_budget([torch.ones(2)], torch.tensor([bad]), [1], 5)
 
 
-def test_wrong_costs_and_modes_are_named():
+def test_wrong_costs_are_named():
     with pytest.raises(ValueError, match="at least 1 each"):
         ranks_within_budget([torch.ones(2)], [1], [0], 5)
     with pytest.raises(ValueError, match="costs_per_rank has 2"):
         ranks_within_budget([torch.ones(2)], [1], [1, 2], 5)
-    with pytest.raises(ValueError, match="did you mean 'flatten'"):
-        break_even_rank(3, 3, 9, "flaten")
