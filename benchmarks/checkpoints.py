@@ -13,14 +13,12 @@ import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import Any, Iterator
 
 from avalanche_compress import load_checkpoint, save_checkpoint
 from benchmarks.results import Row, versions, write_text
-
-if TYPE_CHECKING:
-    from benchmarks.strategies import RunSettings
-    from benchmarks.streams import Stream
+from benchmarks.settings import RunSettings
+from benchmarks.streams import Stream
 
 
 class RunInProgressError(RuntimeError):

@@ -133,8 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
     """Do what has not been done before; show and write the tables of everything."""
     store = Store(options.out / NAME)
-    before = [run for run in (_stored(job, store) for job in jobs) if run is not None]
-    missing = [job for job in jobs if _stored(job, store) is None]
+    stored = [(job, _stored(job, store)) for job in jobs]
+    before = [run for _, run in stored if run is not None]
+    missing = [job for job, run in stored if run is None]
     if before:
         counts = f"{len(before)} of {len(jobs)} runs have finished before"
         console.print(f"{counts}: {store.path} has them.", soft_wrap=True)

@@ -28,7 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 from pydantic import create_model as create_schema
 from typing_extensions import Annotated, Literal
 
-from benchmarks.strategies import STRATEGIES, Learner, RunSettings
+from benchmarks.settings import RunSettings
+from benchmarks.strategies import STRATEGIES, Learner
 from benchmarks.streams import STREAMS, Budget, nearest
 
 FOLDER = Path(__file__).parent / "recipes"

@@ -27,7 +27,8 @@ from benchmarks.results import (
     versions,
     write_text,
 )
-from benchmarks.strategies import STRATEGIES, Learner, RunSettings
+from benchmarks.settings import RunSettings
+from benchmarks.strategies import STRATEGIES, Learner
 from benchmarks.streams import STREAMS, Budget, Stream, task_orders
 from benchmarks.tracking import Tracker
 

@@ -30,8 +30,9 @@ from avalanche_compress import (
     growth,
 )
 from avalanche_compress.plugins.growth import GrowthLimit, added_parameters, base_parameters
-from avalanche_compress.plugins.importance import batches_of, layer_importance
+from avalanche_compress.plugins.importance import layer_importance
 from avalanche_compress.plugins.perturbation import _Layer
+from avalanche_compress.plugins.validation import iterate_batches
 from avalanche_compress.stores import Place
 
 
@@ -165,7 +166,7 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_no_importance():
 def test_the_samples_for_importance_come_in_order_and_once():
     dataset = make_stream(1, samples=20).train_stream[0].dataset
     state = torch.get_rng_state()
-    x, y = (torch.cat(parts) for parts in zip(*batches_of(dataset, 8, "cpu")))
+    x, y = (torch.cat(parts) for parts in zip(*iterate_batches(dataset.eval(), 8)))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(x, torch.stack([dataset[i][0] for i in range(20)]))
     assert y.tolist() == [int(dataset[i][1]) for i in range(20)]
@@ -222,7 +223,7 @@ def test_ranks_and_weights_are_those_of_the_public_code(rate):
         def _perturb(self, strategy):
             network = strategy.network
             stores = network.weight_stores
-            data = batches_of(strategy.adapted_dataset, 16, "cpu")
+            data = iterate_batches(strategy.adapted_dataset.eval(), 16)
             h = layer_importance(network, stores, data, F.cross_entropy)
             tuned, base = (
                 [w.detach().double().numpy() for w in ws]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence, TypeVar
 
 from avalanche.core import SupervisedPlugin
 
-from avalanche_compress.network import network_of
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.network import TaskNetwork, network_of
+from avalanche_compress.stores import WeightStore
+
+S = TypeVar("S", bound=WeightStore)
 
 
 class ShapingPlugin(SupervisedPlugin):
@@ -42,3 +46,35 @@ def shape_and_commit(strategy: Any) -> None:
     for plugin in sorted(shaping, key=lambda plugin: plugin.turn):
         plugin.shape(strategy)
     network.commit()
+
+
+def check_known(**options: tuple[str, Sequence[str]]) -> None:
+    """Refuse an option that is none of those there are.
+
+    :param options: by name, the value and those that are known.
+    :raises TaskStateError: for the first that is unknown.
+
+    >>> check_known(grow=("avg", ["avg", "none"]))
+    """
+    for name, (value, known) in options.items():
+        if value not in known:
+            raise TaskStateError(f"{name}={value!r} must be one of {known}.")
+
+
+def stores_of(network: TaskNetwork, kind: type[S], plugin: str, what: str, store: str) -> list[S]:
+    """The stores of one kind behind a network's weights.
+
+    :param network: any.
+    :param kind: their class.
+    :param plugin: that needs them, for the message.
+    :param what: they are, for the message.
+    :param store: to build the network with, for the message.
+    :raises TaskStateError: if there is none.
+    """
+    stores = [own for own in network.weight_stores if isinstance(own, kind)]
+    if not stores:
+        raise TaskStateError(
+            f"a {plugin} needs {what} weights and the network has none: build it with "
+            f"TaskNetwork(model, store={store})."
+        )
+    return stores

@@ -12,7 +12,7 @@ from avalanche_compress.coding.low_rank import GROWTH, TRUNCATION, Factors, free
 from avalanche_compress.coding.regularisers import SPARSITY, FrozenRows, orthogonality, sparsity
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.plugins.base import ShapingPlugin
+from avalanche_compress.plugins.base import ShapingPlugin, check_known, stores_of
 from avalanche_compress.stores import FactoredStore
 
 REG_SCOPES = ("all", "new")
@@ -87,16 +87,14 @@ class FactorizationPlugin(ShapingPlugin):
                 f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "
                 f"residual={residual} cannot be negative."
             )
-        for name, value, known in (
-            ("sparsity", sparsity, SPARSITY),
-            ("reg_scope", reg_scope, REG_SCOPES),
-            ("truncation", truncation, TRUNCATION),
-            ("energy_scope", energy_scope, ENERGY_SCOPES),
-            ("grow", grow, GROWTH),
-            ("init", init, INITS),
-        ):
-            if value not in known:
-                raise TaskStateError(f"{name}={value!r} must be one of {known}.")
+        check_known(
+            sparsity=(sparsity, SPARSITY),
+            reg_scope=(reg_scope, REG_SCOPES),
+            truncation=(truncation, TRUNCATION),
+            energy_scope=(energy_scope, ENERGY_SCOPES),
+            grow=(grow, GROWTH),
+            init=(init, INITS),
+        )
         self.lambda_orth = lambda_orth
         self.lambda_sparse = lambda_sparse
         self.energy = energy
@@ -217,10 +215,5 @@ def factored_stores(network: TaskNetwork) -> list[FactoredStore]:
     :return: without those that are too small to be factored.
     :raises TaskStateError: if none of its stores is a FactoredStore.
     """
-    stores = [s for s in network.weight_stores if isinstance(s, FactoredStore)]
-    if not stores:
-        raise TaskStateError(
-            "a FactorizationPlugin needs factored weights and the network has none: build it with "
-            "TaskNetwork(model, store=FactoredStore)."
-        )
+    stores = stores_of(network, FactoredStore, "FactorizationPlugin", "factored", "FactoredStore")
     return [store for store in stores if store.factored]

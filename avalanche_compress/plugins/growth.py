@@ -8,6 +8,7 @@ from decimal import ROUND_CEILING, Context
 from avalanche_compress.coding.budget import growth_bound_count
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.network import TaskNetwork
+from avalanche_compress.plugins.base import stores_of
 from avalanche_compress.stores import PerturbedStore
 
 
@@ -101,13 +102,7 @@ def perturbed_stores(network: TaskNetwork) -> list[PerturbedStore]:
     :param network: any.
     :raises TaskStateError: if it has none.
     """
-    stores = [store for store in network.weight_stores if isinstance(store, PerturbedStore)]
-    if not stores:
-        raise TaskStateError(
-            "a PerturbationPlugin needs perturbed weights and the network has none: build it with "
-            "TaskNetwork(model, store=PerturbedStore)."
-        )
-    return stores
+    return stores_of(network, PerturbedStore, "PerturbationPlugin", "perturbed", "PerturbedStore")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Sequence, Tuple
+from typing import Callable, Iterable, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
-from torch.utils.data import DataLoader
 
 from avalanche_compress.lending import evaluating
 from avalanche_compress.network import TaskNetwork
@@ -66,26 +65,6 @@ def layer_importance(
     if kind != "sum":
         total /= torch.tensor([store.shape.numel() for store in stores])
     return total / max(1, count)
-
-
-def batches_of(dataset: Any, size: int, device: Any) -> Iterator[Batch]:
-    """The samples of a dataset as they are for evaluation, batch by batch in their order.
-
-    :param dataset: one of Avalanche's.
-    :param size: samples in a batch.
-    :param device: where the batches go.
-    :return: inputs (n, ...) and targets (n,).
-    """
-    data = dataset.eval()
-    loader = DataLoader(
-        data,
-        batch_size=size,
-        collate_fn=getattr(data, "collate_fn", None),
-        # of its own: drawing from torch's would change the order of the training batches
-        generator=torch.Generator(),
-    )
-    for x, y, *_ in loader:
-        yield x.to(device), y.to(device)
 
 
 @torch.enable_grad()

@@ -11,7 +11,7 @@ import torch
 from avalanche_compress.coding import magnitude_mask
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.plugins.base import ShapingPlugin
+from avalanche_compress.plugins.base import ShapingPlugin, stores_of
 from avalanche_compress.plugins.validation import (
     ValidationPlugin,
     find_validation,
@@ -279,10 +279,5 @@ def subnetwork_stores(network: TaskNetwork) -> list[SubnetworkStore]:
     :param network: any.
     :raises TaskStateError: if it has none.
     """
-    stores = [store for store in network.weight_stores if isinstance(store, SubnetworkStore)]
-    if not stores:
-        raise TaskStateError(
-            "a MaskingPlugin needs masked weights and the network has none: build it with "
-            "TaskNetwork(model, store=MaskedStore)."
-        )
-    return stores
+    kind: Any = SubnetworkStore  # abstract, which mypy does not take for a type
+    return stores_of(network, kind, "MaskingPlugin", "masked", "MaskedStore")

@@ -17,7 +17,7 @@ from avalanche_compress.coding.rank_selection import (
 from avalanche_compress.errors import TaskStateError, ValidationDataError
 from avalanche_compress.experiences import classes_in
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.plugins.base import ShapingPlugin
+from avalanche_compress.plugins.base import ShapingPlugin, check_known
 from avalanche_compress.plugins.growth import (
     GrowthLimit,
     added_parameters,
@@ -26,10 +26,11 @@ from avalanche_compress.plugins.growth import (
     perturbed_stores,
     trains_base,
 )
-from avalanche_compress.plugins.importance import IMPORTANCE, Batch, batches_of, layer_importance
+from avalanche_compress.plugins.importance import IMPORTANCE, Batch, layer_importance
 from avalanche_compress.plugins.validation import (
     ValidationPlugin,
     find_validation,
+    iterate_batches,
     validation_of,
 )
 from avalanche_compress.stores import PerturbedStore
@@ -128,14 +129,12 @@ class PerturbationPlugin(ShapingPlugin):
                 f"min_rank={min_rank} and max_rank={max_rank} must be 0 <= min_rank <= max_rank "
                 f"and max_rank at least 1: give max_rank={max(1, min_rank)} or more."
             )
-        for name, value, known in (
-            ("rank_method", rank_method, RANK_METHODS),
-            ("importance", importance, IMPORTANCE),
-            ("importance_data", importance_data, IMPORTANCE_DATA),
-            ("svd", svd, SVD_METHODS),
-        ):
-            if value not in known:
-                raise TaskStateError(f"{name}={value!r} must be one of {known}.")
+        check_known(
+            rank_method=(rank_method, RANK_METHODS),
+            importance=(importance, IMPORTANCE),
+            importance_data=(importance_data, IMPORTANCE_DATA),
+            svd=(svd, SVD_METHODS),
+        )
         for name, number in (
             ("l1", l1),
             ("l2", l2),
@@ -306,8 +305,9 @@ class PerturbationPlugin(ShapingPlugin):
         if self.importance_data == "validation":
             batches = validation_of(strategy, "importance_data='validation'").batches
         else:
-            data = strategy.adapted_dataset
-            batches = batches_of(data, strategy.train_mb_size, strategy.device)
+            data = strategy.adapted_dataset.eval()
+            loaded = iterate_batches(data, strategy.train_mb_size)
+            batches = ((x.to(strategy.device), y.to(strategy.device)) for x, y in loaded)
         return layer_importance(network_of(strategy), stores, batches, strategy._criterion, kind)
 
     def _ranks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -174,6 +174,16 @@ def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:
     :param size: samples in a batch.
     :return: inputs (n, ...) and targets (n,), batch by batch.
     """
+    return list(iterate_batches(dataset, size))
+
+
+def iterate_batches(dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples in their order, one batch in memory at a time; no random number is drawn.
+
+    :param dataset: one of Avalanche's.
+    :param size: samples in a batch.
+    :return: inputs (n, ...) and targets (n,), batch by batch.
+    """
     loader = DataLoader(
         dataset,
         batch_size=size,
@@ -181,4 +191,5 @@ def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:
         # of its own: drawing from torch's would change the order of the training batches
         generator=torch.Generator(),
     )
-    return [(batch[0], batch[1]) for batch in loader]
+    for x, y, *_ in loader:
+        yield x, y

@@ -180,10 +180,9 @@ class FactoredStore(WeightStore):
         self.check_finite()
         with self._full_precision():
             terms = truncate(self._detached(), energy, mode, earlier)
-            difference = self._to_weight(terms.compose())
-        if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
-            self.scratch.copy_(difference)
-            self._dense = True
+            if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
+                self.scratch.copy_(self._to_weight(terms.compose()))
+                self._dense = True
         self._train(terms)
 
     def frozen_terms(self) -> list[Factors]:

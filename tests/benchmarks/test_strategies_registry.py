@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from benchmarks.recipe import build
-from benchmarks.strategies import STRATEGIES, RunSettings
+from benchmarks.settings import RunSettings
+from benchmarks.strategies import STRATEGIES
 from benchmarks.streams import STREAMS, split_digits
 
 BODY = 64 * 100 + 100 * 100
