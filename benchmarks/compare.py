@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import report
+from benchmarks.backbones import BACKBONES
 from benchmarks.display import Display, make_display
 from benchmarks.engines import (
     ENGINES,
@@ -55,6 +56,7 @@ class Options:
     :param workers: runs at a time.
     :param address: of a Ray cluster.
     :param device: ``"cpu"`` or ``"cuda"``.
+    :param backbone: of all streams; None: each stream's own.
     """
 
     strategies: list[str]
@@ -72,11 +74,12 @@ class Options:
     workers: int = 1
     address: str | None = None
     device: str = "cpu"
+    backbone: str | None = None
 
     def runs(self) -> list[RunKey]:
         """All runs, the strategies of one stream, scenario, order and seed beside each other."""
         return [
-            RunKey(strategy, stream, seed, scenario, rule, order, self.quick)
+            RunKey(strategy, stream, seed, scenario, rule, order, self.quick, self._other(stream))
             for stream in self.streams
             for scenario in self.scenarios
             for order in range(self.orders)
@@ -91,6 +94,10 @@ class Options:
         if scenario == "class" and STRATEGIES[strategy].infers:
             return self.inference
         return [None]
+
+    def _other(self, stream: str) -> str | None:
+        """The backbone that was asked for, unless it is the stream's own anyway."""
+        return None if self.backbone == STREAMS[stream].backbone else self.backbone
 
     def budget(self, stream: str) -> Budget:
         """What is spent on each task of a stream."""
@@ -110,8 +117,9 @@ class Options:
 
     def _job(self, key: RunKey) -> Job:
         budget = self.budget(key.stream)
-        recipe = fingerprint(key.strategy, key.stream, budget, self.device)
-        return Job(key, budget, recipe, self.device, self.data, self.out, self.wandb)
+        backbone = self.backbone or STREAMS[key.stream].backbone
+        recipe = fingerprint(key.strategy, key.stream, backbone, budget, self.device)
+        return Job(key, budget, backbone, recipe, self.device, self.data, self.out, self.wandb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,6 +195,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--strategies", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--streams", nargs="+", default=["split_digits"], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--backbone", metavar="NAME", help="default: each stream's own")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, metavar="N", help="epochs per task")
     length.add_argument(
@@ -231,11 +240,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "--device", choices=DEVICES, default="cpu", help="auto: cuda where there is one"
     )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
+    parser.epilog += f"; backbones: {' '.join(BACKBONES)}"
     given = parser.parse_args(arguments)
     if given.strategies is None:
         given.strategies = [name for name in STRATEGIES if _scenarios(name) & set(given.scenario)]
     _check_names(parser, "strategy", given.strategies, STRATEGIES)
     _check_names(parser, "stream", given.streams, STREAMS)
+    _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
     _check_names(parser, "rule", given.inference, [*RULES, *(f"{rule}_batch" for rule in RULES)])
     _check_scenarios(parser, given)
     if given.epochs is not None and given.epochs < 1:
@@ -264,6 +275,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         min(given.workers or _cores(), _cores()),
         given.address,
         _device(given.device),
+        given.backbone,
     )
 
 

@@ -129,7 +129,7 @@ VALUES: dict[str, Any] = {
     "temperature": Amount,
     "tolerance": Amount,
     "validation_fraction": Part,
-    "warmup_epochs": Amount,
+    "warmup_epochs": Union[Epochs, Part],
 }
 """What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
 
@@ -183,18 +183,19 @@ def build(strategy: str, settings: RunSettings) -> Learner:
     return STRATEGIES[strategy].build(settings, **resolved)
 
 
-def fingerprint(strategy: str, stream: str, budget: Budget, device: str) -> str:
+def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, device: str) -> str:
     """Twelve hexadecimal digits that change with whatever a run's numbers come from.
 
     :param strategy: name in the registry; its hyper-parameters count, its recipe's wording does
         not.
-    :param stream: name in the registry; its backbone counts.
+    :param stream: name in the registry.
+    :param backbone: that it is run with.
     :param budget: what is spent on a task.
     :param device: where it is computed.
     """
     content = {
         "arguments": arguments_of(strategy, stream),
-        "backbone": STREAMS[stream].backbone,
+        "backbone": backbone,
         "budget": asdict(budget),
         "device": device,
     }

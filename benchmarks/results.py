@@ -21,7 +21,10 @@ _PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"
 
 @dataclass(frozen=True)
 class RunKey:
-    """One cell of the comparison; order 0 is the canonical one and is not spelled out."""
+    """One cell of the comparison.
+
+    Order 0 is the canonical one, and ``backbone=None`` the stream's own; neither is spelled out.
+    """
 
     strategy: str
     stream: str
@@ -30,6 +33,7 @@ class RunKey:
     inference: str | None = None
     order_index: int = 0
     quick: bool = False
+    backbone: str | None = None
 
     @property
     def label(self) -> str:
@@ -40,6 +44,7 @@ class RunKey:
     def slug(self) -> str:
         """A file name for whatever belongs to this run."""
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
+        stream += "" if self.backbone is None else f"-{self.backbone}"
         order = f"-order{self.order_index}" if self.order_index else ""
         quick = "-quick" if self.quick else ""
         return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{quick}"
@@ -48,6 +53,7 @@ class RunKey:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
         order = f", order {self.order_index}" if self.order_index else ""
         quick = ", quick" if self.quick else ""
+        scenario += "" if self.backbone is None else f" with {self.backbone}"
         return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}{quick}"
 
 
@@ -79,6 +85,7 @@ class RunResult:
         :func:`benchmarks.recipe.fingerprint`.
     :param device: where it was computed, ``"cpu"`` or ``"cuda"``.
     :param archive_sha256: of the archive's bytes; None where there is none.
+    :param own_backbone: whether the backbone is the one that the stream has by default.
     """
 
     strategy: str
@@ -107,6 +114,7 @@ class RunResult:
     recipe: str = ""
     device: str = "cpu"
     archive_sha256: str | None = None
+    own_backbone: bool = True
 
     @property
     def key(self) -> RunKey:
@@ -119,6 +127,7 @@ class RunResult:
             self.task_inference,
             self.order_index,
             self.quick,
+            None if self.own_backbone else self.backbone,
         )
 
     @property
@@ -224,16 +233,16 @@ def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
 
 
 def by_stream(results: Iterable[RunResult]) -> list[tuple[str, list[RunResult]]]:
-    """Runs that may stand in one table: those of a stream with the same epochs.
+    """Runs that may stand in one table: those of a stream with the same backbone and epochs.
 
     :param results: any runs.
     :return: the stream's name, or the name and that they were quick, with the runs, in order of
         first appearance.
     """
-    grouped = _grouped(results, lambda run: (run.stream, run.quick, run.epochs))
+    grouped = _grouped(results, lambda run: (run.stream, run.backbone, run.quick, run.epochs))
     return [
         (f"{stream} (quick)" if quick else stream, runs)
-        for (stream, quick, _), runs in grouped.items()
+        for (stream, _, quick, _), runs in grouped.items()
     ]
 
 

@@ -39,6 +39,7 @@ class Job:
 
     :param key: which run.
     :param budget: what is spent on each task.
+    :param backbone: name in :data:`benchmarks.backbones.BACKBONES`.
     :param recipe: fingerprint of what its numbers come from.
     :param device: ``"cpu"`` or ``"cuda"``.
     :param data: folder of the data sets.
@@ -48,6 +49,7 @@ class Job:
 
     key: RunKey
     budget: Budget
+    backbone: str
     recipe: str
     device: str
     data: Path
@@ -129,7 +131,7 @@ def perform(job: Job, display: Display) -> RunResult:
 def _settings(job: Job, tracker: Tracker) -> RunSettings:
     return RunSettings(
         _build_stream(job),
-        STREAMS[job.key.stream].backbone,
+        job.backbone,
         job.budget,
         job.key.seed,
         loggers=[] if tracker.logger is None else [tracker.logger],
@@ -154,7 +156,7 @@ def _build_stream(job: Job) -> Stream:
 def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
     key, stream = job.key, settings.stream
     position = _Position(display, key)
-    settings.plugins.append(EpochWatcher(position.epoch))
+    settings.plugins.extend([EpochWatcher(position.epoch), *settings.decay()])
     history = read_history(job.checkpoints)
     display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
     _seed_everything(key.seed)
@@ -188,6 +190,7 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
         recipe=job.recipe,
         device=job.device,
         archive_sha256=None if sizes.archive is None else _sha256(job.archive),
+        own_backbone=key.backbone is None,
     )
 
 

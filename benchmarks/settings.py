@@ -68,6 +68,29 @@ class RunSettings:
             "device": self.device,
         }
 
+    def decay(self) -> list[SupervisedPlugin]:
+        """What lowers the learning rate in the course of a task, if the budget says so."""
+        return [] if self.budget.lr_decay == 1 else [LearningRateDecay(self.budget)]
+
     def independent_bytes(self) -> int:
         """Bytes of one plain network per task with a head for that task's classes."""
         return sum(float_bytes(self.model(len(classes))) for classes in self.stream.tasks)
+
+
+class LearningRateDecay(SupervisedPlugin):
+    """Sets the learning rate before each epoch, by the number of the epoch in its task.
+
+    It remembers nothing, so a run that was stopped goes on with the right rate.
+
+    :param budget: has the rate of the first epoch and the factor.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__()
+        self.budget = budget
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Set the rate in all groups of the optimiser."""
+        rate = self.budget.lr * self.budget.lr_decay**strategy.clock.train_exp_epochs
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = rate

@@ -19,6 +19,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     stream TEXT NOT NULL,
     scenario TEXT NOT NULL,
+    backbone TEXT NOT NULL,  -- empty for the stream's own
     strategy TEXT NOT NULL,
     inference TEXT NOT NULL,  -- empty where no task was inferred
     seed INTEGER NOT NULL,
@@ -29,7 +30,7 @@ CREATE TABLE IF NOT EXISTS runs (
     stored TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f')),
     record TEXT NOT NULL,  -- the RunResult as JSON
     PRIMARY KEY (
-        stream, scenario, strategy, inference, seed, order_index, epochs, quick, recipe
+        stream, scenario, backbone, strategy, inference, seed, order_index, epochs, quick, recipe
     )
 )
 """
@@ -102,6 +103,7 @@ def in_order(results: Iterable[RunResult]) -> list[RunResult]:
         key=lambda run: (
             _place(run.stream, streams),
             run.scenario != "task",
+            (not run.own_backbone, run.backbone),
             (run.quick, run.epochs),
             run.order_index,
             run.seed,
@@ -120,6 +122,7 @@ def _identity(key: RunKey, epochs: int, recipe: str) -> dict[str, str | int]:
     return {
         "stream": key.stream,
         "scenario": key.scenario,
+        "backbone": key.backbone or "",
         "strategy": key.strategy,
         "inference": key.inference or "",
         "seed": key.seed,

@@ -58,6 +58,7 @@ class Budget:
     :param lr: learning rate of Adam.
     :param validation_fraction: part of each task's training set that no strategy trains on.
     :param eval_mb_size: examples per batch in evaluation.
+    :param lr_decay: what the learning rate is multiplied by after each epoch of a task.
     """
 
     epochs: int
@@ -65,6 +66,7 @@ class Budget:
     lr: float
     validation_fraction: float = 0.1
     eval_mb_size: int = 500
+    lr_decay: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,9 @@ STREAMS: dict[str, StreamEntry] = {
     "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
-    "permuted_mnist_32": StreamEntry(permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2), 5),
+    "permuted_mnist_32": StreamEntry(
+        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.75), 5
+    ),
     "split_cifar100_10": StreamEntry(
         partial(split_cifar100, tasks=10), "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
     ),

@@ -103,17 +103,17 @@ def test_a_wrong_recipe_ends_the_comparison_before_any_training(folder, capsys):
 def test_the_fingerprint_is_of_what_the_numbers_come_from(folder):
     budget = STREAMS["split_digits"].budget
     write(folder, "default: {density: 0.5}")
-    first = fingerprint("wsn", "split_digits", budget, "cpu")
+    first = fingerprint("wsn", "split_digits", "mlp", budget, "cpu")
     write(folder, "# the same\nstreams:\n  split_digits:\n    density: 0.5\n")
-    assert fingerprint("wsn", "split_digits", budget, "cpu") == first
+    assert fingerprint("wsn", "split_digits", "mlp", budget, "cpu") == first
     longer = dataclasses.replace(budget, epochs=21)
     others = [
-        fingerprint("wsn", "split_digits", longer, "cpu"),
-        fingerprint("wsn", "split_digits", budget, "cuda"),
-        fingerprint("wsn", "split_mnist", budget, "cpu"),
+        fingerprint("wsn", "split_digits", "mlp", longer, "cpu"),
+        fingerprint("wsn", "split_digits", "mlp", budget, "cuda"),
+        fingerprint("wsn", "split_mnist", "mlp", budget, "cpu"),
     ]
     write(folder, "default: {density: 0.4}")
-    others.append(fingerprint("wsn", "split_digits", budget, "cpu"))
+    others.append(fingerprint("wsn", "split_digits", "mlp", budget, "cpu"))
     assert len({first, *others}) == 5
 
 
