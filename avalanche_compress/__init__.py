@@ -21,6 +21,8 @@ from avalanche_compress.metrics import (
     OrderRobustnessResult,
     TaskIdAccuracy,
     compression_metrics,
+    layer_bits,
+    layer_densities,
     layer_ranks,
     task_id_metrics,
 )
@@ -93,6 +95,8 @@ __all__ = [
     "compression_metrics",
     "growth",
     "infer",
+    "layer_bits",
+    "layer_densities",
     "layer_ranks",
     "load_archive",
     "load_checkpoint",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Callable, Iterable, List, Mapping, Optional, Sequence, TypeVar
+
+import torch
 
 from avalanche_compress import OrderRobustness, OrderRobustnessResult
 from avalanche_compress.files import write_atomically
@@ -86,6 +89,11 @@ class RunResult:
     :param device: where it was computed, ``"cpu"`` or ``"cuda"``.
     :param archive_sha256: of the archive's bytes; None where there is none.
     :param own_backbone: whether the backbone is the one that the stream has by default.
+    :param densities: by dotted name of the weight, the part of it that each task computes with, 0
+        to 1, in order of learning; None where tasks have no masks.
+    :param bits: by dotted name of the weight, mean bits of the numbers that each task added to it,
+        None where it added nothing; None where the method is not one of ours.
+    :param hardware: the processor that it was computed on; empty where it was not recorded.
     """
 
     strategy: str
@@ -115,6 +123,9 @@ class RunResult:
     device: str = "cpu"
     archive_sha256: str | None = None
     own_backbone: bool = True
+    densities: dict[str, list[float]] | None = None
+    bits: dict[str, list[float | None]] | None = None
+    hardware: str = ""
 
     @property
     def key(self) -> RunKey:
@@ -311,6 +322,24 @@ def versions() -> dict[str, str]:
         found[name] = metadata.version(name)
     found["avalanche_compress"] = avalanche_compress.__version__
     return found
+
+
+def hardware(device: str) -> str:
+    """The processor that computes, for people.
+
+    :param device: ``"cpu"`` or ``"cuda"``.
+    """
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
+    """The processor's model; Linux keeps it where Python does not look."""
+    table = Path("/proc/cpuinfo")
+    text = table.read_text(encoding="utf-8") if table.exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return found.group(1) if found else platform.processor() or platform.machine()
 
 
 def write_results(results: Sequence[RunResult], path: Path) -> None:

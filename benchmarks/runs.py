@@ -24,6 +24,7 @@ from benchmarks.results import (
     backward_transfer,
     final_accuracy,
     forgetting,
+    hardware,
     versions,
     write_text,
 )
@@ -163,6 +164,7 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
     learner = recipe.build(key.strategy, settings)
     _train_all(learner, stream, position, history, job.checkpoints)
     sizes = learner.sizes(job.archive)
+    layers = None if learner.layers is None else learner.layers()
     return RunResult(
         strategy=key.strategy,
         stream=key.stream,
@@ -185,12 +187,15 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
         task_inference=key.inference,
         task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
         order_index=key.order_index,
-        ranks=(learner.ranks() or None) if learner.ranks else None,
+        ranks=(layers.ranks or None) if layers else None,
         quick=key.quick,
         recipe=job.recipe,
         device=job.device,
         archive_sha256=None if sizes.archive is None else _sha256(job.archive),
         own_backbone=key.backbone is None,
+        densities=(layers.densities or None) if layers else None,
+        bits=(layers.bits or None) if layers else None,
+        hardware=hardware(job.device),
     )
 
 

@@ -28,6 +28,8 @@ from avalanche_compress import (
     TinySubNets,
     ValidationPlugin,
     compression_metrics,
+    layer_bits,
+    layer_densities,
     layer_ranks,
     load_archive,
     save_archive,
@@ -52,6 +54,20 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """What a method made of each layer: by dotted name of the weight, a number per task so far.
+
+    :param ranks: terms that the task added; empty where no weights are kept as terms.
+    :param densities: part of the weight that the task computes with; empty without masks.
+    :param bits: mean bits of the numbers that the task added; None where it added nothing.
+    """
+
+    ranks: dict[str, list[int]]
+    densities: dict[str, list[float]]
+    bits: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
 class Learner:
     """A strategy as the comparison sees it.
 
@@ -61,8 +77,7 @@ class Learner:
         its archive.
     :param save_archive: writes the compressed file and returns its size after checking that it
         loads back exactly; None when the method has no such file.
-    :param ranks: by dotted name of the weight, how many terms each task so far added to it; None,
-        as an empty dictionary, when no weights are kept as terms.
+    :param layers: what the tasks so far made of each layer; None when the network is a plain one.
     :param save: ``(folder, finished)`` writes the state after so many tasks, the random generators'
         included, without touching the state after one task less; None when a run that was killed
         has to start again.
@@ -73,7 +88,7 @@ class Learner:
     eval: Callable[[Sequence[Any]], Metrics]
     stored_bytes: Callable[[], int] | None = None
     save_archive: Callable[[Path], int] | None = None
-    ranks: Callable[[], dict[str, list[int]]] | None = None
+    layers: Callable[[], Layers] | None = None
     save: Callable[[Path, int], None] | None = None
     load: Callable[[Path, int], None] | None = None
 
@@ -337,10 +352,11 @@ def compressed(
     def save(path: Path) -> int:
         return _save_archive(strategy.model, path, settings)
 
-    def ranks() -> dict[str, list[int]]:
-        return layer_ranks(strategy.model)
+    def layers() -> Layers:
+        network = strategy.model
+        return Layers(layer_ranks(network), layer_densities(network), layer_bits(network))
 
-    return replace(_learner(settings, strategy), save_archive=save, ranks=ranks)
+    return replace(_learner(settings, strategy), save_archive=save, layers=layers)
 
 
 def packnet(settings: RunSettings, **own_arguments: Any) -> Learner:

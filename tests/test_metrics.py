@@ -12,11 +12,14 @@ from streams_for_tests import make_stream, mlp
 from torch import nn
 
 from avalanche_compress import (
+    CACL,
     WSN,
     MaskedStore,
     PackNet,
     TaskNetwork,
     compression_metrics,
+    layer_bits,
+    layer_densities,
     save_archive,
 )
 from avalanche_compress.coding import Codebook
@@ -51,6 +54,34 @@ def test_capacity_is_that_of_the_golden_case():
     mask_bits = 500 + 2 * 350 + 3 * 150
     assert capacity_wsn(network) == pytest.approx(65 + 100 * mask_bits / 32000)
     assert task_parameters(network) == 50 + 10 * 2 + 2
+
+
+def test_densities_and_bits_of_the_layers_are_those_that_were_chosen_task_by_task():
+    network = TaskNetwork(nn.Sequential(nn.Linear(20, 10, bias=False), nn.Linear(10, 2)))
+    (store,) = network.weight_stores
+    for task, (kept, size) in enumerate([(100, 16), (50, 4), (0, 4)]):
+        network.open(task, [0, 1])
+        free = torch.nonzero(store.free.flatten()).flatten()
+        mask = torch.zeros(200, dtype=torch.bool)
+        mask[free[:kept]] = True
+        store.fix_mask(mask.view(10, 20))
+        codes = torch.arange(kept, dtype=torch.int32) % size
+        store.keep_values([Codebook(codes, torch.arange(float(size)))])
+        network.commit()
+    assert layer_densities(network) == {"0.weight": [0.5, 0.25, 0.0]}
+    assert layer_bits(network) == {"0.weight": [4.0, 2.0, None]}
+
+
+def test_terms_have_bits_and_no_density():
+    model = mlp()
+    strategy = CACL(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters()),
+        train_mb_size=16,
+    )
+    strategy.train(make_stream(1).train_stream[0])
+    assert layer_densities(strategy.network) == {}
+    assert layer_bits(strategy.network) == {"1.weight": [32.0], "3.weight": [32.0]}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from avalanche.evaluation.metric_results import MetricValue
 from avalanche_compress.archive import archive_bytes
 from avalanche_compress.coding import fused_mask_bits
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.stores import MaskedStore, Store
+from avalanche_compress.stores import MaskedStore, Store, SubnetworkStore, WeightStore
 
 
 def stored_bytes(network: TaskNetwork) -> int:
@@ -94,6 +94,38 @@ def layer_ranks(network: TaskNetwork) -> dict[str, list[int]]:
         for name, own in ranks.items()
         if None not in own
     }
+
+
+def layer_densities(network: TaskNetwork) -> dict[str, list[float]]:
+    """The part of each masked weight that each finished task computes with, ``|M_t| / n``, 0 to 1.
+
+    :param network: any.
+    :return: by dotted name of the weight, in order of learning; empty without masked weights.
+    """
+    return {
+        store.name: [int(store.mask_of(task).sum()) / store.shape.numel() for task in network.tasks]
+        for store in network.weight_stores
+        if isinstance(store, SubnetworkStore)
+    }
+
+
+def layer_bits(network: TaskNetwork) -> dict[str, list[float | None]]:
+    """Mean bits of the numbers that each finished task added to each weight.
+
+    Masks and codebooks are not in it, as in :func:`capacity`.
+
+    :param network: any.
+    :return: by dotted name of the weight, in order of learning; None where a task added nothing.
+    """
+    return {
+        store.name: [_mean_bits(store, task) for task in network.tasks]
+        for store in network.weight_stores
+    }
+
+
+def _mean_bits(store: WeightStore, task: int) -> float | None:
+    added = store.stored_values(task)
+    return store.value_bits(task) / added if added else None
 
 
 def task_parameters(network: TaskNetwork) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -14,6 +15,7 @@ from benchmarks.results import (
     backward_transfer,
     final_accuracy,
     forgetting,
+    hardware,
     order_robustness,
     read_results,
     versions,
@@ -47,6 +49,10 @@ KEYS = [
     "recipe",
     "device",
     "archive_sha256",
+    "own_backbone",
+    "densities",
+    "bits",
+    "hardware",
 ]
 
 MATRIX = [
@@ -124,8 +130,8 @@ def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
     assert read_results(path) == results
 
 
-@pytest.mark.parametrize("first_new_key", ["scenario", "order_index", "ranks"])
-def test_results_from_before_there_were_scenarios_orders_or_ranks_are_read(first_new_key, tmp_path):
+@pytest.mark.parametrize("first_new_key", ["scenario", "order_index", "ranks", "densities"])
+def test_results_from_before_there_were_some_of_the_keys_are_read(first_new_key, tmp_path):
     path = tmp_path / "results.json"
     write_results([make_result()], path)
     known = KEYS[: KEYS.index(first_new_key)]
@@ -138,6 +144,10 @@ def test_versions_name_everything_the_numbers_depend_on():
     names = {"python", "torch", "torchvision", "avalanche-lib", "numpy", "avalanche_compress"}
     assert set(versions()) == names
     assert all(versions().values())
+
+
+def test_the_processor_has_a_name_and_its_cores_are_counted():
+    assert re.fullmatch(r".*\w.*, \d+ cores", hardware("cpu"))
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
