@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from avalanche_compress.errors import CompressError
 
-class CorruptStreamError(ValueError):
+
+class CorruptStreamError(CompressError, ValueError):
     """Compressed data is truncated, has bytes left over, or contradicts itself.
 
     Example::
 
         >>> from avalanche_compress.coding import CorruptStreamError
-        >>> issubclass(CorruptStreamError, ValueError)
+        >>> from avalanche_compress.errors import CompressError
+        >>> issubclass(CorruptStreamError, (CompressError, ValueError))
         True
     """

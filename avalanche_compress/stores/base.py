@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader
+from avalanche_compress.coding import ByteReader, CorruptStreamError
 from avalanche_compress.coding.low_rank import Factors
 from avalanche_compress.errors import NonFiniteError
 from avalanche_compress.stores.values import Values
@@ -66,11 +66,20 @@ class Store(nn.Module, ABC):
         """The open task as the section of an archive."""
 
     @abstractmethod
-    def decode(self, task: int, reader: ByteReader) -> None:
-        """Take in a section, at a commit or from a file.
+    def decode(self, reader: ByteReader) -> Any:
+        """Read a section, which may come from a stranger's file; the store stays as it is.
+
+        :param reader: the section, from its start.
+        :return: what :meth:`accept` takes.
+        :raises CorruptStreamError: if the section does not fit.
+        """
+
+    @abstractmethod
+    def accept(self, task: int, content: Any) -> None:
+        """Make ``task`` a finished task; nothing can fail any more.
 
         :param task: its label.
-        :param reader: the section, from its start.
+        :param content: what :meth:`decode` read.
         """
 
     @abstractmethod
@@ -82,11 +91,12 @@ class Store(nn.Module, ABC):
 
         :param task: its label.
         :param section: what :meth:`encode` gave when it was learned.
-        :raises CorruptStreamError: if the section does not fit.
+        :raises CorruptStreamError: if the section does not fit; then nothing has changed.
         """
         reader = ByteReader(section)
-        self.decode(task, reader)
+        content = self.decode(reader)
         reader.finish()
+        self.accept(task, content)
         self.sections[task] = section
 
     def get_extra_state(self) -> dict[str, Tensor]:
@@ -99,10 +109,21 @@ class Store(nn.Module, ABC):
         }
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the finished tasks from a ``state_dict``, in order."""
+        """Restore the finished tasks from a ``state_dict``, in order.
+
+        :raises CorruptStreamError: if a section does not fit; the tasks are then those from before.
+        """
+        before = dict(self.sections)
+        try:
+            self._restore_all({int(t): own.cpu().numpy().tobytes() for t, own in state.items()})
+        except CorruptStreamError:
+            self._restore_all(before)
+            raise
+
+    def _restore_all(self, sections: dict[int, bytes]) -> None:
         self.forget()
-        for task, section in state.items():
-            self.restore(int(task), section.cpu().numpy().tobytes())
+        for task, section in sections.items():
+            self.restore(task, section)
 
     def forget(self) -> None:
         """Drop every finished task, before others are loaded."""

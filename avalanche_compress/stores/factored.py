@@ -7,7 +7,13 @@ from typing import Any, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader, ByteWriter, pack_mask, unpack_mask
+from avalanche_compress.coding import (
+    ByteReader,
+    ByteWriter,
+    CorruptStreamError,
+    pack_mask,
+    unpack_mask,
+)
 from avalanche_compress.coding.low_rank import (
     Factors,
     break_even_rank,
@@ -228,13 +234,16 @@ class FactoredStore(WeightStore):
         return writer.getvalue()
 
     @torch.no_grad()
-    def decode(self, task: int, reader: ByteReader) -> None:
-        block = _read_block(reader, list(self._ranks), self.rows, self.columns, self.shared.dtype)
-        self._parents[task] = block.parents
-        self._ranks[task] = block.rank
-        self._added[task] = (block.numbers, block.bits)
+    def decode(self, reader: ByteReader) -> _Block:
+        return _read_block(reader, list(self._ranks), self.rows, self.columns, self.shared.dtype)
+
+    @torch.no_grad()
+    def accept(self, task: int, content: _Block) -> None:
         # a new tensor, not in place: the open task's view of the old sum stays valid until open()
-        self._sum = self._sum + self._product(block.content)
+        self._sum = self._sum + self._product(content.content)
+        self._parents[task] = content.parents
+        self._ranks[task] = content.rank
+        self._added[task] = (content.numbers, content.bits)
 
     def committed(self, task: int) -> Tensor:
         if task not in self._parents:
@@ -362,9 +371,11 @@ class _Block(NamedTuple):
 def _read_block(
     reader: ByteReader, earlier: Sequence[int], rows: int, columns: int, dtype: torch.dtype
 ) -> _Block:
-    rank, dense = reader.read_uint(), reader.read_uint()
+    rank, dense, skips = reader.read_uint(), reader.read_uint(), reader.read_uint()
+    if dense > 1 or skips > 1:
+        raise CorruptStreamError(f"{rank} terms of the form {dense}, {skips}")
     parents = tuple(earlier)
-    if reader.read_uint():
+    if skips:
         packed = reader.read_tensor(torch.uint8, ((len(earlier) + 7) // 8,))
         skipped = unpack_mask(packed, len(earlier)).tolist()
         parents = tuple(task for task, skip in zip(earlier, skipped) if not skip)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from avalanche_compress.coding import ByteReader, ByteWriter, kept_count, pack_m
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.stores.base import Place
 from avalanche_compress.stores.subnetwork import SubnetworkStore, off_zero
-from avalanche_compress.stores.values import bits_of, decoded, read_values
+from avalanche_compress.stores.values import Values, bits_of, decoded, read_values
 
 
 class MaskedStore(SubnetworkStore):
@@ -114,16 +114,20 @@ class MaskedStore(SubnetworkStore):
         return writer.getvalue()
 
     @torch.no_grad()
-    def decode(self, task: int, reader: ByteReader) -> None:
+    def decode(self, reader: ByteReader) -> _Section:
         mask = self._read_mask(reader, self.free == 0)
         own = mask & self.writable
-        added = int(own.sum())
-        values = read_values(reader, added, self.value.dtype)
+        return _Section(mask, own, read_values(reader, int(own.sum()), self.value.dtype))
+
+    @torch.no_grad()
+    def accept(self, task: int, content: _Section) -> None:
+        mask, own, values = content
+        floats = decoded(values)
         # new tensors, not in place: the open task's views of the old ones stay valid until open()
-        self.value = self.value.index_put((own,), decoded(values).to(self.value))
+        self.value = self.value.index_put((own,), floats.to(self.value))
         self.free = self.free * ~own
         self._masks[task] = pack_mask(mask)
-        self._added[task] = (added, bits_of(values))
+        self._added[task] = (floats.numel(), bits_of(values))
 
     def committed(self, task: int) -> Tensor:
         return torch.where(self.mask_of(task), self.value, 0.0)
@@ -150,6 +154,15 @@ class MaskedStore(SubnetworkStore):
         for task in tasks:
             available = available | self.mask_of(task)
         return available
+
+
+class _Section(NamedTuple):
+    """What one task keeps, as its section tells."""
+
+    mask: Tensor
+    own: Tensor
+    """The slots of the mask that the task wrote (bool)."""
+    values: Values
 
 
 def _initial_scores(weight: Tensor) -> Tensor:

@@ -278,11 +278,14 @@ class PerturbedStore(WeightStore):
         return writer.getvalue()
 
     @torch.no_grad()
-    def decode(self, task: int, reader: ByteReader) -> None:
-        block = self._read_block(reader, first=not self._sizes)
-        if block.base is not None:
-            self.base = block.base.view(self.shape).to(self.scratch)
-        self._sizes[task] = block.sizes
+    def decode(self, reader: ByteReader) -> _Block:
+        return self._read_block(reader, first=not self._sizes)
+
+    @torch.no_grad()
+    def accept(self, task: int, content: _Block) -> None:
+        if content.base is not None:
+            self.base = content.base.view(self.shape).to(self.scratch)
+        self._sizes[task] = content.sizes
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:

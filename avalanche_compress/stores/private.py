@@ -7,7 +7,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from avalanche_compress.coding import ByteReader, ByteWriter
+from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, Store, non_finite
 
@@ -42,15 +42,20 @@ class PrivateStore(Store):
             writer.write_tensor(place.tensor.detach().cpu())
         return writer.getvalue()
 
-    def decode(self, task: int, reader: ByteReader) -> None:
+    def decode(self, reader: ByteReader) -> list[Tensor]:
         tensors = []
         for place in self.places:
             own = place.tensor
             rows = reader.read_uint()
             shape = (rows, *own.shape[1:]) if own.dim() else ()
+            if rows > max(1, *own.shape, reader.remaining):
+                raise CorruptStreamError(f"{rows} rows in {reader.remaining} bytes")
             # cloned into torch's memory: results may depend on how NumPy's happened to be aligned
             tensors.append(reader.read_tensor(own.dtype, shape).clone())
-        self._tensors[task] = tensors
+        return tensors
+
+    def accept(self, task: int, content: list[Tensor]) -> None:
+        self._tensors[task] = content
 
     def committed(self, task: int) -> list[Tensor]:
         """The tensors of a finished task, in the order of the places.

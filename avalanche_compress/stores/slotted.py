@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ class SlottedStore(SubnetworkStore):
         return writer.getvalue()
 
     @torch.no_grad()
-    def decode(self, task: int, reader: ByteReader) -> None:
+    def decode(self, reader: ByteReader) -> _Section:
         reserve = reader.read_uint()
         if not 1 <= reserve <= SLOT_BITS:
             raise CorruptStreamError(f"a reserve of {reserve} bits in a slot of {SLOT_BITS}")
@@ -166,6 +166,11 @@ class SlottedStore(SubnetworkStore):
         charge = _charge(read_values(reader, added, self.frozen.dtype))
         if added and charge > reserve:
             raise CorruptStreamError(f"values of {charge} bits where {reserve} were reserved")
+        return _Section(mask, added, charge, source, full)
+
+    @torch.no_grad()
+    def accept(self, task: int, content: _Section) -> None:
+        mask, added, charge, source, full = content
         self._masks[task] = pack_mask(mask)
         self._added[task] = (added, charge)
         if source is not None:
@@ -254,6 +259,20 @@ class SlottedStore(SubnetworkStore):
         reader.read_uint()
         reader.read_bytes()  # the mask, which is at hand already
         return read_values(reader, self._added[task][0], self.frozen.dtype)
+
+
+class _Section(NamedTuple):
+    """What one task keeps, as its section tells; its values stay in there."""
+
+    mask: Tensor
+    added: int
+    """How many values it has of its own."""
+    charge: int
+    """Bits of a slot that each takes."""
+    source: int | None
+    """The finished task that it computes with, if it has no values of its own."""
+    full: bool
+    """Whether no slot was open to it."""
 
 
 def _charge(values: Values) -> int:
