@@ -284,7 +284,7 @@ class TaskNetwork(MultiTaskModule):
         :return: ``(N, C_t)``, in ascending order of class number (:meth:`classes_of`).
         """
         if task == self.open_task:
-            loans = [(store.place, store.weight()) for store in self.weight_stores]
+            loans = [(store.place, store.loan()) for store in self.weight_stores]
             logits = self._lend(loans, x, task)
         else:
             logits = self._run_finished(x, task)

@@ -193,6 +193,10 @@ class WeightStore(Store):
     def weight(self) -> Tensor:
         """The weight of the open task, differentiable in exactly what this task may change."""
 
+    def loan(self) -> Tensor:
+        """What the module computes with while the task is open: :meth:`weight`, or its stand-in."""
+        return self.weight()
+
     @abstractmethod
     def kept_values(self) -> list[Tensor]:
         """The 1-D float tensors that the open task newly keeps, in a fixed order."""

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_compress.coding import (
@@ -21,8 +22,10 @@ from avalanche_compress.coding.factorise import (
     scale_weight,
     spatial_mean,
 )
+from avalanche_compress.coding.perturbed_layers import perturbed_conv2d, perturbed_linear
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
+from avalanche_compress.stores.deferred import DeferredWeight
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
 
 CONV_MODES = ("spatial_mean", "flatten", "auto")
@@ -96,6 +99,7 @@ class PerturbedStore(WeightStore):
         depthwise = self.groups > 1 and inputs == 1
         self.factored = not depthwise and self.break_even_rank(self.modes[0]) > 0
         """Whether tasks may perturb the base; else each keeps a whole weight."""
+        self._stands_in = self.groups == 1 and type(place.module) in (nn.Linear, nn.Conv2d)
         # buffers, so that they go with the network to a device; the extra state holds them
         self.register_buffer("base", None, persistent=False)
         self.register_buffer("_left_mask", None, persistent=False)
@@ -179,6 +183,18 @@ class PerturbedStore(WeightStore):
         if self._dense:
             return self.scratch
         return self._compose(self.row_scale, self.column_scale, *self.factors)
+
+    def loan(self) -> Tensor:
+        """The weight; in training, a stand-in with which layers compute from the factors.
+
+        A layer's gradient then has no part of the weight's size. Evaluation, and layers for which
+        that would be slower, take the whole weight, as committed tasks do.
+        """
+        device = self.scratch.device.type
+        applies = self._stands_in and not self._dense and torch.is_grad_enabled()
+        if not applies or torch.is_autocast_enabled(device):
+            return self.weight()
+        return DeferredWeight(self._frozen(), self.weight, self._compute)
 
     @torch.no_grad()
     def scalings(self, sweeps: int = 1, mode: str = "ls") -> tuple[Tensor, Tensor]:
@@ -379,6 +395,36 @@ class PerturbedStore(WeightStore):
         with torch.autocast(r.device.type, enabled=False):
             weight = perturb_weight(self._by_group(self._frozen()), r, s, left, right)
         return weight.view(self.shape)
+
+    def _compute(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """A layer's output from scales and factors, where that is less work; else None."""
+        x, *others = args
+        if kwargs or not isinstance(x, Tensor):
+            return None
+        left, right = self.factors
+        parts = self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
+        if function is F.linear and self._pays(x.numel() // self.columns):
+            return perturbed_linear(x, *parts, *others[1:])
+        if function is F.conv2d and len(others) == 6 and right.shape[2] == self.columns:
+            _, bias, stride, padding, dilation, _ = others
+            plain = isinstance(padding, tuple) and set(dilation) == {1}
+            if plain and self._pays_to_convolve(x, stride):
+                return perturbed_conv2d(x, *parts, bias, stride, padding)
+        return None
+
+    def _pays(self, rows: int) -> bool:
+        """Whether a linear layer is faster from scales and factors.
+
+        With each row they cost three products with the factors, forward and back, and save the one
+        of the whole weight's gradient; composing the weight costs as much as that for 500 rows.
+        """
+        factors = 3 * self.left.shape[2] * self.parameters_per_rank("spatial_mean")
+        return (factors - self.scratch.numel()) * rows <= 500 * self.scratch.numel()
+
+    def _pays_to_convolve(self, x: Tensor, stride: Sequence[int]) -> bool:
+        """Whether a convolution is: its inputs and outputs are scaled, which takes their size."""
+        outputs = x.shape[-1] * x.shape[-2] // math.prod(stride) * self.rows
+        return x.numel() + x.shape[0] * outputs <= 2 * self.scratch.numel()
 
     def _read_block(self, reader: ByteReader, first: bool) -> _Block:
         """A section as it was written.

@@ -772,3 +772,126 @@ def test_a_perturbation_needs_a_base_and_a_weight_that_has_them():
     for cut in (0, 4, 4 * 216, len(given.sections[0]) - 1):
         with pytest.raises(CorruptStreamError):
             restored([given.sections[0][:cut]], base="given")
+
+
+# ------------------------------------------------------------------ computing without the whole
+
+
+def both_ways(layer, x, monkeypatch, rank=2):
+    """Output and gradients of a layer, from the whole weight and from scales and factors."""
+    store = behind(layer.double(), base="given")
+    store.open([])
+    perturb(store, rank)
+    prune(store)
+    found = []
+    for deferred in (False, True):
+        monkeypatch.setattr(PerturbedStore, "_pays", lambda self, rows: True)
+        monkeypatch.setattr(PerturbedStore, "_pays_to_convolve", lambda self, x, stride: True)
+        own = x.double().requires_grad_()
+        weight = store.loan() if deferred else store.weight()
+        monkeypatch.setattr(store, "weight", lambda: pytest.fail("composed"), raising=True)
+        layer.__dict__["weight"] = weight
+        out = layer(own)
+        del layer.__dict__["weight"]
+        monkeypatch.undo()
+        trained = [store.row_scale, store.column_scale, store.left, store.right]
+        if layer.bias is not None:
+            trained.append(layer.bias)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [own, *trained])))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(5, 7), (3, 5)),
+        (nn.Linear(5, 7, bias=False), (2, 3, 5)),
+        (nn.Conv2d(3, 6, 3), (2, 3, 8, 8)),
+        (nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False), (2, 3, 9, 8)),
+        (nn.Conv2d(4, 5, (3, 2), stride=(1, 2), padding=(1, 0)), (2, 4, 7, 7)),
+        (nn.Conv2d(4, 5, 4, stride=3, padding=2), (2, 4, 9, 9)),
+        (nn.Conv2d(4, 5, 3, padding=1, padding_mode="circular"), (2, 4, 6, 6)),
+        (nn.Conv2d(4, 8, 1), (2, 4, 3, 3)),
+        (nn.Conv2d(4, 8, 3), (4, 5, 5)),
+    ],
+)
+def test_a_layer_computes_from_the_factors_what_it_does_from_the_weight(layer, shape, monkeypatch):
+    torch.manual_seed(3)
+    whole, parts = both_ways(layer, torch.randn(shape), monkeypatch)
+    for expected, found in zip(whole, parts):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, dilation=2),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.Conv1d(4, 6, 3),
+        nn.ConvTranspose2d(4, 6, 3),
+    ],
+)
+def test_other_layers_get_the_whole_weight(layer):
+    torch.manual_seed(3)
+    store = behind(layer, base="given")
+    store.open([])
+    perturb(store)
+    x = torch.randn(2, 4, *[8] * (layer.weight.dim() - 2))
+    layer.__dict__["weight"] = store.loan()
+    out = layer(x)
+    del layer.__dict__["weight"]
+    with torch.no_grad():
+        layer.weight.copy_(store.weight())
+    assert torch.equal(out, layer(x))
+
+
+def test_a_flattened_kernel_is_read_as_a_whole():
+    store = conv_store(conv_mode="flatten", base="given")
+    store.open([])
+    perturb(store)
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(F.conv2d(x, store.loan()), F.conv2d(x, store.weight()))
+
+
+def test_whoever_reads_the_weight_itself_gets_it_with_its_gradients():
+    store = linear_store(base="given")
+    store.open([])
+    perturb(store)
+    loan = store.loan()
+    assert type(loan) is not torch.Tensor  # the stand-in
+    assert (loan.shape, loan.dtype, loan.device) == ((8, 12), torch.float32, torch.device("cpu"))
+    assert torch.equal(loan.t(), store.weight().t())
+    (found,) = torch.autograd.grad((2 * loan).sum(), store.left)
+    (expected,) = torch.autograd.grad((2 * store.weight()).sum(), store.left)
+    assert torch.equal(found, expected)
+
+
+def test_evaluation_and_autocast_take_the_whole_weight():
+    store = linear_store(base="given")
+    store.open([])
+    assert store.loan() is store.scratch  # no factors yet
+    perturb(store)
+    with torch.no_grad():
+        assert type(store.loan()) is torch.Tensor
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(store.loan()) is torch.Tensor
+
+
+def test_what_hides_from_torch_cannot_read_the_scratch_by_mistake():
+    store = linear_store(base="given")
+    store.open([])
+    perturb(store)
+    loan = store.loan()
+    with torch._C.DisableTorchFunctionSubclass(), pytest.raises(RuntimeError, match="whole weight"):
+        loan + 1
+
+
+def test_few_multiplications_decide_who_computes_from_factors():
+    store = linear_store(400, 400, base="given")
+    store.open([])
+    perturb(store, rank=20)
+    assert store._pays(10_000)
+    perturb(store, rank=190)
+    assert store._pays(200)
+    assert not store._pays(1_000)

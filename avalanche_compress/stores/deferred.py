@@ -1,0 +1,71 @@
+"""A weight that is composed only where somebody reads it as a whole."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+
+class DeferredWeight(Tensor):
+    """Stands for a weight of several parts, in a layer that may do without the whole.
+
+    A function of torch that is called with it is first offered to ``apply``, which may know how to
+    compute it from the parts; every other one gets the whole weight, composed once. Gradients
+    reach the parts on either way.
+
+    :param like: has the shape, the dtype and the device.
+    :param compose: makes the whole weight, differentiable in its parts.
+    :param apply: ``(function, args, kwargs)`` returns the function's result, or None if it needs
+        the whole weight.
+
+    >>> import torch
+    >>> column, row = torch.ones(3, 1), torch.ones(1, 2)
+    >>> def apply(function, args, kwargs):
+    ...     return args[0] @ row.t() @ column.t() if function is torch.nn.functional.linear else None
+    >>> weight = DeferredWeight(torch.empty(3, 2), lambda: column @ row, apply)
+    >>> torch.nn.functional.linear(torch.ones(1, 2), weight), weight.sum()
+    (tensor([[2., 2., 2.]]), tensor(6.))
+    """
+
+    _compose: Callable[[], Tensor]
+    _apply: Callable[..., Tensor | None]
+    _whole: Tensor | None
+
+    @staticmethod
+    def __new__(cls, like: Tensor, compose: Callable[[], Tensor], apply: Callable[..., Any]) -> Any:
+        own = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, like.shape, dtype=like.dtype, device=like.device, requires_grad=True
+        )
+        own.__dict__.update(_compose=compose, _apply=apply, _whole=None)
+        return own
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        weight = args[1] if len(args) > 1 else None
+        if isinstance(weight, cls):
+            result = weight.__dict__["_apply"](function, args, kwargs)
+            if result is not None:
+                return result
+        args, kwargs = tree_map(_whole, (args, kwargs))
+        return function(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        # below autograd, where only code comes that hides its tensors from __torch_function__
+        raise RuntimeError(f"{function} has to be given the whole weight: call torch's functions.")
+
+
+def _whole(value: Any) -> Any:
+    if not isinstance(value, DeferredWeight):
+        return value
+    parts = value.__dict__
+    if parts["_whole"] is None:
+        parts["_whole"] = parts["_compose"]()
+    return parts["_whole"]
