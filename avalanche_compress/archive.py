@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
+from avalanche_compress.container import Manifest, pack, unpack
 from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
 from avalanche_compress.files import PathLike, write_atomically
 from avalanche_compress.network import TaskNetwork
@@ -26,8 +26,9 @@ from avalanche_compress.stores import (
     WeightStore,
 )
 
-FORMAT = "avalanche_compress"
-VERSION = 1
+MOST_CLASSES = 1 << 20
+"""Class numbers are below this: a row of logits is as long as the largest one."""
+
 _KINDS = {kind.kind: kind for kind in (FactoredStore, MaskedStore, PerturbedStore, SlottedStore)}
 
 
@@ -41,7 +42,9 @@ def save_archive(network: TaskNetwork, path: PathLike) -> int:
     :param network: with any number of finished tasks.
     :param path: where; written beside and renamed, so a crash leaves the old file or the new one.
     :return: bytes written.
-    :raises OSError: if it cannot be written; the previous file is as it was.
+    :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
+    :raises ArchiveError: if a task has a label or classes that no archive holds (see
+        :data:`MOST_CLASSES`); the previous file is as it was.
     """
     return write_atomically(path, archive_bytes(network))
 
@@ -50,99 +53,48 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     """What :func:`save_archive` writes.
 
     :param network: with any number of finished tasks.
+    :raises ArchiveError: if a task has a label or classes that no archive holds.
 
     >>> network = TaskNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     >>> len(archive_bytes(network)) < 1000
     True
     """
-    content = {"tasks": _write_tasks(network), "static": _write_static(network)}
-    manifest: dict[str, Any] = {
-        "version": VERSION,
-        **network.options,
-        "weights": _layout(network),
-        "rest": _fingerprint(network),
-    }
-    manifest["sha256"] = _checksum(manifest, content)
-    tensors = {name: _as_tensor(part) for name, part in content.items()}
-    # one entry: safetensors writes several in an order that differs from run to run
-    return bytes(save_safetensors(tensors, metadata={FORMAT: _compact(manifest)}))
+    try:
+        content = {"tasks": _write_tasks(network), "static": _write_static(network)}
+    except CorruptStreamError as error:
+        raise ArchiveError(f"the network cannot be archived: it has {error}.") from error
+    manifest = {**network.options, "weights": _layout(network), "rest": _fingerprint(network)}
+    return pack(manifest, content)
 
 
 def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
     """Read a network back; the logits of its tasks are bit-identical to those that were saved.
 
-    Nothing in the file is executed, and its sizes are checked before memory is taken.
+    Nothing in the file is executed. Its manifest is checked against a schema and the model, every
+    size, count and code length against the bytes that are there, before memory is taken by it. So
+    a file from a stranger gives a network or an error, and the model that ``build_model`` makes
+    decides what it may cost. Whether the weights are any good is another matter: the checksum
+    finds damage, not malice.
 
     :param path: a file of :func:`save_archive`.
     :param build_model: gives a new model of the class and sizes that were trained; its values do
         not matter.
     :return: the network, in evaluation mode; it can learn further tasks.
-    :raises ArchiveError: if the file is truncated, altered, of a newer format, or of another model.
+    :raises ArchiveError: if the file is truncated, altered, of a newer format (the message says
+        which release reads it), or of another model.
     :raises FileNotFoundError: if there is none.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no archive at {path}")
-    manifest, content = _read_container(path)
+    manifest, content = unpack(path)
     network = _build_network(path, manifest, build_model)
     try:
-        _read_static(network, ByteReader(content["static"]))
+        static = _read_static(network, ByteReader(content["static"]))
         _read_tasks(network, ByteReader(content["tasks"]))
     except (CorruptStreamError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{path} is damaged: {error}") from error
+    _fill_static(network, static)
     return network.eval()
-
-
-# ---------------------------------------------------------------------------- container
-
-
-def _read_container(path: PathLike) -> tuple[dict[str, Any], dict[str, bytes]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            manifest = _read_manifest(path, dict(file.metadata() or {}))
-            if set(file.keys()) != {"tasks", "static"}:
-                raise ArchiveError(f"{path} is damaged: it holds {sorted(file.keys())}")
-            tensors = {name: file.get_tensor(name) for name in ("tasks", "static")}
-    except (SafetensorError, OSError) as error:
-        raise ArchiveError(f"{path} is no archive, or it is truncated: {error}") from error
-    if any(tensor.dtype != torch.uint8 or tensor.dim() != 1 for tensor in tensors.values()):
-        raise ArchiveError(f"{path} is damaged: its content is not made of bytes")
-    content = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    if manifest.pop("sha256", None) != _checksum(manifest, content):
-        raise ArchiveError(f"{path} is altered: its checksum does not match its content")
-    return manifest, content
-
-
-def _read_manifest(path: PathLike, metadata: dict[str, str]) -> dict[str, Any]:
-    if FORMAT not in metadata:
-        raise ArchiveError(f"{path} is not an archive of {FORMAT}")
-    try:
-        manifest = json.loads(metadata[FORMAT])
-        version = manifest["version"]
-        newer = version > VERSION
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArchiveError(f"{path} is damaged: its manifest cannot be read") from error
-    if newer:
-        raise ArchiveError(
-            f"{path} has format {version} and this release reads up to {VERSION}: upgrade "
-            "avalanche-compress to read it."
-        )
-    return dict(manifest)
-
-
-def _compact(manifest: dict[str, Any]) -> str:
-    return json.dumps(manifest, separators=(",", ":"))
-
-
-def _checksum(manifest: dict[str, Any], content: dict[str, bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in (_compact(manifest).encode(), content["tasks"], content["static"]):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _as_tensor(part: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(part), dtype=torch.uint8) if part else torch.empty(0).byte()
 
 
 # ---------------------------------------------------------------------------- network
@@ -168,24 +120,18 @@ def _fingerprint(network: TaskNetwork) -> str:
 
 
 def _build_network(
-    path: PathLike, manifest: dict[str, Any], build_model: Callable[[], nn.Module]
+    path: PathLike, manifest: Manifest, build_model: Callable[[], nn.Module]
 ) -> TaskNetwork:
-    try:
-        kinds = {n: (_KINDS[kind], dict(config)) for n, kind, _, config in manifest["weights"]}
-        options: dict[str, Any] = {"head": str(manifest["head"])}
-        for name in ("exclude", "include"):
-            options[name] = [str(entry) for entry in manifest[name]]
-        rest = manifest["rest"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(f"{path} is damaged: its manifest does not fit") from error
+    kinds = {name: (kind, config) for name, kind, _, config in manifest["weights"]}
+    options = {name: manifest[name] for name in ("head", "exclude", "include")}
 
     def store(place: Place, name: str) -> WeightStore:
         if name not in kinds:
             raise ArchiveError(f"{path} was made for another model: it knows no weight {name!r}")
         kind, config = kinds[name]
         try:
-            return kind(place, name, **config)
-        except (TypeError, TaskStateError) as error:
+            return _KINDS[kind](place, name, **config)
+        except (KeyError, TypeError, TaskStateError) as error:
             raise ArchiveError(f"{path} is damaged: {name} is kept in an unknown way") from error
 
     try:
@@ -194,12 +140,12 @@ def _build_network(
         raise ArchiveError(f"{path} was made for another model: {error}") from error
     ours, theirs = _layout(network), manifest["weights"]
     if ours != theirs:
-        differing = [f"{b[0]} {b[2]}" for a, b in zip(ours, theirs) if a != b] or ["more weights"]
+        differing = [f"{b[0]!r} {b[2]}" for a, b in zip(ours, theirs) if a != b] or ["more weights"]
         raise ArchiveError(
             f"{path} was made for another model: it holds {', '.join(differing[:3])}, which "
             "build_model() does not have in that shape and order."
         )
-    if _fingerprint(network) != rest:
+    if _fingerprint(network) != manifest["rest"]:
         raise ArchiveError(
             f"{path} was made for another model: its biases, norms, buffers or number types differ "
             "from those of build_model()."
@@ -218,6 +164,7 @@ def _write_tasks(network: TaskNetwork) -> bytes:
     writer = ByteWriter()
     writer.write_uint(len(network.tasks))
     for task, classes in network.classes.items():
+        _check_task(task, classes)
         writer.write_bytes(str(task).encode())
         writer.write_uint(len(classes))
         for class_number in classes:
@@ -240,21 +187,20 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
         if task in classes:
             raise CorruptStreamError(f"two tasks labelled {task}")
         classes[task] = _read_classes(reader)
-        statistics = {}
-        for _ in range(reader.read_uint()):
-            name = reader.read_bytes().decode()
-            statistics[name] = reader.read_tensor(torch.float32, (reader.read_uint(),))
+        _check_task(task, classes[task])
+        statistics = _read_statistics(reader)
         if statistics:
             network.statistics[task] = statistics
         for store in _stores(network):
             store.restore(task, reader.read_bytes())
+        _check_private(network, task, len(classes[task]))
     reader.finish()
     network.finish_loading(classes)
 
 
 def _read_label(reader: ByteReader) -> int:
     label = reader.read_bytes().decode()
-    if not (label.isascii() and label[label.startswith("-") :].isdecimal() and len(label) < 20):
+    if not re.fullmatch("0|-?[1-9][0-9]{0,18}", label):
         raise CorruptStreamError(f"a task labelled {label[:20]!r}")
     return int(label)
 
@@ -263,10 +209,38 @@ def _read_classes(reader: ByteReader) -> tuple[int, ...]:
     count = reader.read_uint()
     if count > reader.remaining:
         raise CorruptStreamError(f"a task of {count} classes")
-    classes = tuple(reader.read_uint() for _ in range(count))
-    if list(classes) != sorted(set(classes)) or not classes:
-        raise CorruptStreamError(f"a task of the classes {classes}")
-    return classes
+    return tuple(reader.read_uint() for _ in range(count))
+
+
+def _check_task(task: int, classes: Sequence[int]) -> None:
+    """Refuse what no archive holds, both when it is written and when it is read."""
+    if not -(1 << 63) <= task < 1 << 63:
+        raise CorruptStreamError(f"a task labelled {task}, which does not fit 64 bits")
+    if not classes or list(classes) != sorted(set(classes)):
+        raise CorruptStreamError(f"a task of the classes {list(classes[:20])}")
+    if classes[-1] >= MOST_CLASSES:
+        raise CorruptStreamError(f"the class number {classes[-1]}, of {MOST_CLASSES} at most")
+
+
+def _read_statistics(reader: ByteReader) -> dict[str, Tensor]:
+    statistics: dict[str, Tensor] = {}
+    for _ in range(reader.read_uint()):
+        name = reader.read_bytes().decode()
+        if statistics and name <= next(reversed(statistics)):
+            raise CorruptStreamError(f"statistics {name[:20]!r} out of order")
+        statistics[name] = reader.read_tensor(torch.float32, (reader.read_uint(),))
+    return statistics
+
+
+def _check_private(network: TaskNetwork, task: int, classes: int) -> None:
+    """Refuse tensors that are not of the model's sizes, the head's rows being the classes."""
+    private = network.private
+    for place, name, own in zip(private.places, private.names, private.committed(task)):
+        expected = place.tensor.shape
+        if place.module is network.head:
+            expected = torch.Size((classes, *expected[1:]))
+        if own.shape != expected:
+            raise CorruptStreamError(f"{name} of shape {list(own.shape)}, not {list(expected)}")
 
 
 def _write_static(network: TaskNetwork) -> bytes:
@@ -276,9 +250,15 @@ def _write_static(network: TaskNetwork) -> bytes:
     return writer.getvalue()
 
 
-@torch.no_grad()
-def _read_static(network: TaskNetwork, reader: ByteReader) -> None:
-    for tensor in network.static_tensors().values():
-        tensor.copy_(reader.read_tensor(tensor.dtype, tuple(tensor.shape)))
-    network.remember_static()
+def _read_static(network: TaskNetwork, reader: ByteReader) -> list[Tensor]:
+    static = network.static_tensors().values()
+    read = [reader.read_tensor(tensor.dtype, tuple(tensor.shape)) for tensor in static]
     reader.finish()
+    return read
+
+
+@torch.no_grad()
+def _fill_static(network: TaskNetwork, content: Sequence[Tensor]) -> None:
+    for tensor, own in zip(network.static_tensors().values(), content):
+        tensor.copy_(own)
+    network.remember_static()

@@ -20,6 +20,7 @@ LEVELS = [
     "conversion",
     "network",
     "task_inference",
+    "container",
     "archive",
     "metrics",
     "plugins",

@@ -252,7 +252,7 @@ def rewritten(data, change):
 
 def with_manifest(data, change, checksum=False):
     """The file with another manifest; on demand with a checksum that fits it."""
-    from avalanche_compress.archive import _checksum
+    from avalanche_compress.container import _checksum
 
     def apply(header, body):
         manifest = json.loads(header["__metadata__"]["avalanche_compress"])
