@@ -9,16 +9,19 @@
     streams:                    # and what differs on some
       permuted_mnist:
         density: 0.3
+        optimizer: {name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}
 
 A strategy takes the hyper-parameters that its registry entry knows. Three forms stand for numbers
-that depend on the run: :class:`PartOfEpochs`, :class:`AllEpochsBut` and :class:`Shares`.
+that depend on the run: :class:`PartOfEpochs`, :class:`AllEpochsBut` and :class:`Shares`. Any
+strategy takes an ``optimizer`` as well, see :class:`~benchmarks.settings.OptimizerChoice`; where it
+says nothing it is Adam at the learning rate of the stream's budget.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
@@ -28,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, Valida
 from pydantic import create_model as create_schema
 from typing_extensions import Annotated, Literal
 
-from benchmarks.settings import RunSettings
+from benchmarks.settings import OPTIMIZERS, OptimizerChoice, RunSettings
 from benchmarks.strategies import STRATEGIES, Learner
 from benchmarks.streams import STREAMS, Budget, nearest
 
@@ -116,8 +119,11 @@ VALUES: dict[str, Any] = {
     "growth_bound": Optional[Amount],
     "lambda_orth": Amount,
     "lambda_sparse": Amount,
+    "lr": Annotated[float, Field(strict=True, gt=0)],
     "max_bits": Bits,
     "memory": Count,
+    "momentum": Part,
+    "name": Literal[tuple(OPTIMIZERS)],
     "post_prune_epochs": Epochs,
     "prune_fraction": Part,
     "prune_proportion": Fractions,
@@ -130,6 +136,7 @@ VALUES: dict[str, Any] = {
     "tolerance": Amount,
     "validation_fraction": Part,
     "warmup_epochs": Union[Epochs, Part],
+    "weight_decay": Amount,
 }
 """What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
 
@@ -152,8 +159,11 @@ def arguments_of(strategy: str, stream: str) -> Arguments:
         _check_name(path, "like", "strategy", recipe["like"], STRATEGIES)
     inherited = arguments_of(recipe["like"], stream) if "like" in recipe else {}
     per_stream = recipe.get("streams", {})
+    known = {**STRATEGIES[strategy].known(), "optimizer": None}
     for name, own in [("default", recipe.get("default", {})), *per_stream.items()]:
-        _check_arguments(path, name, own, STRATEGIES[strategy].known())
+        _check_arguments(path, name, own, known)
+        if "optimizer" in own:
+            _check_optimizer(path, f"{name}: optimizer", own["optimizer"])
     return {**inherited, **recipe.get("default", {}), **per_stream.get(stream, {})}
 
 
@@ -170,17 +180,35 @@ def resolve(arguments: Arguments, epochs: int, tasks: int) -> Arguments:
     return {name: _resolved(value, epochs, tasks) for name, value in arguments.items()}
 
 
+def hyper_parameters(strategy: str, stream: str, budget: Budget, tasks: int) -> Arguments:
+    """What a run is configured with: numbers instead of forms, and its optimiser spelled out.
+
+    :param strategy: name in the registry.
+    :param stream: name in the registry.
+    :param budget: has the epochs, and the learning rate unless the recipe has its own.
+    :param tasks: tasks of the stream.
+    :raises RecipeError: if there is something wrong with the recipe.
+
+    >>> hyper_parameters("replay", "split_digits", STREAMS["split_digits"].budget, 5)
+    {'memory': 500, 'optimizer': {'name': 'adam', 'lr': 0.001}}
+    """
+    resolved = resolve(arguments_of(strategy, stream), budget.epochs, tasks)
+    own = resolved.pop("optimizer", {})
+    return {**resolved, "optimizer": {"name": OptimizerChoice.name, "lr": budget.lr, **own}}
+
+
 def build(strategy: str, settings: RunSettings) -> Learner:
     """Make a strategy as its recipe says.
 
     :param strategy: name in the registry.
-    :param settings: of the run.
+    :param settings: of the run; the recipe adds the optimiser, the budget what lowers its rate.
     :raises RecipeError: if there is something wrong with its recipe.
     """
     stream = settings.stream
-    arguments = arguments_of(strategy, stream.name)
-    resolved = resolve(arguments, settings.budget.epochs, len(stream.tasks))
-    return STRATEGIES[strategy].build(settings, **resolved)
+    own = hyper_parameters(strategy, stream.name, settings.budget, len(stream.tasks))
+    settings = replace(settings, optimizer_choice=OptimizerChoice(**own.pop("optimizer")))
+    settings = replace(settings, plugins=[*settings.plugins, *settings.decay()])
+    return STRATEGIES[strategy].build(settings, **own)
 
 
 def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, device: str) -> str:
@@ -240,9 +268,14 @@ def _check_arguments(path: Path, where: str, given: Any, known: Mapping[str, Any
         raise RecipeError(f"{path}: {where}: {name}: {message}.") from error
 
 
+def _check_optimizer(path: Path, where: str, given: Any) -> None:
+    _check_arguments(path, where, given, {own.name: None for own in fields(OptimizerChoice)})
+    name = given.get("name", OptimizerChoice.name)
+    if "momentum" in given and name != "sgd":
+        raise RecipeError(f"{path}: {where}: momentum is of sgd, but the optimiser is {name}.")
+
+
 def _check_name(path: Path, where: str, kind: str, name: Any, known: Sequence | Mapping) -> None:
-    if not known:
-        raise RecipeError(f"{path}: {where} has {name!r}, but {path.stem} takes nothing.")
     if name not in known:
         raise RecipeError(
             f"{path}: {where} has the {kind} {name!r}, which is not known; the nearest is "

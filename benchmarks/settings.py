@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Iterable
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -14,6 +14,42 @@ from torch import nn
 
 from benchmarks.backbones import BACKBONES, float_bytes
 from benchmarks.streams import Budget, Stream
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+"""The optimisers that a recipe may name."""
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """Which optimiser trains a strategy; what is None is left to torch's default.
+
+    :param lr: learning rate of the first epoch of a task.
+    :param name: in :data:`OPTIMIZERS`.
+    :param momentum: of SGD.
+    :param weight_decay: as the optimiser means it: added to the gradient, by AdamW taken from the
+        weight.
+
+    >>> sgd = OptimizerChoice(0.01, "sgd", momentum=0.9).build(nn.Linear(2, 2).parameters())
+    >>> type(sgd).__name__, sgd.defaults["momentum"], sgd.defaults["weight_decay"]
+    ('SGD', 0.9, 0)
+    """
+
+    lr: float
+    name: str = "adam"
+    momentum: float | None = None
+    weight_decay: float | None = None
+
+    def build(self, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+        """A new optimiser.
+
+        :param parameters: what it trains.
+        """
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return OPTIMIZERS[given.pop("name")](parameters, **given)
 
 
 @dataclass(frozen=True)
@@ -28,6 +64,7 @@ class RunSettings:
     :param loggers: Avalanche loggers that get the metrics.
     :param inference: the rule by which our strategies infer tasks in the class scenario.
     :param device: where to compute.
+    :param optimizer_choice: the recipe's; None: Adam at the budget's learning rate.
     """
 
     stream: Stream
@@ -38,6 +75,7 @@ class RunSettings:
     loggers: list[BaseLogger] = field(default_factory=list)
     inference: str | None = None
     device: str = "cpu"
+    optimizer_choice: OptimizerChoice | None = None
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
         """A new plain network; its head is as wide as the stream's shared one unless told."""
@@ -45,8 +83,8 @@ class RunSettings:
         return BACKBONES[self.backbone](self.stream.input_shape, width, bias)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """A new Adam over a model's parameters."""
-        return torch.optim.Adam(model.parameters(), lr=self.budget.lr)
+        """A new optimiser over a model's parameters."""
+        return self._choice().build(model.parameters())
 
     def arguments(self, model: nn.Module, *metrics: Any) -> dict[str, Any]:
         """The constructor arguments that all strategies share, without plugins.
@@ -70,11 +108,15 @@ class RunSettings:
 
     def decay(self) -> list[SupervisedPlugin]:
         """What lowers the learning rate in the course of a task, if the budget says so."""
-        return [] if self.budget.lr_decay == 1 else [LearningRateDecay(self.budget)]
+        factor = self.budget.lr_decay
+        return [] if factor == 1 else [LearningRateDecay(self._choice().lr, factor)]
 
     def independent_bytes(self) -> int:
         """Bytes of one plain network per task with a head for that task's classes."""
         return sum(float_bytes(self.model(len(classes))) for classes in self.stream.tasks)
+
+    def _choice(self) -> OptimizerChoice:
+        return self.optimizer_choice or OptimizerChoice(self.budget.lr)
 
 
 class LearningRateDecay(SupervisedPlugin):
@@ -82,15 +124,17 @@ class LearningRateDecay(SupervisedPlugin):
 
     It remembers nothing, so a run that was stopped goes on with the right rate.
 
-    :param budget: has the rate of the first epoch and the factor.
+    :param lr: the rate of the first epoch.
+    :param factor: what it is multiplied by after each epoch.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, lr: float, factor: float) -> None:
         super().__init__()
-        self.budget = budget
+        self.lr = lr
+        self.factor = factor
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Set the rate in all groups of the optimiser."""
-        rate = self.budget.lr * self.budget.lr_decay**strategy.clock.train_exp_epochs
+        rate = self.lr * self.factor**strategy.clock.train_exp_epochs
         for group in strategy.optimizer.param_groups:
             group["lr"] = rate

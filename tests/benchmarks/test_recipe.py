@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import torch
+import yaml
+from avalanche.training.supervised import JointTraining
+from avalanche.training.templates.base import BaseTemplate
 
-from benchmarks import compare, recipe
+from benchmarks import compare, recipe, runs
+from benchmarks.display import SilentDisplay
 from benchmarks.recipe import RecipeError, arguments_of, fingerprint, resolve
+from benchmarks.settings import LearningRateDecay
 from benchmarks.strategies import STRATEGIES, ours
 from benchmarks.streams import STREAMS
 
@@ -86,10 +93,97 @@ def test_what_is_wrong_is_said_with_the_file_and_the_key(folder, text, message):
         arguments_of("wsn", "split_digits")
 
 
-def test_a_strategy_without_hyper_parameters_takes_none(folder):
+def test_a_strategy_without_hyper_parameters_takes_an_optimizer_only(folder):
     write(folder, "default: {density: 0.5}", "naive")
-    with pytest.raises(RecipeError, match="naive takes nothing"):
+    with pytest.raises(RecipeError, match=r"'density', .*the nearest is 'optimizer'"):
         arguments_of("naive", "split_digits")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("{weight_decy: 0.1}", r"default: optimizer has .* 'weight_decy'.*'weight_decay'"),
+        ("{name: sdg}", r"default: optimizer: name: .*'adam', 'adamw' or 'sgd'.* 'sdg'"),
+        ("{lr: 0.0}", r"default: optimizer: lr: .*greater than 0.* 0\.0"),
+        ("{lr: 1e-3}", "default: optimizer: lr: .*valid number.* '1e-3'"),
+        ("{momentum: 0.9}", "momentum is of sgd, but the optimiser is adam"),
+        ("{name: sgd, momentum: 1.5}", "optimizer: momentum: .*equal to 1"),
+        ("sgd", "default: optimizer has to map names to values, but is 'sgd'"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(folder, optimizer, message):
+    write(folder, f"default: {{optimizer: {optimizer}}}", "naive")
+    with pytest.raises(RecipeError, match=message):
+        arguments_of("naive", "split_digits")
+
+
+class Built(BaseException):
+    """Carries the strategy out of a run that is not to train."""
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """Returns what builds the Avalanche strategy that a run would train."""
+
+    def stop(strategy, *args, **kwargs):
+        raise Built(strategy)
+
+    monkeypatch.setattr(BaseTemplate, "train", stop)
+    monkeypatch.setattr(JointTraining, "train", stop)  # it has its own
+
+    def build(strategy, **budget):
+        (job,) = compare.parse(["--strategies", strategy, "--out", str(tmp_path)]).jobs()
+        job = dataclasses.replace(job, budget=dataclasses.replace(job.budget, **budget))
+        with pytest.raises(Built) as stopped:
+            runs.perform(job, SilentDisplay())
+        return stopped.value.args[0]
+
+    return build
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_every_strategy_trains_with_the_optimizer_of_its_recipe(
+    strategy, tmp_path, monkeypatch, built
+):
+    own = recipe.FOLDER / f"{strategy}.yaml"
+    given = yaml.safe_load(own.read_text()) if own.exists() else {}
+    optimizer = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
+    given["streams"] = {"split_digits": {"optimizer": optimizer}}
+    shutil.copytree(recipe.FOLDER, tmp_path / "recipes")
+    (tmp_path / "recipes" / own.name).write_text(yaml.safe_dump(given))
+    assert type(built(strategy).optimizer) is torch.optim.Adam
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path / "recipes")
+    found = built(strategy).optimizer
+    assert type(found) is torch.optim.SGD
+    for group in found.param_groups:
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.05, 0.9, 1e-4)
+
+
+def test_what_a_recipe_does_not_say_of_the_optimizer_is_left_to_torch(folder, built):
+    write(folder, "default: {optimizer: {name: adamw}}", "naive")
+    (group,) = built("naive", lr=0.002).optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.002, 0.01)
+
+
+def test_the_rate_falls_from_the_recipes_own(folder, built):
+    write(folder, "default: {optimizer: {lr: 0.08}}", "naive")
+    strategy = built("naive", lr_decay=0.5)
+    (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
+    rates = []
+    for strategy.clock.train_exp_epochs in range(3):
+        decay.before_training_epoch(strategy)
+        rates += [group["lr"] for group in strategy.optimizer.param_groups]
+    assert rates == [0.08, 0.04, 0.02]
+
+
+def test_an_optimizer_is_part_of_what_a_run_is(folder):
+    budget = STREAMS["split_digits"].budget
+    write(folder, "default: {density: 0.5}")
+    default = fingerprint("wsn", "split_digits", "mlp", budget, "cpu")
+    write(folder, "default: {density: 0.5, optimizer: {weight_decay: 0.1}}")
+    assert fingerprint("wsn", "split_digits", "mlp", budget, "cpu") != default
+    adam = {"name": "adam", "lr": budget.lr, "weight_decay": 0.1}
+    assert recipe.hyper_parameters("wsn", "split_digits", budget, 5)["optimizer"] == adam
 
 
 def test_a_wrong_recipe_ends_the_comparison_before_any_training(folder, capsys):
