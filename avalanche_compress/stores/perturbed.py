@@ -416,10 +416,10 @@ class PerturbedStore(WeightStore):
         """Whether a linear layer is faster from scales and factors.
 
         With each row they cost three products with the factors, forward and back, and save the one
-        of the whole weight's gradient; composing the weight costs as much as that for 500 rows.
+        of the whole weight's gradient; composing the weight costs as much as that for 100 rows.
         """
         factors = 3 * self.left.shape[2] * self.parameters_per_rank("spatial_mean")
-        return (factors - self.scratch.numel()) * rows <= 500 * self.scratch.numel()
+        return (factors - self.scratch.numel()) * rows <= 100 * self.scratch.numel()
 
     def _pays_to_convolve(self, x: Tensor, stride: Sequence[int]) -> bool:
         """Whether a convolution is: its inputs and outputs are scaled, which takes their size."""
