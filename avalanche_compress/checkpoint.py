@@ -9,9 +9,10 @@ host's functions lack:
 - a damaged file is refused by name before a single byte of it is unpickled.
 
 .. warning::
-    Reading a checkpoint runs code that is stored in it. Load files that you trust, and nothing
-    else: the checksum finds damage, it does not find malice. To pass a compressed model on to
-    other people use an archive (:func:`avalanche_compress.archive.load_archive`), which holds
+    Reading a checkpoint runs code that is stored in it, so :func:`load_checkpoint` reads none
+    unless it is told ``trusted=True``. Say so for files that you have written yourself, and for
+    nothing else: the checksum finds damage, it does not find malice. To pass a compressed model on
+    to other people use an archive (:func:`avalanche_compress.archive.load_archive`), which holds
     tensors only.
 
 A file is ``magic (8 bytes), version (4), payload length (8), SHA-256 of the payload (32)``, all
@@ -61,7 +62,8 @@ def save_checkpoint(strategy: Any, path: PathLike, exclude: Collection[str] | No
     :param exclude: names of attributes of the strategy to leave out. After loading, such an
         attribute is the one of the strategy that was passed in. Do not leave out the optimiser:
         the one that stays holds the parameters of another model.
-    :raises CheckpointError: if the strategy cannot be pickled or the file cannot be written.
+    :raises CheckpointError: naming the file, if the strategy cannot be pickled or the file cannot
+        be written; the previous file is then as it was.
 
     Example::
 
@@ -90,8 +92,10 @@ def load_checkpoint(
     path: PathLike,
     map_location: MapLocation = None,
     unique_objects: Any = None,
+    *,
+    trusted: bool = False,
 ) -> tuple[Strategy, int]:
-    """Bring a strategy to the state of a checkpoint, for trusted files only (see the module).
+    """Bring a strategy to the state of a checkpoint; this runs code that is in the file.
 
     The state of the random generators (torch, NumPy, Python) is restored too. The objects inside
     the strategy are new ones afterwards: use ``strategy.model``, not the model it was built from.
@@ -104,19 +108,27 @@ def load_checkpoint(
         dictionary from saved to wanted device names. ``None`` keeps the saved devices. As in the
         host, what was saved on the CPU stays there: the states of the generators must.
     :param unique_objects: objects that need not be unpickled again; pass the benchmark.
+    :param trusted: whether to read the file at all: say True for one of your own.
     :return: the strategy and the index of the experience to train next.
-    :raises CheckpointError: if the file is truncated, altered, of another kind, of an unknown
-        version, or holds something that cannot be unpickled here.
+    :raises CheckpointError: if nobody says that the file is to be trusted, whether there is one or
+        not; if it is truncated, altered, of another kind, of an unknown version, or holds something
+        that cannot be unpickled here.
 
     Example::
 
         >>> import tempfile
         >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     load_checkpoint("a strategy", Path(folder) / "nothing there yet")
+        ...     load_checkpoint("a strategy", Path(folder) / "nothing there yet", trusted=True)
         ('a strategy', 0)
     """
     source = Path(path)
+    if not trusted:
+        raise CheckpointError(
+            f"checkpoint {source} was not read, because reading one runs code that is in it: pass "
+            "trusted=True if you have written it yourself. An archive (save_archive, load_archive) "
+            "is safe to load from anybody."
+        )
     try:
         with open(source, "rb") as file:
             header, payload = file.read(_HEADER.size), file.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from contextlib import suppress
@@ -10,14 +11,21 @@ from typing import Union
 
 PathLike = Union[str, "os.PathLike[str]"]
 
+_NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
+"""What systems answer that cannot, or may not, write a folder through to the disk."""
+
 
 def write_atomically(path: PathLike, *chunks: bytes) -> int:
-    """Write a file by way of a temporary one beside it: fsync, then rename.
+    """Write a file by way of a temporary one beside it: fsync, rename, fsync of the folder.
+
+    A process that is killed in between leaves the previous file, and beside it perhaps a hidden
+    one whose name ends in ``.tmp``.
 
     :param path: where; missing parent folders are created.
     :param chunks: the content, in order.
     :return: bytes written.
-    :raises OSError: naming the path, with the previous file as it was and no temporary file left.
+    :raises OSError: naming the path and the reason, with the previous file as it was and no
+        temporary file left; if it is the folder that fails last, the file is the new one.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -36,6 +44,7 @@ def write_atomically(path: PathLike, *chunks: bytes) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
@@ -44,3 +53,16 @@ def write_atomically(path: PathLike, *chunks: bytes) -> int:
             raise OSError(error.errno, f"could not write {target}: {reason}") from error
         raise
     return sum(len(chunk) for chunk in chunks)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise

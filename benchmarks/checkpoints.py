@@ -105,13 +105,15 @@ def save_strategy(strategy: Any, path: Path, settings: RunSettings) -> None:
 def load_strategy(strategy: Any, path: Path, settings: RunSettings) -> None:
     """Bring a strategy, and the random generators, to the state of :func:`save_strategy`.
 
+    Reading the file runs code that is stored in it: a folder of results is to be one's own.
+
     :param strategy: a new one, built with ``settings``.
     :param path: the file.
     :param settings: as when it was written.
     :raises CheckpointError: if the file is damaged or cannot be read here.
     """
     with _named_data(settings.stream):
-        load_checkpoint(strategy, path, settings.device)
+        load_checkpoint(strategy, path, settings.device, trusted=True)
     strategy.plugins[:0] = settings.plugins
     strategy.evaluator.loggers = list(settings.loggers)
 

@@ -504,7 +504,7 @@ def test_a_resumed_run_ends_with_the_tensors_of_an_uninterrupted_one(
 
     torch.manual_seed(77)
     fresh = build(**started())
-    resumed, following = load_checkpoint(fresh, tmp_path / "checkpoint")
+    resumed, following = load_checkpoint(fresh, tmp_path / "checkpoint", trusted=True)
     assert following == 1
     for experience in stream.train_stream[following:]:
         resumed.train(experience)

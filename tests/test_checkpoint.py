@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +26,8 @@ from avalanche_compress.checkpoint import (
     save_checkpoint,
 )
 from avalanche_compress.loggers import WandBLogger
+
+trusting = partial(load_checkpoint, trusted=True)
 
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -98,7 +102,7 @@ def test_resumed_and_uninterrupted_training_end_bit_identical(optimizer, benchma
 
     torch.manual_seed(1)
     fresh = naive(optimizer)
-    resumed, next_experience = load_checkpoint(fresh, path, unique_objects=benchmark)
+    resumed, next_experience = trusting(fresh, path, unique_objects=benchmark)
     assert resumed is fresh and next_experience == 1
     for experience in benchmark.train_stream[next_experience:]:
         resumed.train(experience)
@@ -125,7 +129,7 @@ def test_a_new_process_resumes_to_the_same_numbers(tmp_path):
             model=model, optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
             criterion=nn.CrossEntropyLoss(), train_mb_size=8, evaluator=None,
         )
-        strategy, first = load_checkpoint(strategy, sys.argv[1])
+        strategy, first = load_checkpoint(strategy, sys.argv[1], trusted=True)
         for experience in stream[first:]:
             strategy.train(experience)
             if strategy.clock.train_exp_counter == 1:
@@ -147,7 +151,7 @@ def test_the_users_scheduler_stays_attached(benchmark, tmp_path):
     strategy = naive("Adam")
     strategy.train(benchmark.train_stream[0])
     save_checkpoint(strategy, path)
-    resumed, _ = load_checkpoint(naive("Adam"), path)
+    resumed, _ = trusting(naive("Adam"), path)
     assert scheduler_of(resumed).optimizer is resumed.optimizer
     before = resumed.optimizer.param_groups[0]["lr"]
     assert before == pytest.approx(0.01 * 0.8**2)
@@ -156,7 +160,7 @@ def test_the_users_scheduler_stays_attached(benchmark, tmp_path):
 
 
 def test_the_optimizer_holds_the_parameters_of_the_loaded_model(saved):
-    resumed, _ = load_checkpoint(naive(), saved[0])
+    resumed, _ = trusting(naive(), saved[0])
     held = {id(p) for group in resumed.optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in resumed.model.parameters()}
 
@@ -174,7 +178,7 @@ def test_a_strategy_with_metrics_and_wandb_survives(benchmark, tmp_path, monkeyp
         expected = strategy.eval(benchmark.test_stream)
         save_checkpoint(strategy, path)
         run_id = logger.run.id
-    resumed, _ = load_checkpoint(naive(), path)
+    resumed, _ = trusting(naive(), path)
     assert resumed.evaluator.loggers[0].init_kwargs["id"] == run_id
     actual = resumed.eval(benchmark.test_stream)
     with resumed.evaluator.loggers[0] as logger:
@@ -186,7 +190,7 @@ def test_a_strategy_with_metrics_and_wandb_survives(benchmark, tmp_path, monkeyp
 def test_a_missing_file_leaves_the_strategy_alone(tmp_path):
     strategy = naive()
     attributes = dict(strategy.__dict__)
-    assert load_checkpoint(strategy, tmp_path / "none.ckpt") == (strategy, 0)
+    assert trusting(strategy, tmp_path / "none.ckpt") == (strategy, 0)
     assert strategy.__dict__ == attributes
 
 
@@ -197,10 +201,10 @@ def test_every_cut_is_refused(saved):
     for length in (0, 1, 51, 52, 53, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match=r"run\.ckpt"):
-            load_checkpoint(strategy, path)
+            trusting(strategy, path)
     path.write_bytes(content + b"\0")
     with pytest.raises(CheckpointError, match="overlong"):
-        load_checkpoint(strategy, path)
+        trusting(strategy, path)
     assert strategy.model is model
 
 
@@ -212,7 +216,7 @@ def test_every_flipped_byte_is_refused(saved):
         altered[position] ^= 1 << int(generator.integers(8))
         path.write_bytes(altered)
         with pytest.raises(CheckpointError, match=r"run\.ckpt"):
-            load_checkpoint(naive(), path)
+            trusting(naive(), path)
 
 
 def test_nothing_of_a_damaged_file_is_unpickled(saved, monkeypatch):
@@ -220,18 +224,46 @@ def test_nothing_of_a_damaged_file_is_unpickled(saved, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled"))
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="SHA-256"):
-        load_checkpoint(naive(), path)
+        trusting(naive(), path)
+
+
+class Malice:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_no_code_of_a_file_runs_unless_somebody_says_that_it_is_trusted(tmp_path):
+    strategy, path, mark = naive(), tmp_path / "run.ckpt", tmp_path / "mark"
+    strategy.note = Malice(mark)
+    save_checkpoint(strategy, path)
+    fresh = naive()
+    attributes = dict(fresh.__dict__)
+    with pytest.raises(CheckpointError, match="trusted=True"):
+        load_checkpoint(fresh, path)
+    assert fresh.__dict__ == attributes and not mark.exists()
+    trusting(fresh, path)
+    assert mark.exists()
+
+
+def test_a_script_that_does_not_say_so_fails_in_its_first_run_already(tmp_path):
+    with pytest.raises(CheckpointError, match="trusted=True"):
+        load_checkpoint(naive(), tmp_path / "none.ckpt")
 
 
 def test_a_checkpoint_of_the_host_is_told_apart(tmp_path):
     torch.save({"strategy": None}, tmp_path / "host.ckpt")
     with pytest.raises(CheckpointError, match="maybe_load_checkpoint"):
-        load_checkpoint(naive(), tmp_path / "host.ckpt")
+        trusting(naive(), tmp_path / "host.ckpt")
 
 
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="could not read"):
-        load_checkpoint(naive(), tmp_path)
+        trusting(naive(), tmp_path)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -252,6 +284,20 @@ def test_a_failed_write_leaves_the_previous_file(saved, monkeypatch, call, error
     assert [file.name for file in path.parent.iterdir()] == ["run.ckpt"]
 
 
+def test_a_full_disk_is_named_and_the_previous_file_stays(saved):
+    path, content = saved
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="too large") as caught:
+            save_checkpoint(naive(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == content
+    assert [file.name for file in path.parent.iterdir()] == ["run.ckpt"]
+
+
 def test_a_strategy_that_cannot_be_pickled_is_named(saved):
     path, content = saved
     strategy = naive()
@@ -266,7 +312,7 @@ def test_a_new_checkpoint_replaces_the_previous_one(saved, benchmark):
     strategy = naive()
     strategy.train(benchmark.train_stream)
     save_checkpoint(strategy, str(path))
-    assert load_checkpoint(naive(), str(path))[1] == 2
+    assert trusting(naive(), str(path))[1] == 2
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
@@ -278,7 +324,7 @@ def _umask() -> int:
 
 def test_missing_folders_are_created(tmp_path):
     save_checkpoint(naive(), tmp_path / "new" / "folder" / "run.ckpt")
-    assert load_checkpoint(naive(), tmp_path / "new" / "folder" / "run.ckpt")[1] == 0
+    assert trusting(naive(), tmp_path / "new" / "folder" / "run.ckpt")[1] == 0
 
 
 def test_excluded_attributes_stay_those_of_the_new_strategy(tmp_path):
@@ -288,7 +334,7 @@ def test_excluded_attributes_stay_those_of_the_new_strategy(tmp_path):
     save_checkpoint(strategy, path, exclude=["note"])
     fresh = naive()
     fresh.note = "fresh"
-    assert load_checkpoint(fresh, path)[0].note == "fresh"
+    assert trusting(fresh, path)[0].note == "fresh"
     assert strategy.note == "saved"
 
 
@@ -298,7 +344,7 @@ def test_a_gpu_checkpoint_loads_on_the_cpu_by_its_index_free_name(tmp_path):
     strategy.device = torch.device("cuda")
     save_checkpoint(strategy, path)
     for wanted in ("cpu", torch.device("cpu"), {"cpu": "cpu", "cuda": "cpu"}):
-        assert load_checkpoint(naive(), path, map_location=wanted)[0].device.type == "cpu"
+        assert trusting(naive(), path, map_location=wanted)[0].device.type == "cpu"
 
 
 def test_a_device_map_moves_every_gpu_and_leaves_the_cpu():
