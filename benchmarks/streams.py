@@ -203,7 +203,7 @@ STREAMS: dict[str, StreamEntry] = {
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
     "permuted_mnist_32": StreamEntry(
-        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.75), 5
+        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.54), 5
     ),
     "split_cifar100_10": StreamEntry(
         partial(split_cifar100, tasks=10), "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
