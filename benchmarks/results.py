@@ -152,6 +152,17 @@ class RunResult:
         return self.compared_bytes / self.independent_bytes
 
     @property
+    def seconds(self) -> float:
+        """Seconds of training and evaluation."""
+        return self.train_seconds + self.eval_seconds
+
+    @property
+    def accuracy_so_far(self) -> Row:
+        """After each task, the mean accuracy over the tasks seen; None where none was measured."""
+        rows = [[value for value in row if value is not None] for row in self.accuracy_matrix]
+        return [_mean(known) if known else None for known in rows]
+
+    @property
     def final_by_task(self) -> dict[int, float]:
         """Final accuracy by task index in the canonical order, whichever order was trained."""
         return dict(zip(self.order, _known(self.accuracy_matrix[-1])))
@@ -275,6 +286,11 @@ def by_order(results: Iterable[RunResult]) -> dict[int, list[RunResult]]:
 def count_orders(results: Iterable[RunResult]) -> int:
     """In how many task orders the runs learned."""
     return len(by_order(results))
+
+
+def learned_in_turn(runs: Iterable[RunResult]) -> bool:
+    """Whether tasks were learned one after the other, and not from the data of all at once."""
+    return all(run.forgetting is not None for run in runs)
 
 
 def title_of(results: Sequence[RunResult], stream: str) -> str:
