@@ -12,7 +12,7 @@ import signal
 import threading
 import warnings
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Iterator, Sequence, Tuple, Union
 
@@ -48,25 +48,28 @@ def run_here(jobs: Sequence[Job], display: Display) -> Outcomes:
 def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Outcomes:
     """Do the runs in processes of one thread each. One that dies costs the run that it had.
 
+    Runs on GPUs take turns: process i sees GPU i modulo their number, and no other.
+
     :param jobs: the runs.
     :param display: gets the progress of all.
     :param workers: how many processes at most.
     """
     waiting = deque(jobs)
-    busy: dict[Connection, _Worker] = {}
+    busy: dict[Any, _Worker] = {}
+    gpus = _gpus() if any(job.device == "cuda" for job in jobs) else [None]
     try:
-        for _ in range(min(workers, len(jobs))):
-            _employ(_Worker.start(), waiting, busy)
+        for place in range(min(workers, len(jobs))):
+            _employ(_Worker.start(gpus[place % len(gpus)]), waiting, busy)
         while busy:
             for connection in wait(list(busy)):
                 worker = busy[connection]
                 try:
-                    name, arguments = connection.recv()
+                    name, arguments = worker.connection.recv()
                 except EOFError:
                     del busy[connection]
                     yield worker.job, worker.loss()
                     if waiting:
-                        _employ(_Worker.start(), waiting, busy)
+                        _employ(_Worker.start(worker.gpu), waiting, busy)
                     continue
                 if name != "outcome":
                     getattr(display, name)(*arguments)
@@ -82,22 +85,23 @@ def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Out
 
 @dataclass
 class _Worker:
-    """A process and the line to it."""
+    """A process, the line to it, the GPU that it sees if it needs one, and the job that it has."""
 
     process: Any
     connection: Connection
-    job: Job | None = None
+    gpu: str | None = None
+    job: Job = field(init=False)
 
     @classmethod
-    def start(cls) -> _Worker:
+    def start(cls, gpu: str | None) -> _Worker:
         """A new process that waits for jobs."""
         # forked processes would share threads and locks that torch does not expect to share
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there,), daemon=True)
+        process = context.Process(target=_work, args=(there, gpu), daemon=True)
         process.start()
         there.close()  # so that reading ends when the process does
-        return cls(process, here)
+        return cls(process, here, gpu)
 
     def loss(self) -> Failure:
         """What is left of the run when the process has died."""
@@ -106,7 +110,7 @@ class _Worker:
         return Failure(self.job.key, f"its process died (exit code {code}); start again to go on")
 
 
-def _employ(worker: _Worker, waiting: deque[Job], busy: dict[Connection, _Worker]) -> None:
+def _employ(worker: _Worker, waiting: deque[Job], busy: dict[Any, _Worker]) -> None:
     """Give the worker the next job, or let it go."""
     if not waiting:
         worker.connection.close()
@@ -116,8 +120,19 @@ def _employ(worker: _Worker, waiting: deque[Job], busy: dict[Connection, _Worker
     busy[worker.connection] = worker
 
 
-def _work(connection: Connection) -> None:
+def _gpus() -> list[str | None]:
+    """The GPUs of this process, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
+    count = torch.cuda.device_count()
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [*(chosen.split(",") if chosen else map(str, range(count)))][:count]
+
+
+def _work(connection: Connection, gpu: str | None) -> None:
     """What a worker process does: jobs, until there are none."""
+    if gpu is not None:
+        # As with Ray's, the GPU is number 0 of this process, whichever it is of the machine: so a
+        # checkpoint has one generator's state, and a run may go on on another GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _calm()
@@ -131,11 +146,12 @@ def _work(connection: Connection) -> None:
 
 def _end_with_parent() -> None:
     """A parent that is killed cannot end its workers; they would train on for nobody."""
-    multiprocessing.parent_process().join()
+    parent: Any = multiprocessing.parent_process()
+    parent.join()
     os._exit(1)
 
 
-class _Line:
+class _Line(SilentDisplay):
     """A display at the other end of a line; see :class:`~benchmarks.display.Display`."""
 
     def __init__(self, connection: Connection) -> None:

@@ -1,0 +1,102 @@
+"""Which process sees which GPU, without GPUs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+from benchmarks_for_tests import make_result
+
+from benchmarks import compare, engines
+from benchmarks.display import SilentDisplay
+
+
+class Worker(threading.Thread):
+    """Stands for a process: answers each job at once, and dies of one of ewc."""
+
+    exitcode = -9
+
+    def __init__(self, target, args, daemon):
+        super().__init__(daemon=daemon)
+        assert target is engines._work
+        line, self.gpu = args
+        # a thread's end of the line would be closed with the parent's copy of it
+        self.line = Connection(os.dup(line.fileno()))
+
+    def run(self):
+        while True:
+            try:
+                job = self.line.recv()
+            except EOFError:
+                break
+            if job.key.strategy == "ewc":
+                break
+            self.line.send(("outcome", (make_result(strategy=job.key.strategy),)))
+        self.line.close()
+
+
+class Context:
+    """Stands for multiprocessing; remembers the GPU of each process that was started."""
+
+    def __init__(self):
+        self.gpus = []
+
+    def Pipe(self):  # noqa: N802
+        return multiprocessing.Pipe()
+
+    def Process(self, **arguments):  # noqa: N802
+        worker = Worker(**arguments)
+        self.gpus.append(worker.gpu)
+        return worker
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Returns what starts a grid and tells its outcomes and the GPU of each process."""
+
+    def run(device, gpus, visible=None, strategies=("naive", "lwf", "wsn"), workers=3):
+        context = Context()
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        jobs = [
+            replace(job, device=device)
+            for job in compare.parse(["--strategies", *strategies]).jobs()
+        ]
+        outcomes = dict(engines.run_in_processes(jobs, SilentDisplay(), workers))
+        assert {job.key.strategy for job in outcomes} == set(strategies)
+        return outcomes, context.gpus
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "expected"),
+    [
+        (1, None, ["0", "0", "0"]),
+        (2, None, ["0", "1", "0"]),
+        (8, None, ["0", "1", "2"]),
+        (2, "5,3", ["5", "3", "5"]),
+        (2, "GPU-aa,GPU-bb,none", ["GPU-aa", "GPU-bb", "GPU-aa"]),
+    ],
+)
+def test_processes_share_the_gpus_of_this_one_evenly(started, gpus, visible, expected):
+    assert started("cuda", gpus, visible)[1] == expected
+
+
+def test_runs_on_the_processor_leave_the_gpus_alone(started):
+    assert started("cpu", gpus=2)[1] == [None, None, None]
+
+
+def test_the_process_after_one_that_died_gets_its_gpu(started):
+    outcomes, gpus = started("cuda", 4, strategies=("ewc", "naive", "wsn"), workers=1)
+    assert gpus == ["0", "0"]
+    died = [outcome for outcome in outcomes.values() if isinstance(outcome, engines.Failure)]
+    assert [failure.key.strategy for failure in died] == ["ewc"]
