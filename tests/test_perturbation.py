@@ -163,6 +163,27 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_no_importance():
         assert found[0] == 0 and found[1] > 0
 
 
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_cudnn_computes_no_gradients_of_recurrent_layers(recurrent):
+    """It has none in evaluation mode; other networks keep it."""
+
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.LSTM(8, 4, batch_first=True) if recurrent else nn.Linear(8, 4)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            enabled.append(torch.backends.cudnn.enabled)
+            rows = self.rows(x.squeeze(1))
+            return self.head((rows[0] if recurrent else rows)[:, -1])
+
+    network, enabled = open_network(Rows()), []
+    found = layer_importance(network, network.weight_stores, some_batches(), F.cross_entropy)
+    assert set(enabled) == {not recurrent and torch.backends.cudnn.enabled}
+    assert all(found > 0) and torch.backends.cudnn.enabled
+
+
 def test_the_samples_for_importance_come_in_order_and_once():
     dataset = make_stream(1, samples=20).train_stream[0].dataset
     state = torch.get_rng_state()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Callable, Iterable, Sequence, Tuple
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Iterable, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from avalanche_compress.lending import evaluating
@@ -58,13 +59,19 @@ def layer_importance(
         return torch.ones(len(stores), dtype=torch.float64)
     squares = _sample_squares if kind == "fisher_diag" else _batch_squares
     total, count = torch.zeros(len(stores), dtype=torch.float64), 0
-    with evaluating(network):
+    with evaluating(network), _differentiable_in_evaluation(network):
         for x, y in batches:
             total += squares(network, stores, x, y, criterion)
             count += len(y) if kind == "fisher_diag" else 1
     if kind != "sum":
         total /= torch.tensor([store.shape.numel() for store in stores])
     return total / max(1, count)
+
+
+def _differentiable_in_evaluation(network: TaskNetwork) -> ContextManager[None]:
+    """cuDNN's recurrent layers have no gradients in evaluation mode; torch's own have."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
 
 @torch.enable_grad()
