@@ -1,10 +1,13 @@
-"""Which process sees which GPU, without GPUs."""
+"""Which process sees which GPU, without GPUs; runs that lose their worker."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import multiprocessing
 import os
 import threading
+import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -14,6 +17,7 @@ from benchmarks_for_tests import make_result
 
 from benchmarks import compare, engines
 from benchmarks.display import SilentDisplay
+from benchmarks.killtest import differences
 
 
 class Worker(threading.Thread):
@@ -100,3 +104,44 @@ def test_the_process_after_one_that_died_gets_its_gpu(started):
     assert gpus == ["0", "0"]
     died = [outcome for outcome in outcomes.values() if isinstance(outcome, engines.Failure)]
     assert [failure.key.strategy for failure in died] == ["ewc"]
+
+
+def kill_when_a_task_is_finished(progress, killed):
+    """SIGKILL to the worker of Ray that has the run, once its first task is written down."""
+    import psutil
+
+    while not progress.exists():
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if "_attempt_far_away" in " ".join(process.cmdline()):
+            killed.append(len(json.loads(progress.read_text())["history"]["matrix"]))
+            process.kill()
+
+
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed"
+)
+
+
+@with_ray
+def test_a_ray_without_gpus_says_so_instead_of_waiting_for_one():
+    (job,) = compare.parse(["--strategies", "naive"]).jobs()
+    with pytest.raises(engines.EngineError, match="Ray knows of none: --device cpu"):
+        list(engines.run_on_ray([replace(job, device="cuda")], SilentDisplay(), workers=1))
+
+
+@with_ray
+def test_a_run_whose_ray_worker_is_lost_goes_on_with_another(tmp_path):
+    arguments = ["--strategies", "wsn", "--epochs", "20"]
+    (job,) = compare.parse([*arguments, "--out", str(tmp_path / "lost")]).jobs()
+    killed: list = []
+    killer = threading.Thread(
+        target=kill_when_a_task_is_finished, args=(job.checkpoints / "progress.json", killed)
+    )
+    killer.start()
+    ((_, found),) = engines.run_on_ray([job], SilentDisplay(), workers=1)
+    killer.join()
+    assert len(killed) == 1 and 1 <= killed[0] < 5
+    (whole,) = compare.parse([*arguments, "--out", str(tmp_path / "whole")]).jobs()
+    ((_, expected),) = engines.run_here([whole], SilentDisplay())
+    assert differences([expected], [found]) == []
