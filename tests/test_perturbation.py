@@ -170,15 +170,17 @@ def test_cudnn_computes_no_gradients_of_recurrent_layers(recurrent):
     class Rows(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rows = nn.LSTM(8, 4, batch_first=True) if recurrent else nn.Linear(8, 4)
+            self.columns = nn.Linear(8, 6)
+            self.rows = nn.LSTM(6, 4, batch_first=True) if recurrent else nn.Linear(6, 4)
             self.head = nn.Linear(4, 2)
 
         def forward(self, x):
             enabled.append(torch.backends.cudnn.enabled)
-            rows = self.rows(x.squeeze(1))
+            rows = self.rows(self.columns(x.squeeze(1)))
             return self.head((rows[0] if recurrent else rows)[:, -1])
 
-    network, enabled = open_network(Rows()), []
+    network, enabled = TaskNetwork(Rows(), PerturbedStore, exclude=("rows",)), []
+    network.open(0, [0, 1])
     found = layer_importance(network, network.weight_stores, some_batches(), F.cross_entropy)
     assert set(enabled) == {not recurrent and torch.backends.cudnn.enabled}
     assert all(found > 0) and torch.backends.cudnn.enabled
