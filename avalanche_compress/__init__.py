@@ -36,6 +36,7 @@ from avalanche_compress.plugins import (
     QuantizationPlugin,
     ShapingPlugin,
     SharingPlugin,
+    TensorDataPlugin,
     ValidationPlugin,
     growth,
 )
@@ -50,6 +51,7 @@ from avalanche_compress.strategies import (
     TinySubNets,
 )
 from avalanche_compress.task_inference import TaskInference, infer
+from avalanche_compress.tensor_data import ByteValues, NoTensorsError, TensorSamples
 
 __version__ = "0.1.0"
 
@@ -59,6 +61,7 @@ __all__ = [
     "WSN",
     "AdaQPackNet",
     "ArchiveError",
+    "ByteValues",
     "CapacityExhaustedError",
     "CheckpointError",
     "CompressError",
@@ -69,6 +72,7 @@ __all__ = [
     "FactorizationPlugin",
     "MaskedStore",
     "MaskingPlugin",
+    "NoTensorsError",
     "NonFiniteError",
     "OrderRobustness",
     "OrderRobustnessError",
@@ -87,6 +91,8 @@ __all__ = [
     "TaskLabelError",
     "TaskNetwork",
     "TaskStateError",
+    "TensorDataPlugin",
+    "TensorSamples",
     "TinySubNets",
     "UnsupportedModuleError",
     "ValidationDataError",

@@ -17,6 +17,7 @@ LEVELS = [
     "lending",
     "thin_layers",
     "experiences",
+    "tensor_data",
     "conversion",
     "network",
     "task_inference",

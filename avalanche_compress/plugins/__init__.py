@@ -7,6 +7,7 @@ from avalanche_compress.plugins.masking import DensityRange, DensitySearch, Mask
 from avalanche_compress.plugins.perturbation import PerturbationPlugin
 from avalanche_compress.plugins.quantization import QuantizationPlugin
 from avalanche_compress.plugins.sharing import SharingPlugin
+from avalanche_compress.plugins.tensor_data import TensorDataPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "QuantizationPlugin",
     "ShapingPlugin",
     "SharingPlugin",
+    "TensorDataPlugin",
     "ValidationPlugin",
     "growth",
     "shape_and_commit",

@@ -13,6 +13,7 @@ from avalanche_compress.errors import ValidationDataError
 from avalanche_compress.lending import evaluating
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin
+from avalanche_compress.tensor_data import NoTensorsError, read_samples
 
 
 class ValidationPlugin(ShapingPlugin):
@@ -168,7 +169,7 @@ def validation_unless_given(
 
 
 def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:
-    """All samples in memory: they are looked at many times, and the host's loader is slow.
+    """All samples in memory, since they are looked at many times.
 
     :param dataset: one of Avalanche's.
     :param size: samples in a batch.
@@ -184,6 +185,11 @@ def iterate_batches(dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     :param size: samples in a batch.
     :return: inputs (n, ...) and targets (n,), batch by batch.
     """
+    try:
+        yield from read_samples([dataset]).batches(size)
+        return
+    except NoTensorsError:
+        pass  # sample by sample, then
     loader = DataLoader(
         dataset,
         batch_size=size,

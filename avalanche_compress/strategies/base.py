@@ -18,7 +18,7 @@ from avalanche_compress.errors import NonFiniteError, TaskStateError
 from avalanche_compress.experiences import position_in_stream, single_task_label
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.network import StoreFactory, TaskNetwork
-from avalanche_compress.plugins import shape_and_commit
+from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.validation import load_batches
 from avalanche_compress.task_inference import TaskInference
 
@@ -45,6 +45,8 @@ class CompressedStrategy(SupervisedTemplate):
     :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or its rule
         (``"entropy"``, ``"energy"``, ``"prototype"``, or one with ``_batch`` behind it); None for
         streams with task labels.
+    :param tensor_data: cut the mini-batches from tensors where the data allow it, see
+        :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
     :param train_mb_size: samples per training step.
     :param train_epochs: epochs a task.
     :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
@@ -70,6 +72,7 @@ class CompressedStrategy(SupervisedTemplate):
         head: str | None = None,
         exclude: Sequence[str] = (),
         task_inference: str | TaskInference | None = None,
+        tensor_data: bool = True,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -92,6 +95,9 @@ class CompressedStrategy(SupervisedTemplate):
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
         _join_groups(network, optimizer)
+        plugins = [*shaping, *(plugins or [])]
+        if tensor_data and not any(isinstance(own, TensorDataPlugin) for own in plugins):
+            plugins.append(TensorDataPlugin())
         super().__init__(
             model=network,
             optimizer=optimizer,
@@ -100,7 +106,7 @@ class CompressedStrategy(SupervisedTemplate):
             train_epochs=train_epochs,
             eval_mb_size=eval_mb_size,
             device=device,
-            plugins=[*shaping, *(plugins or [])],
+            plugins=plugins,
             evaluator=evaluator,
             eval_every=eval_every,
             **base_kwargs,
