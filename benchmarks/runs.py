@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from avalanche_compress import TensorDataPlugin
 from benchmarks import pictures, recipe
 from benchmarks.checkpoints import History, claimed, read_history, write_history
 from benchmarks.display import Display, EpochWatcher
@@ -157,7 +158,8 @@ def _build_stream(job: Job) -> Stream:
 def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
     key, stream = job.key, settings.stream
     position = _Position(display, key)
-    settings.plugins.extend([EpochWatcher(position.epoch), *settings.decay()])
+    # the same way to the mini-batches for all strategies, so that their times compare
+    settings.plugins.extend([EpochWatcher(position.epoch), *settings.decay(), TensorDataPlugin()])
     history = read_history(job.checkpoints)
     display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
     _seed_everything(key.seed)
