@@ -95,7 +95,8 @@ class TaskInference:
         :raises TaskInferenceError: if the rule cannot judge one of them.
         """
         if self.needs_statistics:
-            missing = [t for t in network.tasks if MEANS not in network.statistics.get(t, {})]
+            needed = {MEANS, VARIANCE}
+            missing = [t for t in network.tasks if not needed <= {*network.statistics.get(t, {})}]
             if missing:
                 raise TaskInferenceError(
                     f"the rule 'prototype' needs feature statistics and the tasks {missing} have "
@@ -350,10 +351,16 @@ def _score_logits(rule: Callable[[Tensor], Tensor], logits: Sequence[Tensor]) ->
 
 
 def _statistics(network: TaskNetwork, task: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Class means (C, d) and variance (d,) of a task."""
-    kept = network.statistics[task]
-    variance = kept[VARIANCE].to(like.device)
-    return kept[MEANS].to(like.device).view(-1, len(variance)), variance
+    """Class means (C, d) and variance (d,) of a task whose features are like these, (N, d)."""
+    kept, width = network.statistics[task], like.shape[1]
+    means, variance = kept[MEANS].to(like.device), kept[VARIANCE].to(like.device)
+    if variance.numel() != width or means.numel() != width * len(network.classes_of(task)):
+        raise TaskInferenceError(
+            f"the statistics of task {task} are not of its {len(network.classes_of(task))} classes "
+            f"and the {width} features of this model: collect them anew with "
+            "TaskInference('prototype').collect(network, task, batches)."
+        )
+    return means.view(-1, width), variance
 
 
 # ---------------------------------------------------------------------------- sub-networks

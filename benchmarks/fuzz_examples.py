@@ -1,0 +1,118 @@
+"""Archives of small networks, one for each way in which a strategy keeps weights, to be mutated."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from avalanche.benchmarks import tensors_benchmark
+from torch import Tensor, nn
+
+from avalanche_compress import (
+    CACL,
+    HALRP,
+    WSN,
+    AdaQPackNet,
+    PackNet,
+    QuantizationPlugin,
+    SharingPlugin,
+    TinySubNets,
+    save_archive,
+)
+
+SHAPE = (1, 6, 6)
+TASKS = 3
+
+
+class SmallNet(nn.Module):
+    """A convolution, a grouped one, BatchNorm, a layer, a head, and what all tasks share.
+
+    ``(N, 1, 6, 6) -> (N, 2)``
+    """
+
+    offset: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3, groups=2),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        self.hidden = nn.Linear(96, 10, bias=False)
+        self.head = nn.Linear(10, 2)
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.register_buffer("offset", torch.arange(36.0).view(SHAPE) / 36)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(self.features(x * self.scale + self.offset)))
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+def inputs() -> Tensor:
+    """What logits are compared with: ``(4, 1, 6, 6)``, always the same."""
+    return torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(7))
+
+
+Build = Callable[..., Any]
+
+EXAMPLES: dict[str, Build] = {
+    "packnet": partial(PackNet, prune_proportion=0.6),
+    "packnet_8bit": partial(PackNet, plugins=[QuantizationPlugin(bits=8)]),
+    "wsn": partial(WSN, density=0.4),
+    "wsn_prototype": partial(WSN, density=0.4, task_inference="prototype"),
+    "tinysubnets": partial(TinySubNets, bits=4, prune_rounds=1, sharing="similar"),
+    "ada_qpacknet": partial(AdaQPackNet, bits=4, codebook_finetune_epochs=0),
+    "ada_qpacknet_fixed_point": partial(AdaQPackNet, bits=6, method="fixed_point"),
+    "ada_qpacknet_pages": partial(
+        AdaQPackNet, bits=16, max_bits=16, density=1.0, capacity_policy="grow_copy"
+    ),
+    "ada_qpacknet_reuse": partial(
+        AdaQPackNet, bits=16, max_bits=16, density=1.0, capacity_policy="reuse_frozen"
+    ),
+    "cacl": partial(CACL, energy=0.05),
+    "cacl_spatial": partial(CACL, energy=0.05, decomposition="spatial", storage="factors"),
+    "cacl_unshared": partial(CACL, energy=0.05, plugins=[SharingPlugin("none")]),
+    "cacl_4bit": partial(CACL, plugins=[QuantizationPlugin(bits=4)]),
+    "halrp": partial(HALRP, prune_floor=0.02),
+    "halrp_given": partial(HALRP, base="given", conv_mode="auto"),
+    "halrp_8bit": partial(HALRP, conv_mode="flatten", plugins=[QuantizationPlugin(bits=8)]),
+}
+"""Builders of the strategies, to be given model, optimiser and the settings of training."""
+
+
+def train(name: str) -> bytes:
+    """The archive of three tasks.
+
+    :param name: one of :data:`EXAMPLES`.
+    """
+    torch.manual_seed(0)
+    model = SmallNet()
+    strategy = EXAMPLES[name](
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        train_mb_size=10,
+        train_epochs=2,
+        evaluator=None,
+    )
+    for experience in _stream().train_stream:
+        strategy.train(experience)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        save_archive(strategy.model, path)
+        return path.read_bytes()
+
+
+def _stream() -> Any:
+    generator = torch.Generator().manual_seed(0)
+    data = [
+        (torch.randn(30, *SHAPE, generator=generator), torch.arange(30) % 2) for _ in range(TASKS)
+    ]
+    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=list(range(TASKS)))
