@@ -7,8 +7,10 @@ import json
 import os
 import pickletools
 import random
+import resource
 import struct
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +18,18 @@ from safetensors import safe_open
 from torch import nn
 from torchvision.models import resnet18
 
-from avalanche_compress import ArchiveError, TaskNetwork, load_archive, save_archive
+from avalanche_compress import (
+    ArchiveError,
+    TaskNetwork,
+    archive,
+    container,
+    load_archive,
+    save_archive,
+)
 from avalanche_compress.archive import archive_bytes
-from avalanche_compress.coding import quantise_codebook, quantise_fixed_point
+from avalanche_compress.coding import ByteWriter, quantise_codebook, quantise_fixed_point
 from avalanche_compress.stores import MaskedStore
+from benchmarks.fuzz_examples import SmallNet, inputs
 
 Scored = partial(MaskedStore, scored=True)
 
@@ -252,7 +262,6 @@ def rewritten(data, change):
 
 def with_manifest(data, change, checksum=False):
     """The file with another manifest; on demand with a checksum that fits it."""
-    from avalanche_compress.container import _checksum
 
     def apply(header, body):
         manifest = json.loads(header["__metadata__"]["avalanche_compress"])
@@ -260,7 +269,7 @@ def with_manifest(data, change, checksum=False):
         if checksum:
             del manifest["sha256"]
             content = {n: body[slice(*header[n]["data_offsets"])] for n in ("tasks", "static")}
-            manifest["sha256"] = _checksum(manifest, content)
+            manifest["sha256"] = container._checksum(manifest, content)
         header["__metadata__"]["avalanche_compress"] = json.dumps(manifest)
 
     return rewritten(data, apply)
@@ -305,9 +314,6 @@ def test_a_header_that_claims_terabytes_is_refused_at_once(example, tmp_path):
 
 @pytest.mark.parametrize("count", [1 << 20, 1 << 40, (1 << 63) - 1])
 def test_a_section_that_claims_terabytes_is_refused_at_once(count, tmp_path, monkeypatch):
-    from avalanche_compress import archive
-    from avalanche_compress.coding import ByteWriter
-
     network, _ = trained()
     for prefix in (0, 1, 2):  # number of tasks, length of a label, number of classes
         writer = ByteWriter()
@@ -321,6 +327,45 @@ def test_a_section_that_claims_terabytes_is_refused_at_once(count, tmp_path, mon
 def test_a_newer_format_is_told_from_damage(example, tmp_path):
     data = with_manifest(example[2], lambda manifest: manifest.update(version=2))
     assert "upgrade" in refused(tmp_path / "file", data)
+
+
+@pytest.mark.parametrize("release, named", [("0.3.0", True), ("1.0", True), ("1.0\x1b[2J", False)])
+def test_a_newer_format_says_which_release_reads_it(release, named, example, tmp_path):
+    def change(manifest):
+        manifest.clear()
+        manifest.update(version=2, release=release, other="fields")
+
+    message = refused(tmp_path / "file", with_manifest(example[2], change))
+    assert (f"upgrade avalanche-compress to {release} or later" in message) == named
+
+
+@pytest.mark.parametrize("version", [0, -1, 1.0, True, None, "1", [1], float("nan")])
+def test_a_version_that_never_was_is_refused(version, example, tmp_path):
+    data = with_manifest(example[2], lambda m: m.update(version=version), checksum=True)
+    assert "damaged" in refused(tmp_path / "file", data)
+
+
+def test_a_manifest_that_is_nested_without_end_is_refused(example, tmp_path):
+    for text in ("[" * 100_000, '{"a":' * 100_000, "9" * 5000, "null", "[]", "{}"):
+
+        def change(header, body, text=text):
+            header["__metadata__"]["avalanche_compress"] = text
+
+        assert "damaged" in refused(tmp_path / "file", rewritten(example[2], change))
+
+
+def test_a_long_header_is_refused_before_it_is_parsed(example, tmp_path):
+    def change(header, body):
+        header["__metadata__"]["more"] = "x" * (1 << 22)
+
+    assert "header" in refused(tmp_path / "file", rewritten(example[2], change))
+
+
+def test_a_manifest_that_nobody_would_read_is_not_written():
+    network = TaskNetwork(mlp())
+    network.options["exclude"] = ["x" * (1 << 22)]
+    with pytest.raises(ArchiveError, match="manifest"):
+        archive_bytes(network)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +402,7 @@ def test_an_altered_manifest_is_refused_even_if_its_checksum_fits(example, chang
         loaded = load_archive(path, mlp)
     except ArchiveError:
         return
-    # whoever computes checksums may also claim scores, or an earlier format: neither does harm
+    # whoever computes checksums may also claim scores, which does no harm
     assert loaded.tasks == [5, -1, 2]
 
 
@@ -379,6 +424,114 @@ def test_other_files_are_refused(kind, tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing-here"):
         load_archive(tmp_path / "nothing-here", mlp)
+
+
+# ---------------------------------------------------------------- what a stranger may claim
+
+
+def with_task(label=b"5", classes=(0, 1), statistics=(), private=None):
+    """A file that fits its checksum, of one task of which something is not as it should be."""
+    network, _ = trained()
+    writer = ByteWriter()
+    writer.write_uint(1)
+    writer.write_bytes(label)
+    writer.write_uint(len(classes))
+    for number in classes:
+        writer.write_uint(number)
+    writer.write_uint(len(statistics))
+    for name in statistics:
+        writer.write_bytes(name)
+        writer.write_uint(1)
+        writer.write_tensor(torch.ones(1))
+    writer.write_bytes(network.private.sections[5] if private is None else private)
+    for store in network.weight_stores:
+        writer.write_bytes(store.sections[5])
+    manifest = {
+        **network.options,
+        "weights": archive._layout(network),
+        "rest": archive._fingerprint(network),
+    }
+    return container.pack(manifest, {"tasks": writer.getvalue(), "static": b""})
+
+
+def test_a_task_that_is_as_it_should_be_is_read(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(with_task(statistics=(b"a", b"b")))
+    loaded = load_archive(path, mlp)
+    assert loaded.classes == {5: (0, 1)} and list(loaded.statistics[5]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "label", [b"", b"-", b"-0", b"05", b" 5", b"5\n", b"\xd9\xa5", b"\xff", b"9" * 19, b"9" * 9999]
+)
+def test_a_label_that_no_task_has_is_refused(label, tmp_path):
+    assert "damaged" in refused(tmp_path / "file", with_task(label))
+
+
+@pytest.mark.parametrize(
+    "classes", [(), (1, 0), (0, 0), (0,), (0, 1, 2), (0, 1 << 20), (0, (1 << 63) - 1)]
+)
+def test_classes_that_do_not_fit_the_head_or_make_rows_of_gigabytes_are_refused(classes, tmp_path):
+    assert "damaged" in refused(tmp_path / "file", with_task(classes=classes))
+
+
+def test_statistics_out_of_order_or_twice_there_are_refused(tmp_path):
+    for names in ((b"b", b"a"), (b"a", b"a"), (b"\xff",)):
+        assert "damaged" in refused(tmp_path / "file", with_task(statistics=names))
+
+
+def test_private_tensors_of_other_sizes_are_refused(tmp_path):
+    network, _ = trained()
+    for place in network.private.places:
+        own = place.tensor
+        place.module._parameters.pop(place.name, None)
+        place.module._buffers[place.name] = torch.zeros(len(own) - 1, *own.shape[1:])
+        assert "shape" in refused(tmp_path / "file", with_task(private=network.private.encode()))
+        place.module._buffers[place.name] = own.detach()
+
+
+def test_what_no_archive_may_hold_is_refused_before_the_previous_file_is_touched(tmp_path):
+    path = tmp_path / "file"
+    for task, classes, named in ((1 << 63, [0, 1], "64 bits"), (0, [1, 1 << 20], "class number")):
+        network = TaskNetwork(mlp())
+        save_archive(network, path)
+        before = path.read_bytes()
+        network.open(task, classes)
+        network.commit()
+        with pytest.raises(ArchiveError, match=named):
+            save_archive(network, path)
+        assert path.read_bytes() == before
+
+
+def test_a_file_that_is_refused_leaves_the_users_model_as_it_was(tmp_path):
+    network = TaskNetwork(with_buffer())
+    network.open(0, [0, 1])
+    network.commit()
+    network.private.sections[0] = network.private.sections[0][:-1]
+    data = archive_bytes(network)
+    model = with_buffer()
+    model.offset.fill_(7)
+    before = {name: own.clone() for name, own in model.state_dict().items()}
+    refused(tmp_path / "file", data, lambda: model)
+    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+
+
+# ---------------------------------------------------------------- files of earlier releases
+
+WRITTEN = Path(__file__).parent / "archives"
+
+
+@pytest.mark.parametrize("path", sorted(WRITTEN.glob("*.v1")), ids=lambda path: path.stem)
+def test_files_of_the_first_format_are_read(path):
+    loaded = load_archive(path, SmallNet)
+    expected = json.loads((WRITTEN / "logits.json").read_text())[path.stem]
+    assert [str(task) for task in loaded.tasks] == list(expected) == ["0", "1", "2"]
+    for task, logits in expected.items():
+        # other processors round sums in another way
+        assert torch.allclose(
+            logits_of(loaded, inputs(), int(task)), torch.tensor(logits), atol=1e-4
+        )
+    assert archive_bytes(loaded) == path.read_bytes()
 
 
 # ---------------------------------------------------------------- other models
@@ -491,6 +644,23 @@ def test_a_failed_write_leaves_the_previous_file(where, failure, reason, tmp_pat
             save_archive(network, path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert load_archive(path, mlp).tasks == [5, -1, 2]
+
+
+def test_a_full_disk_is_named_and_the_previous_file_stays(tmp_path):
+    network, x = trained()
+    path = tmp_path / "file"
+    before = save_archive(network, path)
+    learn(network, x, 50)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            save_archive(network, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert load_archive(path, mlp).tasks == [5, -1, 2]
 

@@ -342,3 +342,21 @@ def test_the_entropy_of_one_class_is_refused():
     with pytest.raises(TaskInferenceError, match="one class"):
         infer(network, torch.zeros(2, 4), "entropy")
     assert infer(network, torch.zeros(2, 4), "energy").tasks.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])
+def test_statistics_of_another_size_are_named(name):
+    """As a file may hold them that somebody has changed."""
+    network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    network.open(4, [0, 1])
+    network.commit()
+    inference = TaskInference("prototype")
+    x = torch.randn(6, 1, 8, 8)
+    inference.collect(network, 4, [(x, torch.arange(6) % 2)])
+    assert inference(network, x).tasks.tolist() == [4] * 6
+    network.statistics[4][name] = torch.ones(7)
+    with pytest.raises(TaskInferenceError, match="64 features"):
+        inference(network, x)
+    del network.statistics[4][name]
+    with pytest.raises(TaskInferenceError, match=r"the tasks \[4\] have none"):
+        inference(network, x)
