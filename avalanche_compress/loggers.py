@@ -44,7 +44,8 @@ class WandBLogger(HostWandBLogger):
     - a value that cannot be shown warns instead of disappearing;
     - ``finish()`` ends the run, and so does leaving a ``with`` block;
     - a checkpoint of the strategy keeps the run's id, so a loaded logger continues that run from
-      its first metric on (offline, in a second folder with the same id).
+      its first metric on (offline, in a second folder with the same id, which ``wandb sync``
+      appends to the first).
 
     :param project_name: name of the W&B project.
     :param run_name: name of the W&B run.
@@ -116,8 +117,12 @@ class WandBLogger(HostWandBLogger):
         self._log_row(self._loggable(name, value, x_plot), x_plot)
 
     def after_training_exp(self, strategy: Any, metric_values: Sequence[Any], **kwargs) -> None:
-        """Log how many experiences were trained; the metrics were logged by then."""
-        self._log_row({"TrainingExperience": self.exp_count}, self.step)
+        """Log how many experiences were trained; the metrics were logged by then.
+
+        The iteration is the strategy's and not the last one that was logged: a run that goes on
+        has logged none yet.
+        """
+        self._log_row({"TrainingExperience": self.exp_count}, strategy.clock.train_iterations)
         self.exp_count += 1
 
     def log_accuracy_matrix(self, matrix: Matrix, name: str = "AccuracyMatrix") -> None:

@@ -35,7 +35,7 @@ from benchmarks.runs import Failure, Job
 from benchmarks.store import NAME, Store, in_order
 from benchmarks.strategies import RULES, STRATEGIES
 from benchmarks.streams import SCENARIOS, STREAMS, Budget, nearest
-from benchmarks.tracking import MODES
+from benchmarks.tracking import MODES, group_of
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -113,7 +113,9 @@ class Options:
 
         :raises RecipeError: if there is something wrong with a recipe.
         """
-        return [self._job(key) for key in self.runs()]
+        jobs = [self._job(key) for key in self.runs()]
+        group = group_of([(job.key, job.recipe) for job in jobs])
+        return [dataclasses.replace(job, group=group) for job in jobs]
 
     def _job(self, key: RunKey) -> Job:
         budget = self.budget(key.stream)

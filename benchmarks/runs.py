@@ -6,7 +6,7 @@ import hashlib
 import random
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Job:
     :param data: folder of the data sets.
     :param out: folder of everything that is written.
     :param wandb: ``off``, ``offline`` or ``online``.
+    :param group: of the grid that the run belongs to, for W&B.
     """
 
     key: RunKey
@@ -57,6 +58,7 @@ class Job:
     data: Path
     out: Path
     wandb: str = "off"
+    group: str = ""
 
     @property
     def archive(self) -> Path:
@@ -118,21 +120,39 @@ def perform(job: Job, display: Display) -> RunResult:
     """
     with claimed(job.checkpoints):
         job.error_file.unlink(missing_ok=True)
-        tracker = Tracker(job.wandb, job.out, job.key, job.budget)
+        stream = _build_stream(job)
+        tracker = _tracker(job, stream)
         finished = False
         try:
-            result = _measure(job, _settings(job, tracker), display)
+            result = _measure(job, _settings(job, stream, tracker), display)
             pictures.draw_run(result, job.out)
-            tracker.log(result, job.archive)
+            tracker.log(result, job.archive, sorted(job.out.glob(f"*-{job.key.slug}.png")))
             finished = True
         finally:
             tracker.close(failed=not finished)
     return result
 
 
-def _settings(job: Job, tracker: Tracker) -> RunSettings:
+def _tracker(job: Job, stream: Stream) -> Tracker:
+    """The run's log, with everything that its numbers come from."""
+    key, tasks = job.key, len(stream.tasks)
+    config = {
+        **asdict(key),
+        **asdict(job.budget),
+        "backbone": job.backbone,
+        "recipe": job.recipe,
+        "hyper_parameters": recipe.hyper_parameters(key.strategy, key.stream, job.budget, tasks),
+        "order": stream.order,
+        "device": job.device,
+        "versions": versions(),
+    }
+    finished = len(read_history(job.checkpoints).matrix)
+    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config, finished)
+
+
+def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:
     return RunSettings(
-        _build_stream(job),
+        stream,
         job.backbone,
         job.budget,
         job.key.seed,
@@ -159,7 +179,7 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
     key, stream = job.key, settings.stream
     position = _Position(display, key)
     # the same way to the mini-batches for all strategies, so that their times compare
-    settings.plugins.extend([EpochWatcher(position.epoch), *settings.decay(), TensorDataPlugin()])
+    settings.plugins.extend([EpochWatcher(position.epoch), TensorDataPlugin()])
     history = read_history(job.checkpoints)
     display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
     _seed_everything(key.seed)

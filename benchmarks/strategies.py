@@ -240,6 +240,8 @@ class Independent:
     def train(self, experience: Any) -> None:
         """Train a network of its own on this experience."""
         strategy = self._new(experience.current_experience)
+        if self.strategies:  # one axis for all that is logged
+            strategy.clock.train_iterations = self._last().clock.train_iterations
         strategy.train(experience)
         self.strategies[experience.current_experience] = strategy
 
@@ -265,6 +267,9 @@ class Independent:
             strategy = self._new(task)
             load_strategy(strategy, folder / f"task{task + 1}", self.settings)
             self.strategies[task] = strategy
+
+    def _last(self) -> Naive:
+        return self.strategies[max(self.strategies)]
 
     def _new(self, task: int) -> Naive:
         model = self.settings.model(len(self.settings.stream.tasks[task]))
