@@ -94,12 +94,15 @@ def _draw_strategies(
     means = {label: layer_means(runs, quantity) for label, runs in strategies.items()}
     names = list(dict.fromkeys(name for own in means.values() for name in own))
     colours, widths = layer_colours(names), _layer_widths(names)
+    highest = max(
+        float(np.nanmax(curve, initial=0)) for own in means.values() for curve in own.values()
+    )
     panels = subplots(part, len(means), across)
     for axes, (label, own) in zip(panels.flat, means.items()):
         for name, curve in own.items():
             _draw_curve(axes, curve, colours[name], widths[name])
         axes.set_title(label, size=10, loc="left")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(1e-9, highest))
         if quantity == "bits":
             axes.yaxis.set_major_locator(MultipleLocator(8))
         axes.xaxis.set_major_locator(whole_numbers())

@@ -316,17 +316,23 @@ def layer_name(weight: str) -> str:
     return weight[: -len(".weight")] if weight.endswith(".weight") else weight
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: float, deviation: float | None = None) -> str:
     """Bytes with a decimal unit.
 
-    >>> format_bytes(812), format_bytes(81_600), format_bytes(4_536_000)
-    ('812 B', '81.6 kB', '4.54 MB')
+    :param count: how many.
+    :param deviation: of several counts, in bytes as well.
+
+    >>> format_bytes(812), format_bytes(81_600), format_bytes(4_536_000, 20_000)
+    ('812 B', '81.6 kB', '4.54 ± 0.02 MB')
     """
     if count < 1e3:
-        return f"{count:.0f} B"
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.2f} MB"
+        scale, digits, unit = 1.0, 0, "B"
+    elif count < 1e6:
+        scale, digits, unit = 1e3, 1, "kB"
+    else:
+        scale, digits, unit = 1e6, 2, "MB"
+    numbers = [count] if deviation is None else [count, deviation]
+    return f"{' ± '.join(f'{number / scale:.{digits}f}' for number in numbers)} {unit}"
 
 
 def versions() -> dict[str, str]:

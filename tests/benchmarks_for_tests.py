@@ -7,10 +7,10 @@ from typing import Any
 from benchmarks.results import RunResult
 
 
-def make_result(**changes: Any) -> RunResult:
+def make_result(strategy: str = "naive", **changes: Any) -> RunResult:
     """A run of two tasks, with some fields as the test wants them."""
     values = {
-        "strategy": "naive",
+        "strategy": strategy,
         "stream": "split_digits",
         "backbone": "mlp",
         "seed": 0,
@@ -29,3 +29,12 @@ def make_result(**changes: Any) -> RunResult:
         "train_mb_size": 16,
     }
     return RunResult(**{**values, **changes})
+
+
+def reordered(
+    strategy: str = "naive", accuracies: tuple[float, float] = (0.9, 0.9), **changes: Any
+) -> RunResult:
+    """A run in the other order; accuracies are by position."""
+    values = {"order": [1, 0], "order_index": 1, "accuracy": sum(accuracies) / 2, **changes}
+    matrix = [[0.95, None], list(accuracies)]
+    return make_result(strategy, accuracy_matrix=matrix, **values)

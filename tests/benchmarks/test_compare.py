@@ -96,15 +96,17 @@ def test_two_strategies_end_to_end(tmp_path, capsys):
     assert independent["stored_bytes"] == independent["independent_bytes"]
     for after, row in enumerate(naive["accuracy_matrix"]):
         assert [value is None for value in row] == [task > after for task in range(5)]
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {
-        "results.json",
-        "results.sqlite",
-        "table.md",
-        "accuracy_against_bytes.png",
-        "matrix-split_digits-naive-seed0.png",
-        "matrix-split_digits-independent-seed0.png",
-    }
+    names = {path.name for path in tmp_path.iterdir() if path.suffix not in (".png", ".svg")}
+    assert names == {"results.json", "results.sqlite", "table.md", "report.html"}
+    for form in ("png", "svg"):
+        assert {path.stem for path in tmp_path.glob(f"*.{form}")} == {
+            "accuracy_against_bytes",
+            "accuracy_matrices",
+            "accuracy_over_tasks",
+            "time",
+            "matrix-split_digits-naive-seed0",
+            "matrix-split_digits-independent-seed0",
+        }
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert re.search(r"naive on split_digits, seed 0: task 5/5, epoch 1/1, accuracy", printed)
@@ -151,7 +153,11 @@ def test_ranks_are_kept_and_drawn_of_methods_that_keep_weights_as_terms(tmp_path
     assert list(cacl["ranks"]) == ["body.1.weight", "body.3.weight"]
     assert [len(ranks) for ranks in cacl["ranks"].values()] == [5, 5]
     assert [other["ranks"] for other in others] == [None, None]
-    pictures = [path.name for path in tmp_path.glob("ranks-*")]
+    naive, packnet = others
+    assert naive["densities"] == naive["bits"] == cacl["densities"] is None
+    assert list(packnet["densities"]) == list(packnet["bits"]) == list(cacl["bits"])
+    assert {len(own) for own in packnet["densities"].values()} == {5}
+    pictures = [path.name for path in tmp_path.glob("ranks-*.png")]
     assert pictures == ["ranks-split_digits-cacl-seed0.png"]
     total = sum(cacl["ranks"]["body.1.weight"])
     assert re.search(rf"\| cacl \| body.1 \| .* \| {total} \|", (tmp_path / "table.md").read_text())
@@ -182,7 +188,7 @@ def test_both_scenarios_end_to_end(tmp_path, capsys):
     assert naive["accuracy"] < replay["accuracy"]
     assert (tmp_path / "archives" / "split_digits-class-wsn-prototype-seed0").exists()
     table = (tmp_path / "table.md").read_text()
-    assert table.count("### ") == 3
+    assert table.count("### ") == 5  # results and layers of both, and both side by side
     assert "### split_digits: both scenarios" in table
     assert re.search(r"wsn +\d+\.\d\d +prototype +\d+\.\d\d +\d+\.\d\d", capsys.readouterr().out)
 

@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from benchmarks_for_tests import make_result, reordered
 from matplotlib.colors import to_hex
-from test_report import reordered, result
 
 from benchmarks.drawing import FEW_LAYERS, save, styles_of, svg_of
 from benchmarks.layer_pictures import layer_figure, layer_means, rank_figure
@@ -27,7 +27,7 @@ PNG = b"\x89PNG"
 def with_ranks(layers, tasks, **changes):
     drawn = np.random.randint(0, 40, (layers, tasks)).tolist()
     ranks = {f"body.{layer}.weight": own for layer, own in enumerate(drawn)}
-    return result("cacl", ranks=ranks, **{"order": list(range(tasks)), **changes})
+    return make_result("cacl", ranks=ranks, **{"order": list(range(tasks)), **changes})
 
 
 def curves(axes):
@@ -37,7 +37,7 @@ def curves(axes):
 def joint(**changes):
     """A run that learned all tasks at once."""
     matrix = [[None, None], [0.99, 0.97]]
-    return result(
+    return make_result(
         "joint", accuracy=0.98, accuracy_matrix=matrix, forgetting=None, bwt=None, **changes
     )
 
@@ -53,10 +53,18 @@ def many_runs():
         make(f"method {number}", seed=seed, stored_bytes=10 ** (3 + number), **layers)
         for number in range(5)
         for seed in (0, 1)
-        for make in (result, reordered)
+        for make in (make_result, reordered)
     ]
-    runs += [result("once"), joint(), reordered(stream="split_mnist"), result(stream="split_mnist")]
-    return [*runs, result("wsn", scenario="class", task_inference="energy", task_id_accuracy=0.5)]
+    runs += [
+        make_result("once"),
+        joint(),
+        reordered(stream="split_mnist"),
+        make_result(stream="split_mnist"),
+    ]
+    return [
+        *runs,
+        make_result("wsn", scenario="class", task_inference="energy", task_id_accuracy=0.5),
+    ]
 
 
 def points(axes):
@@ -68,11 +76,11 @@ def points(axes):
 
 
 def test_a_picture_is_written_as_png_and_the_same_as_svg_every_time(tmp_path):
-    save(heat_map(result()), tmp_path / "new" / "picture.png")
+    save(heat_map(make_result()), tmp_path / "new" / "picture.png")
     assert (tmp_path / "new" / "picture.png").read_bytes().startswith(PNG)
     written = (tmp_path / "new" / "picture.svg").read_text(encoding="utf-8")
     assert ElementTree.fromstring(written).tag.endswith("svg")
-    assert svg_of(heat_map(result())) == written
+    assert svg_of(heat_map(make_result())) == written
 
 
 def test_every_picture_takes_streams_scenarios_seeds_orders_and_many_strategies(tmp_path):
@@ -82,23 +90,25 @@ def test_every_picture_takes_streams_scenarios_seeds_orders_and_many_strategies(
 
 
 def test_pictures_without_anything_to_show_are_not_drawn(tmp_path):
-    draw_comparison([result()], tmp_path)
+    draw_comparison([make_result()], tmp_path)
     always = {"accuracy_over_tasks", "accuracy_matrices", "accuracy_against_bytes", "time"}
     assert {path.stem for path in tmp_path.iterdir()} == always
 
 
 def test_registered_strategies_look_different_and_always_the_same():
-    everybody = styles_of([result(name) for name in STRATEGIES])
+    everybody = styles_of([make_result(name) for name in STRATEGIES])
     assert len({colour for colour, _ in everybody.values()}) == len(STRATEGIES)
-    assert styles_of([result("wsn")])["wsn"] == everybody["wsn"]
-    rules = [result("wsn", task_inference=rule) for rule in ("energy", "entropy", "energy_batch")]
-    styles = styles_of([result("new"), *rules])
+    assert styles_of([make_result("wsn")])["wsn"] == everybody["wsn"]
+    rules = [
+        make_result("wsn", task_inference=rule) for rule in ("energy", "entropy", "energy_batch")
+    ]
+    styles = styles_of([make_result("new"), *rules])
     assert len(set(styles.values())) == 4
     assert {styles[f"wsn, {rule}"][0] for rule in ("energy", "entropy")} == {everybody["wsn"][0]}
 
 
 def test_a_curve_is_the_mean_over_the_tasks_seen_and_the_runs():
-    runs = [result(), result(seed=1, accuracy_matrix=[[0.75, None], [0.5, 0.9]]), joint()]
+    runs = [make_result(), make_result(seed=1, accuracy_matrix=[[0.75, None], [0.5, 0.9]]), joint()]
     (axes,) = curve_figure(runs).axes
     naive, together = (np.array(points(axes)[name]) for name in ("naive", "joint"))
     assert naive[:, 1] == pytest.approx([85, 80])
@@ -109,7 +119,7 @@ def test_a_curve_is_the_mean_over_the_tasks_seen_and_the_runs():
 
 def test_the_front_goes_along_the_best_that_learned_task_by_task():
     sizes = {"a": (1000, 0.8), "b": (2000, 0.7), "c": (4000, 0.9)}
-    runs = [result(n, stored_bytes=size, accuracy=a) for n, (size, a) in sizes.items()]
+    runs = [make_result(n, stored_bytes=size, accuracy=a) for n, (size, a) in sizes.items()]
     (axes,) = bytes_figure([*runs, joint(stored_bytes=10)]).axes
     (front,) = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     assert list(zip(*front.get_data())) == [(1000, 80), (4000, 90)]
@@ -117,7 +127,11 @@ def test_the_front_goes_along_the_best_that_learned_task_by_task():
 
 
 def test_bars_are_seconds_of_training_and_then_of_evaluation():
-    runs = [result("ewc"), result(train_seconds=3.0), result(seed=1, train_seconds=5.0)]
+    runs = [
+        make_result("ewc"),
+        make_result(train_seconds=3.0),
+        make_result(seed=1, train_seconds=5.0),
+    ]
     (axes,) = time_figure(runs).axes
     widths = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
     assert widths == [(0, 2.0), (0, 4.0), (2.0, 0.25), (4.0, 0.25)]
@@ -126,20 +140,26 @@ def test_bars_are_seconds_of_training_and_then_of_evaluation():
 
 
 def test_small_matrices_are_means_over_the_seeds_of_the_first_order():
-    runs = [reordered(), result(), result(seed=1, accuracy_matrix=[[0.85, None], [0.7, 0.5]])]
+    runs = [
+        reordered(),
+        make_result(),
+        make_result(seed=1, accuracy_matrix=[[0.85, None], [0.7, 0.5]]),
+    ]
     panel, _ = matrix_figure(runs).axes
     assert [text.get_text() for text in panel.texts] == ["90.0", "80.0", "70.0"]
 
 
 def test_layers_have_the_mean_over_runs_and_nothing_where_no_task_added_anything():
     runs = [
-        result("cacl", bits={"a.weight": [8.0, None, None], "b.weight": [4.0, 4.0, 2.0]}),
-        result("cacl", seed=1, bits={"a.weight": [4.0, 3.0, None], "b.weight": [4.0, 2.0, 2.0]}),
+        make_result("cacl", bits={"a.weight": [8.0, None, None], "b.weight": [4.0, 4.0, 2.0]}),
+        make_result(
+            "cacl", seed=1, bits={"a.weight": [4.0, 3.0, None], "b.weight": [4.0, 2.0, 2.0]}
+        ),
     ]
     means = layer_means(runs, "bits")
     assert means["a"] == pytest.approx([6, 3, np.nan], nan_ok=True)
     assert means["b"] == pytest.approx([4, 3, 2])
-    panel, *_ = layer_figure([*runs, result()], "bits").axes
+    panel, *_ = layer_figure([*runs, make_result()], "bits").axes
     drawn = [line.get_ydata() for line in panel.get_lines()]
     assert drawn == [pytest.approx(own, nan_ok=True) for own in means.values()]
     assert panel.get_title(loc="left") == "cacl"
@@ -148,7 +168,7 @@ def test_layers_have_the_mean_over_runs_and_nothing_where_no_task_added_anything
 @pytest.mark.parametrize("layers", [1, FEW_LAYERS, FEW_LAYERS + 1])
 def test_few_layers_have_a_legend_and_many_a_colour_bar(layers):
     densities = {f"body.{layer}.weight": [0.5, 0.25] for layer in range(layers)}
-    figure = layer_figure([result("wsn", densities=densities)], "densities")
+    figure = layer_figure([make_result("wsn", densities=densities)], "densities")
     assert len(figure.axes) == (2 if layers > FEW_LAYERS else 1)
     assert len(figure.subfigs[0].legends) == (0 if layers > FEW_LAYERS else 1)
     assert {tuple(line.get_ydata()) for line in figure.axes[0].get_lines()} == {(50, 25)}
@@ -179,7 +199,7 @@ def test_few_layers_are_named_with_their_total_and_many_have_a_colour_bar():
 
 def test_names_stay_in_the_panel_and_apart_when_all_layers_end_alike():
     ranks = {f"body.{layer}.weight": [7, 0] for layer in range(8)}
-    figure = rank_figure(result("cacl", ranks=ranks))
+    figure = rank_figure(make_result("cacl", ranks=ranks))
     heights = sorted(text.xyann[1] for text in figure.axes[1].texts)
     assert np.diff(heights).min() > 0.069
     assert heights[0] >= 0 and heights[-1] <= 1
@@ -191,9 +211,9 @@ def test_ticks_are_tasks_in_the_order_they_were_learned():
 
 
 def test_only_runs_with_ranks_have_a_picture_of_them(tmp_path):
-    draw_run(result(), tmp_path)
+    draw_run(make_result(), tmp_path)
     assert {path.stem for path in tmp_path.iterdir()} == {"matrix-split_digits-naive-seed0"}
     draw_run(with_ranks(2, 2), tmp_path)
     assert (tmp_path / "ranks-split_digits-cacl-seed0.png").exists()
     with pytest.raises(ValueError, match="naive on split_digits, seed 0 keeps no weights"):
-        rank_figure(result())
+        rank_figure(make_result())
