@@ -7,13 +7,13 @@ import json
 import os
 import pickletools
 import random
-import resource
 import struct
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from disk_for_tests import largest_file
 from safetensors import safe_open
 from torch import nn
 from torchvision.models import resnet18
@@ -653,13 +653,8 @@ def test_a_full_disk_is_named_and_the_previous_file_stays(tmp_path):
     path = tmp_path / "file"
     before = save_archive(network, path)
     learn(network, x, 50)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before, limits[1]))
-    try:
-        with pytest.raises(OSError, match="too large") as caught:
-            save_archive(network, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(before), pytest.raises(OSError, match="too large") as caught:
+        save_archive(network, path)
     assert str(path) in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert load_archive(path, mlp).tasks == [5, -1, 2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import textwrap
@@ -16,6 +15,7 @@ from avalanche.benchmarks import tensors_benchmark
 from avalanche.evaluation.metrics import accuracy_metrics, confusion_matrix_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
+from disk_for_tests import largest_file
 from torch import nn
 
 from avalanche_compress.checkpoint import (
@@ -286,13 +286,10 @@ def test_a_failed_write_leaves_the_previous_file(saved, monkeypatch, call, error
 
 def test_a_full_disk_is_named_and_the_previous_file_stays(saved):
     path, content = saved
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) // 2, limits[1]))
-    try:
-        with pytest.raises(CheckpointError, match="too large") as caught:
-            save_checkpoint(naive(), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(len(content) // 2), pytest.raises(
+        CheckpointError, match="too large"
+    ) as caught:
+        save_checkpoint(naive(), path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["run.ckpt"]
