@@ -57,14 +57,17 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> str:
     """Write a figure as PNG and, beside it, as SVG.
 
     :param path: of the PNG.
+    :return: the SVG.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".svg").write_text(svg_of(figure), encoding="utf-8")
+    written = svg_of(figure)
+    path.with_suffix(".svg").write_text(written, encoding="utf-8")
     figure.savefig(path, dpi=150)
+    return written
 
 
 def svg_of(figure: Figure) -> str:

@@ -11,7 +11,7 @@ from typing import Iterable, Mapping, Sequence
 
 import jinja2
 
-from benchmarks.drawing import svg_of
+from benchmarks.drawing import panels_of, svg_of
 from benchmarks.pictures import PICTURES, Picture
 from benchmarks.results import (
     RunResult,
@@ -58,14 +58,12 @@ class Block:
     :param title: the subject.
     :param tables: come first.
     :param figures: come next.
-    :param is_folded: whether it is shown when somebody opens it.
     """
 
     id: str
     title: str
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
-    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,15 @@ class Section:
     command: str = ""
 
 
-def html_report(results: Sequence[RunResult], failures: Mapping[str, str]) -> str:
+def html_report(
+    results: Sequence[RunResult], failures: Mapping[str, str], drawn: Mapping[str, str]
+) -> str:
     """The page.
 
     :param results: all runs.
     :param failures: by the run's slug, why it did not finish.
+    :param drawn: the SVGs of all runs together, by name of the picture; they are not drawn a
+        second time where all runs stand in one section.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_TEMPLATES)),
@@ -104,17 +106,23 @@ def html_report(results: Sequence[RunResult], failures: Mapping[str, str]) -> st
     return environment.get_template("report.html").render(
         facts=_facts(results),
         failures=failures,
-        sections=sections_of(results),
+        sections=sections_of(results, drawn),
         origins=origins_of(results),
+        long=_LONG,
     )
 
 
-def sections_of(results: Sequence[RunResult]) -> list[Section]:
-    """A section for each stream and scenario, and one for both scenarios of a stream."""
+def sections_of(results: Sequence[RunResult], drawn: Mapping[str, str]) -> list[Section]:
+    """A section for each stream and scenario, and one for both scenarios of a stream.
+
+    :param results: all runs.
+    :param drawn: see :func:`html_report`.
+    """
+    known = drawn if len(panels_of(results)) == 1 else {}
     sections = []
     for number, (stream, runs) in enumerate(by_stream(results), start=1):
         for scenario, same in by_scenario(runs).items():
-            sections.append(_section(f"s{number}-{scenario}", stream, same))
+            sections.append(_section(f"s{number}-{scenario}", stream, same, known))
         if len(by_scenario(runs)) > 1:
             both = f"s{number}-both"
             table = scenario_table(runs, stream)
@@ -123,15 +131,20 @@ def sections_of(results: Sequence[RunResult]) -> list[Section]:
     return sections
 
 
-def _section(place: str, stream: str, runs: Sequence[RunResult]) -> Section:
-    figures = {picture.name: _figure(picture, runs) for picture in PICTURES if picture.groups(runs)}
+def _section(
+    place: str, stream: str, runs: Sequence[RunResult], drawn: Mapping[str, str]
+) -> Section:
+    figures = {
+        picture.name: _figure(picture, drawn.get(picture.name) or svg_of(picture.draw(runs)))
+        for picture in PICTURES
+        if picture.groups(runs)
+    }
     differences, layers = difference_table(runs, stream), layer_table(runs, stream)
     orders = [order_table(runs, stream)] if count_orders(runs) > 1 else []
 
     def block(name: str, title: str, tables: Sequence[Table], *drawn: str) -> Block:
         shown = [figures[own] for own in drawn if own in figures]
-        folded = any(len(table.rows) > _LONG for table in tables)
-        return Block(f"{place}-{name}", title, list(tables), shown, folded)
+        return Block(f"{place}-{name}", title, list(tables), shown)
 
     blocks = [
         block("results", "Results", [result_table(runs, stream)]),
@@ -154,8 +167,8 @@ def _section(place: str, stream: str, runs: Sequence[RunResult]) -> Section:
     )
 
 
-def _figure(picture: Picture, runs: Sequence[RunResult]) -> Figure:
-    coded = base64.b64encode(svg_of(picture.draw(runs)).encode("utf-8")).decode("ascii")
+def _figure(picture: Picture, svg: str) -> Figure:
+    coded = base64.b64encode(svg.encode("utf-8")).decode("ascii")
     return Figure(picture.title, picture.caption, f"data:image/svg+xml;base64,{coded}")
 
 

@@ -79,15 +79,18 @@ def draw_run(result: RunResult, folder: Path) -> None:
         save(rank_figure(result), folder / f"ranks-{result.key.slug}.png")
 
 
-def draw_comparison(results: Sequence[RunResult], folder: Path) -> None:
+def draw_comparison(results: Sequence[RunResult], folder: Path) -> dict[str, str]:
     """Draw what there is to see of all runs together.
 
     :param results: all runs.
     :param folder: gets those of :data:`PICTURES` for which there is something to show.
+    :return: their SVGs, by name.
     """
-    for picture in PICTURES:
-        if picture.groups(results):
-            save(picture.draw(results), folder / f"{picture.name}.png")
+    return {
+        picture.name: save(picture.draw(results), folder / f"{picture.name}.png")
+        for picture in PICTURES
+        if picture.groups(results)
+    }
 
 
 def heat_map(result: RunResult) -> Figure:
@@ -100,7 +103,7 @@ def heat_map(result: RunResult) -> Figure:
     axes = figure.add_subplot()
     image = _draw_matrix(axes, [result])
     _write_cells(axes, image, "{:.1f}", 9)
-    _number_tasks(axes, result.order)
+    _number_tasks(axes, result.order, most=20)
     axes.set_xlabel("tested on task")
     axes.set_ylabel("after learning task")
     axes.set_title(str(result.key), size=11)
@@ -142,7 +145,7 @@ def _draw_matrices(
         image = _draw_matrix(axes, runs)
         if tasks <= _FEW_TASKS:
             _write_cells(axes, image, "{:.1f}" if tasks <= 5 else "{:.0f}", 7)
-        _number_tasks(axes, first.order)
+        _number_tasks(axes, first.order, most=_FEW_TASKS)
         axes.set_title(label, size=10, loc="left")
     part.supxlabel("tested on task", size=10)
     part.supylabel("after learning task", size=10)
@@ -174,9 +177,9 @@ def _accuracy_bar(part: Figure | SubFigure, image: AxesImage, axes: Any) -> None
     bar.outline.set_visible(False)
 
 
-def _number_tasks(axes: Axes, order: Sequence[int]) -> None:
-    """Ticks at the positions, with the tasks' numbers in the canonical order."""
-    shown = range(0, len(order), -(-len(order) // 20))
+def _number_tasks(axes: Axes, order: Sequence[int], most: int) -> None:
+    """Ticks at up to ``most`` positions, with the tasks' numbers in the canonical order."""
+    shown = range(0, len(order), -(-len(order) // most))
     numbers = [str(order[position] + 1) for position in shown]
     axes.set_xticks(shown, numbers)
     axes.set_yticks(shown, numbers)

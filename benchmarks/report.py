@@ -107,8 +107,8 @@ def write_report(
     """
     known = failures_in(folder) if failures is None else failures
     write_markdown(results, folder / "table.md")
-    pictures.draw_comparison(results, folder)
-    write_text(folder / "report.html", html_report(results, known))
+    drawn = pictures.draw_comparison(results, folder)
+    write_text(folder / "report.html", html_report(results, known, drawn))
 
 
 def write_markdown(results: Sequence[RunResult], path: Path) -> None:

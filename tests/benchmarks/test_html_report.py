@@ -13,6 +13,7 @@ from benchmarks_for_tests import make_result, reordered
 
 from benchmarks import compare
 from benchmarks.html_report import command_of, html_report, notes_of, origins_of
+from benchmarks.pictures import draw_comparison
 from benchmarks.tables import difference_table, result_table, run_table
 
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -73,7 +74,7 @@ def runs():
 
 @pytest.fixture(scope="module")
 def text(runs):
-    return html_report(runs, {"split_digits-<b>-seed0": 'ValueError: 1 < 2 & "so on"'})
+    return html_report(runs, {"split_digits-<b>-seed0": 'ValueError: 1 < 2 & "so on"'}, {})
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +144,23 @@ def test_whatever_was_given_is_shown_as_text(text, page):
 def test_quick_runs_and_failures_are_told(text, page):
     assert text.count('<span class="badge">quick</span>') == 1
     assert "Runs that failed (1)" in page.text
-    assert "Runs that failed" not in html_report([make_result()], {})
+    assert "Runs that failed" not in html_report([make_result()], {}, {})
 
 
 def test_long_tables_are_folded_away():
     many = [make_result(f"method {number}", seed=seed) for number in range(9) for seed in (0, 1)]
-    page = Page(html_report(many, {}))
+    page = Page(html_report(many, {}, {}))
     assert len(page.all("details")) == 1  # 36 pairs, and 18 runs
 
 
-def test_the_same_runs_make_the_same_page(runs):
-    assert html_report(runs[:2], {}) == html_report(runs[:2], {})
+def test_the_same_runs_make_the_same_page_whether_or_not_their_pictures_are_drawn(tmp_path):
+    drawn = draw_comparison(grid(), tmp_path)
+    assert html_report(grid(), {}, drawn) == html_report(grid(), {}, {})
+
+
+def test_pictures_of_several_sections_are_drawn_for_each(runs, tmp_path):
+    drawn = draw_comparison(runs, tmp_path)
+    assert html_report(runs, {}, drawn) == html_report(runs, {}, {})
 
 
 def test_what_is_missing_or_does_not_compare_is_noted():
