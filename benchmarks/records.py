@@ -1,0 +1,153 @@
+"""Finished runs as text in the repository, and the tables of RESULTS.md made from them.
+
+Run ``python -m benchmarks.records results/results.sqlite [MORE ...]`` to take the runs of stores
+over into ``benchmarks/records.jsonl``, a line each, and to write the marked tables of RESULTS.md
+again; without a store only the tables are written. A table is marked by two comments::
+
+    <!-- table: permuted_mnist epochs=5 strategy=packnet,wsn -->
+    <!-- end -->
+
+The first names the stream, then fields of :class:`~benchmarks.results.RunResult` with the values
+that the table's runs may have; what stands between the two is replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from benchmarks.report import markdown_tables
+from benchmarks.results import RunResult, by_stream, write_text
+from benchmarks.store import Store, in_order
+from benchmarks.streams import nearest
+
+RECORDS = Path(__file__).parent / "records.jsonl"
+DOCUMENT = Path(__file__).parent.parent / "RESULTS.md"
+
+_TABLE = re.compile(r"<!-- table: (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL)
+_START = "<!-- table:"
+
+
+class RecordsError(ValueError):
+    """Records or marks that cannot be understood; the message says where and what to do."""
+
+
+def read_records(path: Path) -> list[RunResult]:
+    """The runs that are kept, in the registries' order.
+
+    :param path: the file; without one there are none.
+    :raises RecordsError: if a line is no run.
+    """
+    if not path.exists():
+        return []
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            runs.append(RunResult(**json.loads(line)))
+        except (TypeError, ValueError) as error:
+            raise RecordsError(f"{path}, line {number} is no run: {error}.") from error
+    return in_order(runs)
+
+
+def write_records(runs: Iterable[RunResult], path: Path) -> None:
+    """Write a line per run, in the registries' order: whatever changes changes its own line.
+
+    :param runs: all that are to be kept.
+    :param path: the file.
+    """
+    lines = [json.dumps(asdict(run)) + "\n" for run in in_order(runs)]
+    write_text(path, "".join(lines))
+
+
+def merge(kept: Iterable[RunResult], new: Iterable[RunResult]) -> list[RunResult]:
+    """The runs of both; of one run with the same epochs the new result, whatever its recipe.
+
+    :param kept: earlier records.
+    :param new: what is to be taken over; runs that ``--quick`` cut down are not.
+    """
+    full = [run for run in new if not run.quick]
+    return in_order({(run.key, run.epochs): run for run in [*kept, *full]}.values())
+
+
+def write_tables(text: str, records: Sequence[RunResult]) -> str:
+    """A document with its marked tables made from records.
+
+    :param text: Markdown.
+    :param records: the runs to choose from.
+    :raises RecordsError: if a mark has no end, names no runs or a field that there is not.
+
+    >>> write_tables("Nothing is marked.", [])
+    'Nothing is marked.'
+    """
+
+    def table(found: re.Match[str]) -> str:
+        runs = _select(found["runs"], records)
+        tables = "\n".join(markdown_tables(same, stream) for stream, same in by_stream(runs))
+        return f"{_START} {found['runs']} -->\n\n{tables}\n<!-- end -->"
+
+    if len(_TABLE.findall(text)) != text.count(_START):
+        raise RecordsError(f"each {_START} ... --> needs a line, and an <!-- end --> of its own.")
+    return _TABLE.sub(table, text)
+
+
+def _select(what: str, records: Sequence[RunResult]) -> list[RunResult]:
+    """The runs that a mark names, such as ``split_digits epochs=20 strategy=wsn,cacl``."""
+    stream, *conditions = what.split()
+    found = [run for run in records if run.stream == stream]
+    for condition in conditions:
+        name, _, values = condition.partition("=")
+        known = [field.name for field in fields(RunResult)]
+        if name not in known:
+            raise RecordsError(
+                f"{_START} {what} -->: runs have no {name!r}; the nearest is "
+                f"{nearest(name, known)!r}."
+            )
+        found = [run for run in found if str(getattr(run, name)) in values.split(",")]
+    if not found:
+        raise RecordsError(f"{_START} {what} -->: there are no such runs in the records.")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Take runs over and write the tables.
+
+    :param arguments: command line without the program's name.
+    :return: exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.records", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("stores", nargs="*", type=Path, metavar="results.sqlite")
+    parser.add_argument("--streams", nargs="+", metavar="NAME", help="default: all that were run")
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="FILE")
+    parser.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    given = parser.parse_args(arguments)
+    new = [run for store in given.stores for run in Store(store).results()]
+    if given.streams is not None:
+        new = [run for run in new if run.stream in given.streams]
+    if given.stores and not new:
+        parser.error(f"no runs of {given.streams or 'any stream'} in {_names(given.stores)}.")
+    text = given.document.read_text(encoding="utf-8")
+    try:
+        records = merge(read_records(given.records), new)
+        written = write_tables(text, records)
+    except RecordsError as error:
+        parser.error(str(error))
+    if new:
+        write_records(records, given.records)
+    write_text(given.document, written)
+    tables = text.count(_START)
+    print(f"{len(records)} runs in {given.records}, {tables} tables in {given.document}")
+    return 0
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""Records kept as text, and the tables made from them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from benchmarks_for_tests import make_result
+
+from benchmarks.records import (
+    DOCUMENT,
+    RECORDS,
+    RecordsError,
+    main,
+    merge,
+    read_records,
+    write_records,
+    write_tables,
+)
+from benchmarks.report import markdown_tables
+from benchmarks.store import NAME, Store
+
+RUNS = [
+    make_result(strategy="naive", seed=0, accuracy=0.9),
+    make_result(strategy="wsn", seed=0, accuracy=0.95, archive_bytes=100, ranks={"a": [1, 2]}),
+    make_result(strategy="naive", seed=1, accuracy=0.8),
+    make_result(strategy="naive", stream="split_mnist", epochs=3, accuracy=0.7),
+]
+
+TEXT = "before\n<!-- table: split_digits -->\n<!-- end -->\nafter ± 0.5\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A store, records and a document with a table of split_digits between two lines."""
+    store = Store(tmp_path / NAME)
+    for run in RUNS:
+        store.add(run)
+    document = tmp_path / "RESULTS.md"
+    document.write_text(TEXT, encoding="utf-8")
+    return store, tmp_path / "records.jsonl", document
+
+
+def run_main(files, *arguments):
+    _, records, document = files
+    return main([*arguments, "--records", str(records), "--document", str(document)])
+
+
+def test_the_tables_of_the_results_are_those_of_the_records():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert write_tables(text, read_records(RECORDS)) == text
+
+
+def test_records_come_back_as_they_were_and_in_one_order(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write_records(reversed(RUNS), path)
+    first = path.read_bytes()
+    assert read_records(path) == RUNS
+    write_records(RUNS, path)
+    assert path.read_bytes() == first
+    assert [json.loads(line)["strategy"] for line in path.read_text().splitlines()] == [
+        run.strategy for run in RUNS
+    ]
+
+
+def test_a_new_run_changes_its_own_line_only(tmp_path):
+    path = tmp_path / "records.jsonl"
+    write_records(RUNS, path)
+    before = path.read_text().splitlines()
+    changed = make_result(strategy="wsn", seed=0, accuracy=0.99, recipe="another")
+    added = make_result(strategy="wsn", seed=1)
+    write_records(merge(read_records(path), [changed, added]), path)
+    after = path.read_text().splitlines()
+    assert len(after) == len(before) + 1
+    assert len(set(before) & set(after)) == len(before) - 1
+    assert [run.accuracy for run in read_records(path) if run.strategy == "wsn"] == [0.99, 0.9]
+
+
+def test_runs_that_were_cut_down_are_not_taken_over_and_other_epochs_stand_beside():
+    assert merge(RUNS, [make_result(quick=True, epochs=2)]) == RUNS
+    assert len(merge(RUNS, [make_result(epochs=2)])) == len(RUNS) + 1
+
+
+def test_one_command_takes_over_a_store_and_writes_the_tables(files, capsys):
+    store, records, document = files
+    assert run_main(files, str(store.path)) == 0
+    assert "4 runs in" in capsys.readouterr().out
+    assert read_records(records) == RUNS
+    text = document.read_text("utf-8")
+    start, table, end = text.partition(markdown_tables(RUNS[:3], "split_digits"))
+    assert (start, end) == (
+        "before\n<!-- table: split_digits -->\n\n",
+        "\n<!-- end -->\nafter ± 0.5\n",
+    )
+    assert "85.00 ± 7.07" in table
+    kept = records.read_bytes()
+    store.path.unlink()
+    assert run_main(files) == 0
+    assert (document.read_text("utf-8"), records.read_bytes()) == (text, kept)
+
+
+def test_a_stream_can_be_taken_over_alone(files):
+    store, records, _ = files
+    assert run_main(files, str(store.path), "--streams", "split_digits") == 0
+    assert {run.stream for run in read_records(records)} == {"split_digits"}
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        ("split_digits", RUNS[:3]),
+        ("split_digits seed=0", RUNS[:2]),
+        ("split_digits seed=0,1 strategy=naive", [RUNS[0], RUNS[2]]),
+        ("split_digits epochs=20 scenario=task archive_bytes=None", [RUNS[0], RUNS[2]]),
+    ],
+)
+def test_a_mark_says_which_runs_a_table_has(mark, expected):
+    written = write_tables(f"<!-- table: {mark} --><!-- end -->".replace("--><", "-->\n<"), RUNS)
+    assert markdown_tables(expected, "split_digits") in written
+    assert written.count("### split_digits: 2 tasks") == 1
+
+
+def test_runs_of_other_lengths_have_a_table_of_their_own():
+    runs = [RUNS[0], make_result(epochs=2)]
+    written = write_tables("<!-- table: split_digits -->\n<!-- end -->", runs)
+    assert written.count("### split_digits: 2 tasks") == 2
+    assert write_tables(written, runs) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table: split_cifar -->\n<!-- end -->", "split_cifar -->: there are no such runs"),
+        ("<!-- table: split_digits seed=7 -->\n<!-- end -->", "there are no such runs"),
+        ("<!-- table: split_digits sed=0 -->\n<!-- end -->", "no 'sed'; the nearest is 'seed'"),
+        ("<!-- table: split_digits -->\n", "needs a line, and an <!-- end -->"),
+        (
+            "<!-- table: split_digits -->\n<!-- table: split_mnist -->\n<!-- end -->\n<!-- end -->",
+            "needs a line, and an <!-- end --> of its own",
+        ),
+    ],
+)
+def test_marks_that_mean_nothing_are_refused_before_anything_is_written(
+    files, text, message, capsys
+):
+    with pytest.raises(RecordsError, match=message):
+        write_tables(text, RUNS)
+    store, records, document = files
+    document.write_text(text)
+    with pytest.raises(SystemExit):
+        run_main(files, str(store.path))
+    assert message in capsys.readouterr().err
+    assert document.read_text() == text and not records.exists()
+
+
+@pytest.mark.parametrize("line", ["{", '{"strategy": "naive"}', '{"unknown": 1}'])
+def test_a_line_that_is_no_run_is_named(tmp_path, line):
+    path = tmp_path / "records.jsonl"
+    write_records(RUNS, path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RecordsError, match=r"records\.jsonl, line 5 is no run"):
+        read_records(path)
+
+
+def test_a_store_without_runs_is_an_error(files, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_main(files, str(tmp_path / "missing.sqlite"))
+    assert "no runs of any stream in" in capsys.readouterr().err
