@@ -3,7 +3,8 @@
 A run has an id that follows from what it is, so whoever goes on with it goes on with its W&B run.
 Online, W&B continues the run where it stands. Offline, each process that works on a run writes a
 folder of its own under the one id, marked as to be resumed; ``wandb sync`` uploads the folders of
-an id in the order in which they began and appends (wandb before 0.23 replaced the earlier ones).
+an id in the order in which they began, each after what is there (wandb 0.31; early versions
+replaced what was there).
 """
 
 from __future__ import annotations
