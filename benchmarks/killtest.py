@@ -58,9 +58,10 @@ def kill_and_compare(grid: Sequence[str], kills: int, folder: Path, seed: int = 
     pace = (time.monotonic() - began) / lines
     for kill in range(kills):
         with _start(grid, killed) as process:
+            printed: Any = process.stdout
             # counted in lines, about one a task: seconds would depend on what else is running
             for _ in range(moments.randint(1, max(1, lines // (kills + 1)))):
-                process.stdout.readline()
+                printed.readline()
             time.sleep(moments.uniform(0, pace))
             if process.poll() is not None:
                 raise RuntimeError(f"the grid was killed {kill} times, then it ended: give more.")
