@@ -120,9 +120,11 @@ class RunSettings:
 
 
 class LearningRateDecay(SupervisedPlugin):
-    """Sets the learning rate before each epoch, by the number of the epoch in its task.
+    """Sets the learning rate before each epoch, by the number of the epoch in its phase.
 
-    It remembers nothing, so a run that was stopped goes on with the right rate.
+    A phase begins with a task, and within one whenever the optimiser gets other parameters, as
+    HALRP's does after its warm-up. A run that was stopped goes on with a new task, so nothing of
+    this has to be saved.
 
     :param lr: the rate of the first epoch.
     :param factor: what it is multiplied by after each epoch.
@@ -132,9 +134,18 @@ class LearningRateDecay(SupervisedPlugin):
         super().__init__()
         self.lr = lr
         self.factor = factor
+        self._parameters: set[int] = set()
+        self._start = 0
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """A task is a phase, whatever its parameters are."""
+        self._parameters = set()
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Set the rate in all groups of the optimiser."""
-        rate = self.lr * self.factor**strategy.clock.train_exp_epochs
-        for group in strategy.optimizer.param_groups:
-            group["lr"] = rate
+        groups, epoch = strategy.optimizer.param_groups, strategy.clock.train_exp_epochs
+        parameters = {id(parameter) for group in groups for parameter in group["params"]}
+        if parameters != self._parameters:
+            self._parameters, self._start = parameters, epoch
+        for group in groups:
+            group["lr"] = self.lr * self.factor ** (epoch - self._start)
