@@ -11,6 +11,7 @@ from avalanche_compress.errors import (
     TaskInferenceError,
     TaskLabelError,
     TaskStateError,
+    TrainingStateError,
     UnsupportedModuleError,
     ValidationDataError,
 )
@@ -52,6 +53,12 @@ from avalanche_compress.strategies import (
 )
 from avalanche_compress.task_inference import TaskInference, infer
 from avalanche_compress.tensor_data import ByteValues, NoTensorsError, TensorSamples
+from avalanche_compress.training_state import (
+    Position,
+    TrainingStatePlugin,
+    load_training_state,
+    save_training_state,
+)
 
 __version__ = "0.1.0"
 
@@ -80,6 +87,7 @@ __all__ = [
     "PackNet",
     "PerturbationPlugin",
     "PerturbedStore",
+    "Position",
     "QuantizationPlugin",
     "ShapingPlugin",
     "SharingPlugin",
@@ -94,6 +102,8 @@ __all__ = [
     "TensorDataPlugin",
     "TensorSamples",
     "TinySubNets",
+    "TrainingStateError",
+    "TrainingStatePlugin",
     "UnsupportedModuleError",
     "ValidationDataError",
     "ValidationPlugin",
@@ -106,7 +116,9 @@ __all__ = [
     "layer_ranks",
     "load_archive",
     "load_checkpoint",
+    "load_training_state",
     "save_archive",
     "save_checkpoint",
+    "save_training_state",
     "task_id_metrics",
 ]

@@ -42,6 +42,10 @@ class ArchiveError(CompressError, ValueError):
     """A compressed file is truncated, altered, of a newer format, or made for another model."""
 
 
+class TrainingStateError(CompressError, RuntimeError):
+    """A state to go on training from cannot be kept, is damaged, or is of another training."""
+
+
 class ValidationDataError(CompressError, ValueError):
     """A decision needs held-out data and none was set aside."""
 

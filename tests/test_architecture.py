@@ -25,6 +25,7 @@ LEVELS = [
     "archive",
     "metrics",
     "plugins",
+    "training_state",
     "strategies",
 ]
 BESIDE = {

@@ -23,6 +23,9 @@ class ShapingPlugin(SupervisedPlugin):
 
     turn = 0
     """Restore the best epoch (0), prune (1), quantise (2)."""
+    state_attributes: tuple[str, ...] = ()
+    """The attributes that a training state has to keep: those that change from epoch to epoch, or
+    from task to task, and are not set anew when a task begins."""
 
     def shape(self, strategy: Any) -> None:
         """Change the open task's weights, after its last training step.

@@ -130,6 +130,7 @@ class MaskingPlugin(ShapingPlugin):
     """
 
     turn = 1
+    state_attributes = ("_random", "_pruned")
 
     def __init__(
         self,

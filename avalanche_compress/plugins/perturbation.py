@@ -91,6 +91,7 @@ class PerturbationPlugin(ShapingPlugin):
     """
 
     turn = 1
+    state_attributes = ("_given", "_perturbed", "_pruned")
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class SharingPlugin(SupervisedPlugin):
     'similar'
     """
 
+    state_attributes = ()
+
     def __init__(self, sharing: str = "all", *, threshold: float = 0.5, memory: int = 100):
         super().__init__()
         if sharing not in SHARING:

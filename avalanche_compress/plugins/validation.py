@@ -31,6 +31,8 @@ class ValidationPlugin(ShapingPlugin):
     0.1
     """
 
+    state_attributes = ("_best",)
+
     def __init__(self, fraction: float = 0.1, seed: int = 0, *, keep_best: bool = False):
         super().__init__()
         if not 0 < fraction < 1:

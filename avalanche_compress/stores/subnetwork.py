@@ -141,8 +141,16 @@ class SubnetworkStore(WeightStore):
         super().set_extra_state(state["finished"])
         chosen = state["open"]
         self.density = chosen["density"]
-        self._mask, self._available = chosen["mask"], chosen["available"]
+        self._mask, self._available = (
+            None if own is None else own.to(self.frozen.device)
+            for own in (chosen["mask"], chosen["available"])
+        )
         self._quantised = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        # an open task sees finished tasks' own buffers, and loading writes into the buffers
+        self.frozen, self.trainable = self.frozen.clone(), self.trainable.clone()
+        super()._load_from_state_dict(*args)
 
     def forget(self) -> None:
         super().forget()

@@ -21,9 +21,10 @@ from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.validation import load_batches
 from avalanche_compress.task_inference import TaskInference
+from avalanche_compress.training_state import ResumableTraining
 
 
-class CompressedStrategy(SupervisedTemplate):
+class CompressedStrategy(ResumableTraining, SupervisedTemplate):
     """Trains a :class:`TaskNetwork` task by task; a method is a store and a list of plugins.
 
     A plain model is converted on construction and the optimiser goes on with its parameters, in
