@@ -145,7 +145,7 @@ def _draw_matrices(
         image = _draw_matrix(axes, runs)
         if tasks <= _FEW_TASKS:
             _write_cells(axes, image, "{:.1f}" if tasks <= 5 else "{:.0f}", 7)
-        _number_tasks(axes, first.order, most=_FEW_TASKS)
+        _number_tasks(axes, first.order, most=_FEW_TASKS if tasks <= _FEW_TASKS else 7)
         axes.set_title(label, size=10, loc="left")
     part.supxlabel("tested on task", size=10)
     part.supylabel("after learning task", size=10)

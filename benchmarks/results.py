@@ -159,8 +159,7 @@ class RunResult:
     @property
     def accuracy_so_far(self) -> Row:
         """After each task, the mean accuracy over the tasks seen; None where none was measured."""
-        rows = [[value for value in row if value is not None] for row in self.accuracy_matrix]
-        return [_mean(known) if known else None for known in rows]
+        return [mean_so_far(row) for row in self.accuracy_matrix]
 
     @property
     def final_by_task(self) -> dict[int, float]:
@@ -185,6 +184,16 @@ def accuracy_row(metrics: Mapping[str, float], tasks: int, metric: str = "Top1_A
         if found:
             row[int(found.group(1))] = float(value)
     return row
+
+
+def mean_so_far(row: Row) -> float | None:
+    """Mean accuracy over the tasks of a row that were measured; None where none was.
+
+    >>> mean_so_far([0.5, 1.0, None]), mean_so_far([None, None])
+    (0.75, None)
+    """
+    known = [accuracy for accuracy in row if accuracy is not None]
+    return _mean(known) if known else None
 
 
 def final_accuracy(matrix: Sequence[Row]) -> float:

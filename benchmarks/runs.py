@@ -18,7 +18,6 @@ from benchmarks import pictures, recipe
 from benchmarks.checkpoints import History, claimed, read_history, write_history
 from benchmarks.display import Display, EpochWatcher
 from benchmarks.results import (
-    Row,
     RunKey,
     RunResult,
     accuracy_row,
@@ -26,6 +25,7 @@ from benchmarks.results import (
     final_accuracy,
     forgetting,
     hardware,
+    mean_so_far,
     versions,
     write_text,
 )
@@ -254,12 +254,7 @@ def _train_all(
         if learner.save is not None:
             learner.save(folder, task + 1)
             write_history(history, folder)
-        position.display.task(position.key, task, _mean_so_far(row))
-
-
-def _mean_so_far(row: Row) -> float | None:
-    seen = [accuracy for accuracy in row if accuracy is not None]
-    return sum(seen) / len(seen) if seen else None
+        position.display.task(position.key, task, mean_so_far(row))
 
 
 def _sha256(path: Path) -> str:
