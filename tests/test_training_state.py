@@ -516,6 +516,8 @@ def set_in(state, *way_and_value):
         ("position", None),
         ("built", None),
         ("plugins", None),
+        ("plugins", 0, "_pruned", None),
+        ("optimizer", "groups", 0, "lr", None),
         ("network", "backbone.0.weight", torch.zeros(6, 1, 3, 4)),
         ("network", "backbone.0.weight", torch.zeros(6, 1, 3, 3, dtype=torch.int64)),
         ("network", "stores.0/weight.free", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from avalanche.evaluation import PluginMetric
@@ -56,7 +57,7 @@ def _counts(value: Any, seen: set[int]) -> Any:
     if not _is_metric(value) or id(value) in seen:
         return None
     seen.add(id(value))
-    attributes = {name: _counts(own, seen) for name, own in vars(value).items()}
+    attributes = {name: _counts(own, seen) for name, own in getattr(value, "__dict__", {}).items()}
     return "metric", {name: own for name, own in attributes.items() if own is not None}
 
 
@@ -71,17 +72,18 @@ def _restored(value: Any, state: Any) -> Any:
             value.update(content)
             return value
         return content
-    if kind == "dict":
+    if kind == "dict" and isinstance(value, dict):
         for key in [key for key in value if key not in content and is_plain({key: 0})]:
             del value[key]
         for key, own in content.items():
-            value[key] = _restored(value[key], own)
-        return value
-    if kind == "sequence":
-        return type(value)(_restored(own, part) for own, part in zip(value, content))
-    for name, own in content.items():
-        setattr(value, name, _restored(getattr(value, name), own))
-    return value
+            if key in value or isinstance(value, defaultdict):
+                value[key] = _restored(value[key], own)
+    elif kind == "sequence" and isinstance(value, (list, tuple)) and len(value) == len(content):
+        return type(value)([_restored(own, part) for own, part in zip(value, content)])
+    elif kind == "metric" and _is_metric(value):
+        for name, own in content.items():
+            setattr(value, name, _restored(getattr(value, name, None), own))
+    return value  # what a metric has made only in training is its own to make again
 
 
 def _is_metric(value: Any) -> bool:

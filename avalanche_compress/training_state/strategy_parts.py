@@ -234,6 +234,8 @@ def _restore_optimizer(strategy: Any, state: State) -> None:
     numbers: dict[str, int] = {}
     groups = []
     for group, saved in zip(optimizer.param_groups, state["groups"]):
+        if not group.keys() <= saved.keys():
+            raise TrainingStateError(f"a group of the optimiser has the options {list(saved)}")
         group["params"] = [named[name] for name in saved["params"]]
         for name in saved["params"]:
             numbers[name] = len(numbers)
@@ -290,11 +292,12 @@ def _plugin_state(plugin: Any, strategy: Any) -> Any:
 
 
 def _restore_plugin(plugin: Any, state: Any, strategy: Any) -> None:
-    if _attributes_of(plugin, strategy) is None:
+    names = _attributes_of(plugin, strategy)
+    if names is None:
         plugin.load_state_dict(state)
         return
-    for name, own in state.items():
-        value = getattr(plugin, name)
+    for name in names:
+        value, own = getattr(plugin, name), state[name]
         if _has_state_dict(value):
             value.load_state_dict(own)
         elif hasattr(value, "setstate"):
