@@ -89,13 +89,13 @@ class _Orthogonality(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, frozen: FrozenRows | None) -> Tensor:  # type: ignore[override]
         own = rows @ rows.t()
-        half = own @ rows - rows
+        half = (own @ rows).sub_(rows)
         value = (own**2).sum() - 2 * own.diagonal().sum()
         count, width = rows.shape
         if frozen is not None and frozen.count:
             overlap = frozen.overlap(rows)
-            value = value + 2 * (overlap * rows).sum() + frozen.constant
-            half = half + overlap
+            half.add_(overlap)
+            value = value + 2 * overlap.mul_(rows).sum() + frozen.constant
             count += frozen.count
         d = min(count, width)
         ctx.save_for_backward(half.mul_(4 / max(1, d) ** 2))

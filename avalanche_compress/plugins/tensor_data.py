@@ -83,20 +83,28 @@ class TensorLoader:
         )
         _check_only_collates(inner, len(datasets))
         self._loader = loader
-        self._batches = _Batches(read_samples(datasets).held(device, memory), device)
+        samples = read_samples(datasets)
+        self._batches = _Batches(samples.held(device, memory), device)
+        labels = set(samples.columns[-1].unique().tolist()) if len(samples.columns) > 1 else set()
+        self._task: int | None = labels.pop() if len(labels) == 1 else None
+
+    def task_of(self, labels: Tensor) -> int | None:
+        """The one task of a mini-batch, known without a look at its labels.
+
+        :param labels: the mini-batch's last tensor.
+        :return: None if there are several tasks, or it is not as this loader gave it.
+        """
+        return self._task if labels is self._batches.last_column else None
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         inner = _torch_loader(self._loader)
-        sampler: Any = inner.batch_sampler
-        if isinstance(sampler, MultiDatasetSampler) and len(sampler.samplers) == 1:
-            sampler = sampler.samplers[0]  # the same batches without a detour
         return iter(
             DataLoader(
                 self._batches,
-                sampler=sampler,
+                sampler=inner.batch_sampler,
                 batch_size=None,
                 collate_fn=_unchanged,
                 generator=inner.generator,
@@ -111,26 +119,42 @@ class _Batches(Dataset):
         self._samples = samples
         self._columns = [column.to(device) for column in samples.columns]
         self._device = device
+        self.last_column: Tensor | None = None
 
     def __getitem__(self, batch: list[int]) -> list[Tensor]:
         index = torch.tensor(batch)
         inputs = self._samples.inputs(index).to(self._device)
         index = index.to(self._device)
-        return [inputs, *(column.index_select(0, index) for column in self._columns)]
+        columns = [column.index_select(0, index) for column in self._columns]
+        self.last_column = columns[-1]
+        return [inputs, *columns]
 
 
 def _torch_loader(loader: Any) -> Any:
     """The torch loader that does an epoch of an Avalanche loader; a new one, with new samplers."""
-    if type(loader) is DataLoader:
-        return loader
     kind = type(loader)
-    if (
+    if kind is DataLoader:
+        return loader
+    if not (
         isinstance(loader, MultiDatasetDataLoader)
         and kind.__iter__ is MultiDatasetDataLoader.__iter__
         and kind._get_loader is MultiDatasetDataLoader._get_loader
     ):
-        return loader._get_loader()
-    raise NoTensorsError(f"the loader is a {kind.__name__}, not one of Avalanche's")
+        raise NoTensorsError(f"the loader is a {kind.__name__}, not one of Avalanche's")
+    # what _get_loader does, without the search of all data sets for a reader of files (FFCV), which
+    # takes as long as an epoch
+    sampler, *others = samplers = loader._create_samplers(
+        loader.datasets, loader.batch_sizes, loader.distributed_sampling, loader.loader_kwargs
+    )
+    if others or loader.never_ending:
+        sampler = MultiDatasetSampler(
+            loader.datasets,
+            samplers,
+            termination_dataset_idx=loader.termination_dataset,
+            oversample_small_datasets=loader.oversample_small_datasets,
+            never_ending=loader.never_ending,
+        )
+    return loader._make_pytorch_loader(loader.datasets, sampler)
 
 
 def _check_only_collates(loader: Any, groups: int) -> None:

@@ -207,15 +207,19 @@ class _MaskedWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         (trainable,) = ctx.saved_tensors
-        return None, None, off_zero(gradient * trainable)
+        return None, None, gradient_where(trainable, gradient)
 
 
-def off_zero(gradient: Tensor) -> Tensor:
-    """Lift exact zeros by 1e-15, far below what an optimiser notices (Adam's eps is 1e-8).
+def gradient_where(trainable: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at what may be trained, elsewhere 0 or, on a CPU, 1e-15.
 
-    On a CPU torch takes square roots with a library that is 20 to 40 times slower at exact
-    zeros, and Adam roots the squared gradient of every masked weight at each step.
+    On a CPU torch takes square roots with a library that is 20 to 40 times slower at exact zeros,
+    and Adam roots the squared gradient of every masked weight at each step. 1e-15 is far below what
+    an optimiser notices (Adam's eps is 1e-8).
 
-    :param gradient: changed in place.
+    :param trainable: 1.0 or 0.0.
+    :param gradient: of the same shape.
     """
-    return gradient.add_(1e-15) if gradient.device.type == "cpu" else gradient
+    if gradient.device.type != "cpu":
+        return gradient * trainable
+    return torch.addcmul(gradient.new_tensor(1e-15), gradient, trainable)

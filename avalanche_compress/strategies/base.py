@@ -19,6 +19,7 @@ from avalanche_compress.experiences import position_in_stream, single_task_label
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
+from avalanche_compress.plugins.tensor_data import TensorLoader
 from avalanche_compress.plugins.validation import load_batches
 from avalanche_compress.task_inference import TaskInference
 from avalanche_compress.training_state import ResumableTraining
@@ -152,7 +153,8 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         :return: ``(N, C)``.
         """
         if self.task_inference is None:
-            return super().forward()
+            task = self._known_task()
+            return super().forward() if task is None else self.model(self.mb_x, task)
         self.inferred_tasks = None
         if self.is_training:
             return self.model(self.mb_x, self.network.open_task)
@@ -162,6 +164,13 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
             return self.model(self.mb_x, 0 if task is None else task)
         logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
         return logits
+
+    def _known_task(self) -> int | None:
+        """The task of the whole mini-batch, where the loader knows it and nobody changed it."""
+        if not isinstance(self.dataloader, TensorLoader):
+            return None
+        labelled = hasattr(self.experience, "task_labels")
+        return self.dataloader.task_of(self.mb_task_id) if labelled else None
 
     def backward(self) -> None:
         """Back-propagate, unless the loss is NaN or infinite.

@@ -43,6 +43,8 @@ def known_samples(dataset: Any, chain: Sequence[Any]) -> TensorSamples:
     :raises NoTensorsError: if it is not, or the transforms are not known.
     """
     kind = type(dataset)
+    if hasattr(dataset, "ffcv_info"):
+        raise NoTensorsError("it is read by FFCV")
     if hasattr(dataset, "tensor_samples"):
         samples: TensorSamples = dataset.tensor_samples()
         return samples._replace(decode=_followed_by(samples.decode, chain))

@@ -71,3 +71,23 @@ def test_kth_smallest_is_that_of_a_sort(values, data):
 def test_no_weights_need_no_mask():
     assert magnitude_mask(torch.empty(0), 0.5).numel() == 0
     assert kept_count(0.5, 0) == 0
+
+
+KINDS = {
+    "normal": lambda draw: draw.normal(size=30_000),
+    "ascending": lambda draw: np.arange(20_000.0),
+    "few values": lambda draw: draw.integers(0, 3, 20_000),
+    "constant": lambda draw: np.zeros(9_000),
+    # every value that a sample at even distances would take is far above all others
+    "misleading": lambda draw: np.where(np.arange(40_960) % 10 == 0, 9.0, draw.random(40_960)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", [0.0, 1e-4, 0.1, 0.5, 0.9, 0.9999, 1.0])
+def test_kth_smallest_of_many_is_that_of_a_sort(kind, part):
+    values = KINDS[kind](np.random.default_rng(0)).astype(np.float32)
+    k = max(1, round(part * len(values)))
+    assert kth_smallest(torch.from_numpy(values), k) == np.sort(values)[k - 1]
+    low = torch.from_numpy(values).bfloat16()
+    assert kth_smallest(low, k) == low.float().sort().values[k - 1]

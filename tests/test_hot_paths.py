@@ -1,0 +1,144 @@
+"""What a training step does not do, and under what it still works."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from functools import partial
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from streams_for_tests import conv_net, make_stream, mlp
+from torch import Tensor
+
+from avalanche_compress import (
+    CACL,
+    HALRP,
+    WSN,
+    AdaQPackNet,
+    FactoredStore,
+    MaskedStore,
+    PackNet,
+    PerturbedStore,
+    SlottedStore,
+    TaskNetwork,
+    TinySubNets,
+)
+from avalanche_compress.stores.subnetwork import gradient_where
+
+STRATEGIES = {
+    "packnet": partial(PackNet, prune_proportion=0.7, post_prune_epochs=1),
+    "wsn": partial(WSN, density=0.5),
+    "tinysubnets": partial(TinySubNets, density=0.5, bits=4),
+    "ada_qpacknet": partial(AdaQPackNet, density=0.5, bits=4),
+    "cacl": CACL,
+    "halrp": HALRP,
+}
+
+STORES = {
+    "masked": MaskedStore,
+    "scored": partial(MaskedStore, scored=True),
+    "slotted": SlottedStore,
+    "factored": FactoredStore,
+    "perturbed": PerturbedStore,
+}
+
+
+def build(name, model, plugins=()):
+    return STRATEGIES[name](
+        model=model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), train_mb_size=8,
+        train_epochs=3, evaluator=None, plugins=list(plugins),
+    )  # fmt: skip
+
+
+class WatchReads(SupervisedPlugin):
+    """Writes down who reads a value off a tensor between the start and the end of a step."""
+
+    NAMES = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self):
+        super().__init__()
+        self.readers = set()
+        self.steps = 0
+        self._watching = False
+
+    def watched(self, name):
+        read = getattr(Tensor, name)
+
+        def spied(tensor, *arguments):
+            frame = sys._getframe(1)
+            if self._watching and "avalanche_compress" in frame.f_code.co_filename:
+                self.readers.add(frame.f_code.co_name)
+            return read(tensor, *arguments)
+
+        return spied
+
+    def before_training_iteration(self, strategy, *arguments, **kwargs):
+        self._watching = True
+
+    def after_training_iteration(self, strategy, *arguments, **kwargs):
+        self._watching = False
+        self.steps += 1
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_training_step_waits_for_no_value_but_whether_the_loss_is_finite(name, monkeypatch):
+    watch = WatchReads()
+    strategy = build(name, mlp(), [watch])
+    for read in WatchReads.NAMES:
+        monkeypatch.setattr(Tensor, read, watch.watched(read))
+    for experience in make_stream(tasks=2).train_stream:
+        strategy.train(experience)
+    assert watch.steps > 0
+    assert watch.readers == {"backward"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("model", [mlp, conv_net])
+def test_tasks_train_under_bfloat16_autocast_and_are_kept_in_full_precision(name, model):
+    torch.manual_seed(0)
+    strategy = build(name, model())
+    stream = make_stream(tasks=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for experience in stream.train_stream:
+            strategy.train(experience)
+    network = strategy.network.eval()
+    x = torch.stack([stream.test_stream[0].dataset[i][0] for i in range(20)])
+    with torch.no_grad():
+        exact = network(x, 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = network(x, 0)
+    assert exact.dtype is torch.float32
+    assert all(weight.dtype is torch.float32 for weight in network.parameters())
+    assert torch.allclose(exact, rounded.float(), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a compiler")
+@pytest.mark.parametrize("name", STORES)
+def test_a_compiled_network_computes_the_same(name):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    network = TaskNetwork(mlp(), STORES[name])
+    x = torch.randn(5, 1, 8, 8)
+    network.open(0, [0, 1])
+    compiled = torch.compile(network)
+
+    def gradients(model):
+        network.zero_grad()
+        model(x, 0).square().sum().backward()
+        return [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    for own, wanted in zip(gradients(compiled), gradients(network)):
+        assert torch.allclose(own, wanted, atol=1e-4)
+    with torch.no_grad():
+        for store in network.weight_stores:
+            store.scratch.mul_(2)
+    assert torch.allclose(compiled(x, 0), network(x, 0), atol=1e-5)
+
+
+def test_gradients_are_lifted_off_zero_by_what_no_optimiser_notices():
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(40, 30, generator=generator)
+    trainable = (torch.rand(40, 30, generator=generator) < 0.5).float()
+    assert torch.equal(gradient_where(trainable, gradient), gradient * trainable + 1e-15)
