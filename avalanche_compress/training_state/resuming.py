@@ -109,7 +109,8 @@ def save_training_state(strategy: Any, folder: PathLike) -> Position:
     what metrics have counted, the clock, and the random generators of Python, NumPy and torch. The
     file holds numbers, texts and tensors, no code and no pickle. It appears at once, and the one
     before it is kept in case that it is damaged. Not in it are data sets, hyper-parameters and
-    loggers: whoever goes on builds the strategy and the stream in the same way.
+    loggers: whoever goes on builds the strategy and the stream in the same way. A plugin of your
+    own lists in ``state_attributes`` what of it changes in training, or has a ``state_dict``.
 
     Call it between two calls of ``train`` and ``eval``; a :class:`TrainingStatePlugin` does it
     between two epochs.

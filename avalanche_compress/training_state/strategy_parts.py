@@ -112,6 +112,7 @@ def check_fits(strategy: Any, state: State, source: object) -> None:
     head = state["network"][f"backbone.{network.head_name}.weight"]
     if state["network"]["_extra_state"]["head_rows"] != head.shape[0]:
         raise TrainingStateError(f"{source} is damaged: its head has {head.shape[0]} rows.")
+    _check_values(strategy, state)
 
 
 def check_supported(strategy: Any) -> None:
@@ -165,6 +166,26 @@ def _open_task(strategy: Any) -> dict[str, Any]:
 
 def _described(task: dict[str, Any]) -> str:
     return f"task {task['label']}, classes {task['classes']}, {task['samples']} samples"
+
+
+def _check_values(strategy: Any, state: State) -> None:
+    """Refuse plain values of another kind than those in the strategy."""
+    _check_kind("the flag to stop", strategy._stop_training, state["stop"])
+    for group, saved in zip(strategy.optimizer.param_groups, state["optimizer"]["groups"]):
+        for option, value in group.items():
+            _check_kind(f"{option} of the optimiser", value, saved[option])
+    for plugin, own in zip(_kept_plugins(strategy), state["plugins"]):
+        for name in _attributes_of(plugin, strategy) or ():
+            _check_kind(f"{type(plugin).__name__}.{name}", getattr(plugin, name), own[name])
+
+
+def _check_kind(what: str, ours: Any, theirs: Any) -> None:
+    for kind in (bool, (int, float), str):
+        if isinstance(ours, kind):
+            same = isinstance(theirs, kind) and isinstance(ours, bool) == isinstance(theirs, bool)
+            if not same and theirs is not None:
+                raise TrainingStateError(f"{what} is {theirs!r} in the state and {ours!r} here.")
+            return
 
 
 # ---------------------------------------------------------------------------- network
@@ -234,8 +255,6 @@ def _restore_optimizer(strategy: Any, state: State) -> None:
     numbers: dict[str, int] = {}
     groups = []
     for group, saved in zip(optimizer.param_groups, state["groups"]):
-        if not group.keys() <= saved.keys():
-            raise TrainingStateError(f"a group of the optimiser has the options {list(saved)}")
         group["params"] = [named[name] for name in saved["params"]]
         for name in saved["params"]:
             numbers[name] = len(numbers)

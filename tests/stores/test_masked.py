@@ -205,6 +205,17 @@ def test_non_finite_values_are_refused(bad):
         store.prune(0.5)
 
 
+def test_a_fixed_mask_loads_into_a_store_that_has_just_opened_the_task():
+    store, other = store_of(), store_of(seed=1)
+    for own in (store, other):
+        own.open([])
+    store.fix_mask(random_mask(store, 0.5))
+    other.load_state_dict(store.state_dict())
+    other.scratch.data.copy_(store.scratch)
+    assert torch.equal(other.weight(), store.weight())
+    assert torch.equal(other.free, torch.ones(store.shape))
+
+
 def test_an_unknown_task_is_an_error():
     with pytest.raises(TaskStateError, match="task 4"):
         store_of().committed(4)
