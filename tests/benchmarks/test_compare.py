@@ -193,6 +193,25 @@ def test_both_scenarios_end_to_end(tmp_path, capsys):
     assert re.search(r"wsn +\d+\.\d\d +prototype +\d+\.\d\d +\d+\.\d\d", capsys.readouterr().out)
 
 
+def test_a_backbone_is_a_table_of_its_own_and_the_streams_own_is_not_spelled_out(tmp_path):
+    arguments = ["--strategies", "naive", "--epochs", "1", "--out", str(tmp_path)]
+    assert (
+        compare.parse([*arguments, "--backbone", "mlp"]).runs() == compare.parse(arguments).runs()
+    )
+    assert compare.main(arguments) == 0
+    assert compare.main([*arguments, "--backbone", "lenet"]) == 0
+    own, other = json.loads((tmp_path / "results.json").read_text())
+    assert [own["backbone"], other["backbone"]] == ["mlp", "lenet"]
+    assert own["recipe"] != other["recipe"]
+    names = {path.name for path in tmp_path.glob("matrix-*.png")}
+    assert names == {
+        "matrix-split_digits-naive-seed0.png",
+        "matrix-split_digits-lenet-naive-seed0.png",
+    }
+    titles = re.findall("### (.*)", (tmp_path / "table.md").read_text())
+    assert [title.split(", ")[1] for title in titles] == ["mlp", "lenet"]
+
+
 def test_orders_are_runs_of_their_own_with_files_of_their_own():
     options = compare.parse(["--strategies", "naive", "wsn", "--seeds", "0", "1", "--orders", "3"])
     runs = options.runs()

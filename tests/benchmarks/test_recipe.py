@@ -176,6 +176,23 @@ def test_the_rate_falls_from_the_recipes_own(folder, built):
     assert rates == [0.08, 0.04, 0.02]
 
 
+def test_the_rate_starts_anew_with_a_task_and_with_other_parameters(built):
+    strategy = built("naive", lr_decay=0.5)
+    (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
+    (group,) = strategy.optimizer.param_groups
+
+    def rates(epochs):
+        for strategy.clock.train_exp_epochs in epochs:
+            decay.before_training_epoch(strategy)
+            yield group["lr"] / decay.lr
+
+    assert list(rates(range(3))) == [1, 0.5, 0.25]
+    group["params"] = [torch.nn.Parameter(torch.ones(2)), *group["params"][1:]]
+    assert list(rates(range(3, 6))) == [1, 0.5, 0.25]
+    decay.before_training_exp(strategy)
+    assert list(rates(range(2))) == [1, 0.5]
+
+
 def test_an_optimizer_is_part_of_what_a_run_is(folder):
     budget = STREAMS["split_digits"].budget
     write(folder, "default: {density: 0.5}")
