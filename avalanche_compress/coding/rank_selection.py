@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+import math
 from typing import Sequence
 
 import torch
@@ -251,7 +252,10 @@ class _Layers:
         return (known - energy).clamp(min=0)
 
     def _relative(self, importance: Sequence[float] | Tensor) -> Tensor:
-        """The importance of each layer as a fraction of the largest, zeros if that is zero."""
+        """The importance of each layer by the power of two that leaves the largest in [1, 2).
+
+        Nothing is rounded, so that scores which are equal stay so; zeros if all are zero.
+        """
         values = self.per_layer("importance", importance, 1).double()
         if not values.isfinite().all():
             raise NonFiniteError(
@@ -262,7 +266,10 @@ class _Layers:
             raise ValueError(
                 f"the importance of the layers is {values.tolist()}, expected 0 or more."
             )
-        return values / values.max() if values.any() else values
+        if not values.any():
+            return values
+        _, exponent = math.frexp(float(values.max()))
+        return values / math.ldexp(1.0, exponent - 1)
 
 
 def _keep_fraction(layers: _Layers, rate: float) -> tuple[Tensor, float]:

@@ -89,6 +89,20 @@ def test_ranks_are_those_of_a_loop_over_the_sorted_scores(network, rate, least, 
     assert all(selection.certified)
 
 
+def test_a_sum_that_is_just_the_rates_part_is_not_above_it():
+    spectra = [[6, 5, 4, 3, 2, 2, 1], [1, 1, 1], [6, 4, 4, 4, 3, 3, 2, 1], [0]]
+    spectra = [torch.tensor(values, dtype=torch.float64) for values in spectra]
+    # 54 + 37.5 + 36 + 24 are .6 of 252.5; a division by 1.5 would round them apart
+    importance, sizes = [1.5, 0.25, 0.25, 0.0], [1, 4, 4, 1]
+    assert ranks_of(spectra, importance, 0.6, kernel_sizes=sizes, min_rank=0) == [3, 0, 2, 0]
+
+
+@pytest.mark.parametrize("largest", [5e-324, 1.7e308])
+def test_the_extremes_of_importance_have_ratios_too(largest):
+    spectra = [torch.ones(3), torch.ones(3)]
+    assert ranks_of(spectra, [largest, 0.0], 0.9, min_rank=0) == [3, 0]
+
+
 @settings(max_examples=150, deadline=None)
 @given(networks())
 def test_a_larger_rate_lowers_no_rank_and_one_is_full_rank(network):
