@@ -100,7 +100,8 @@ def test_a_sum_that_is_just_the_rates_part_is_not_above_it():
 @pytest.mark.parametrize("largest", [5e-324, 1.7e308])
 def test_the_extremes_of_importance_have_ratios_too(largest):
     spectra = [torch.ones(3), torch.ones(3)]
-    assert ranks_of(spectra, [largest, 0.0], 0.9, min_rank=0) == [3, 0]
+    importance = torch.tensor([largest, 0.0], dtype=torch.float64)
+    assert ranks_of(spectra, importance, 0.9, min_rank=0) == [3, 0]
 
 
 @settings(max_examples=150, deadline=None)
