@@ -7,11 +7,10 @@ import json
 import re
 from typing import Any, Callable, Dict, NoReturn
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
 
+from avalanche_compress.coding import bytes_tensor
 from avalanche_compress.errors import ArchiveError
 from avalanche_compress.files import PathLike
 
@@ -36,7 +35,7 @@ def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
     text = _compact(manifest)
     if 2 * len(text) > _LONGEST_HEADER:
         raise ArchiveError(f"the network cannot be archived: its manifest has {len(text)} bytes.")
-    tensors = {name: _as_tensor(content[name]) for name in PARTS}
+    tensors = {name: bytes_tensor(content[name]) for name in PARTS}
     # one entry: safetensors writes several in an order that differs from run to run
     return bytes(save_safetensors(tensors, metadata={FORMAT: text}))
 
@@ -154,7 +153,3 @@ def _checksum(manifest: Manifest, content: dict[str, bytes]) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
-
-
-def _as_tensor(part: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(part), dtype=torch.uint8) if part else torch.empty(0).byte()

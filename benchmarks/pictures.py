@@ -196,12 +196,23 @@ def curve_figure(results: Sequence[RunResult]) -> Figure:
 
     :param results: all runs.
     """
-    groups = panels_of(results)
-    figure = new_figure(8.6, 4.0 * len(groups))
-    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     styles = styles_of(results)
+    return _stacked(results, lambda _: 4.0, lambda axes, runs: _draw_curves(axes, runs, styles))
+
+
+def _stacked(
+    results: Sequence[RunResult],
+    height: Callable[[Sequence[RunResult]], float],
+    draw: Callable[[Axes, Sequence[RunResult]], None],
+) -> Figure:
+    """A panel per stream and scenario, one above the other, each as high as its runs need."""
+    groups = panels_of(results)
+    heights = [height(runs) for _, runs in groups]
+    figure = new_figure(8.6, sum(heights))
+    grid = {"height_ratios": heights}
+    panels = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw=grid)[:, 0]
     for axes, (stream, runs) in zip(panels, groups):
-        _draw_curves(axes, runs, styles)
+        draw(axes, runs)
         axes.set_title(title_of(runs, stream), size=11, loc="left")
     return figure
 
@@ -243,14 +254,8 @@ def bytes_figure(results: Sequence[RunResult]) -> Figure:
 
     :param results: all runs.
     """
-    groups = panels_of(results)
-    figure = new_figure(8.6, 4.4 * len(groups))
-    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
     styles = styles_of(results)
-    for axes, (stream, runs) in zip(panels, groups):
-        _draw_sizes(axes, runs, styles)
-        axes.set_title(title_of(runs, stream), size=11, loc="left")
-    return figure
+    return _stacked(results, lambda _: 4.4, lambda axes, runs: _draw_sizes(axes, runs, styles))
 
 
 def _draw_sizes(axes: Axes, runs: Sequence[RunResult], styles: dict[str, Style]) -> None:
@@ -311,16 +316,11 @@ def time_figure(results: Sequence[RunResult]) -> Figure:
 
     :param results: all runs.
     """
-    groups = panels_of(results)
-    heights = [1.1 + 0.3 * len(by_strategy(runs)) for _, runs in groups]
-    figure = new_figure(8.6, sum(heights))
-    panels = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[
-        :, 0
-    ]
-    for axes, (stream, runs) in zip(panels, groups):
-        _draw_times(axes, by_strategy(runs))
-        axes.set_title(title_of(runs, stream), size=11, loc="left")
-    return figure
+    return _stacked(
+        results,
+        lambda runs: 1.1 + 0.3 * len(by_strategy(runs)),
+        lambda axes, runs: _draw_times(axes, by_strategy(runs)),
+    )
 
 
 def _draw_times(axes: Axes, strategies: dict[str, list[RunResult]]) -> None:

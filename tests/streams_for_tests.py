@@ -1,14 +1,36 @@
-"""Small streams and models that several tests share."""
+"""Small streams, models and strategies that several tests share."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
-from avalanche_compress import load_archive, load_checkpoint, save_archive, save_checkpoint
+from avalanche_compress import (
+    CACL,
+    HALRP,
+    WSN,
+    AdaQPackNet,
+    PackNet,
+    TinySubNets,
+    load_archive,
+    load_checkpoint,
+    save_archive,
+    save_checkpoint,
+)
 
 CLASSES = 2
+
+OURS = {
+    "packnet": partial(PackNet, prune_proportion=0.7, post_prune_epochs=1),
+    "wsn": partial(WSN, density=0.5),
+    "tinysubnets": partial(TinySubNets, density=0.5, bits=4),
+    "ada_qpacknet": partial(AdaQPackNet, density=0.5, bits=4),
+    "cacl": CACL,
+    "halrp": HALRP,
+}
 
 
 def make_stream(tasks: int = 3, samples: int = 60, seed: int = 0, shape=(1, 8, 8), labels=None):

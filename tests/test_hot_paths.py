@@ -9,32 +9,17 @@ from functools import partial
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from streams_for_tests import conv_net, make_stream, mlp
+from streams_for_tests import OURS, conv_net, make_stream, mlp
 from torch import Tensor
 
 from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
     FactoredStore,
     MaskedStore,
-    PackNet,
     PerturbedStore,
     SlottedStore,
     TaskNetwork,
-    TinySubNets,
 )
 from avalanche_compress.stores.subnetwork import gradient_where
-
-STRATEGIES = {
-    "packnet": partial(PackNet, prune_proportion=0.7, post_prune_epochs=1),
-    "wsn": partial(WSN, density=0.5),
-    "tinysubnets": partial(TinySubNets, density=0.5, bits=4),
-    "ada_qpacknet": partial(AdaQPackNet, density=0.5, bits=4),
-    "cacl": CACL,
-    "halrp": HALRP,
-}
 
 STORES = {
     "masked": MaskedStore,
@@ -46,7 +31,7 @@ STORES = {
 
 
 def build(name, model, plugins=()):
-    return STRATEGIES[name](
+    return OURS[name](
         model=model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), train_mb_size=8,
         train_epochs=3, evaluator=None, plugins=list(plugins),
     )  # fmt: skip
@@ -82,7 +67,7 @@ class WatchReads(SupervisedPlugin):
         self.steps += 1
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OURS)
 def test_a_training_step_waits_for_no_value_but_whether_the_loss_is_finite(name, monkeypatch):
     watch = WatchReads()
     strategy = build(name, mlp(), [watch])
@@ -94,7 +79,7 @@ def test_a_training_step_waits_for_no_value_but_whether_the_loss_is_finite(name,
     assert watch.readers == {"backward"}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("model", [mlp, conv_net])
 def test_tasks_train_under_bfloat16_autocast_and_are_kept_in_full_precision(name, model):
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.models import as_multitask
 from avalanche.training import EWC, Naive, Replay
 from avalanche.training.plugins import EvaluationPlugin
-from streams_for_tests import make_stream, mlp
+from streams_for_tests import OURS, make_stream, mlp
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 from torchvision import transforms
@@ -33,16 +33,11 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN
 from torchvision.transforms import v2
 
 from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
     ByteValues,
     NoTensorsError,
     PackNet,
     TensorDataPlugin,
     TensorSamples,
-    TinySubNets,
     ValidationPlugin,
 )
 from avalanche_compress.plugins.tensor_data import TensorLoader
@@ -350,16 +345,6 @@ def test_strategies_of_avalanche_end_with_the_same_weights(name, loaders):
 
     on = {"plugins": [TensorDataPlugin()]}
     check_same_run(build, make_stream(samples=40), {"plugins": []}, on, loaders)
-
-
-OURS = {
-    "packnet": partial(PackNet, prune_proportion=0.7, post_prune_epochs=1),
-    "wsn": partial(WSN, density=0.5),
-    "tinysubnets": partial(TinySubNets, density=0.5, bits=4),
-    "ada_qpacknet": partial(AdaQPackNet, density=0.5, bits=4),
-    "cacl": CACL,
-    "halrp": HALRP,
-}
 
 
 @pytest.mark.parametrize("name", OURS)

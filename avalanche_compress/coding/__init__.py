@@ -27,7 +27,7 @@ from avalanche_compress.coding.selection import (
     magnitude_mask,
     top_mask_,
 )
-from avalanche_compress.coding.stream import ByteReader, ByteWriter
+from avalanche_compress.coding.stream import ByteReader, ByteWriter, bytes_tensor
 
 __all__ = [
     "ByteReader",
@@ -38,6 +38,7 @@ __all__ = [
     "FixedPoint",
     "Quantised",
     "balanced_factors",
+    "bytes_tensor",
     "decode_mask",
     "encode_mask",
     "fixed_point",

@@ -28,6 +28,19 @@ _WIRE = {
 }
 
 
+def bytes_tensor(data: bytes) -> Tensor:
+    """A copy of bytes as a tensor, uint8, of which there may be none.
+
+    :param data: the bytes.
+
+    >>> bytes_tensor(b"ab"), bytes_tensor(b"").shape
+    (tensor([97, 98], dtype=torch.uint8), torch.Size([0]))
+    """
+    if not data:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
 class ByteWriter:
     """Collects a section of bytes that :class:`ByteReader` reads back in the same order.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader, CorruptStreamError
+from avalanche_compress.coding import ByteReader, CorruptStreamError, bytes_tensor
 from avalanche_compress.coding.low_rank import Factors
 from avalanche_compress.errors import NonFiniteError
 from avalanche_compress.stores.values import Values
@@ -101,12 +101,7 @@ class Store(nn.Module, ABC):
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The sections as tensors, so that ``state_dict`` carries the finished tasks."""
-        return {
-            str(task): torch.frombuffer(bytearray(section), dtype=torch.uint8)
-            if section
-            else torch.empty(0, dtype=torch.uint8)
-            for task, section in self.sections.items()
-        }
+        return {str(task): bytes_tensor(section) for task, section in self.sections.items()}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Restore the finished tasks from a ``state_dict``, in order.

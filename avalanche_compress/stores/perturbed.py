@@ -401,16 +401,19 @@ class PerturbedStore(WeightStore):
         x, *others = args
         if kwargs or not isinstance(x, Tensor):
             return None
-        left, right = self.factors
-        parts = self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
         if function is F.linear and self._pays(x.numel() // self.columns):
-            return perturbed_linear(x, *parts, *others[1:])
-        if function is F.conv2d and len(others) == 6 and right.shape[2] == self.columns:
+            return perturbed_linear(x, *self._parts(), *others[1:])
+        if function is F.conv2d and len(others) == 6 and self.right.shape[2] == self.columns:
             _, bias, stride, padding, dilation, _ = others
             plain = isinstance(padding, tuple) and set(dilation) == {1}
             if plain and self._pays_to_convolve(x, stride):
-                return perturbed_conv2d(x, *parts, bias, stride, padding)
+                return perturbed_conv2d(x, *self._parts(), bias, stride, padding)
         return None
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """W, r, s, U and A of the open task, of a weight in one group."""
+        left, right = self.factors
+        return self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
 
     def _pays(self, rows: int) -> bool:
         """Whether a linear layer is faster from scales and factors.
