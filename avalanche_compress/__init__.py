@@ -13,6 +13,7 @@ from avalanche_compress.errors import (
     TaskStateError,
     TrainingStateError,
     UnsupportedModuleError,
+    UnsupportedPluginError,
     ValidationDataError,
 )
 from avalanche_compress.loggers import WandBLogger
@@ -105,6 +106,7 @@ __all__ = [
     "TrainingStateError",
     "TrainingStatePlugin",
     "UnsupportedModuleError",
+    "UnsupportedPluginError",
     "ValidationDataError",
     "ValidationPlugin",
     "WandBLogger",

@@ -14,6 +14,10 @@ class UnsupportedModuleError(CompressError, TypeError):
     """A module whose weights cannot be kept per task; raised before any training."""
 
 
+class UnsupportedPluginError(CompressError, TypeError):
+    """A plugin or a metric that cannot work beside sub-networks that never change."""
+
+
 class TaskLabelError(CompressError, ValueError):
     """An experience has no task label, or more than one."""
 

@@ -7,42 +7,23 @@ from typing import Any, Callable, Sequence
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_optimizers import update_optimizer
-from avalanche.training.plugins import (
-    BiCPlugin,
-    CoPEPlugin,
-    EvaluationPlugin,
-    GDumbPlugin,
-    GenerativeReplayPlugin,
-    MIRPlugin,
-    RARPlugin,
-    ReplayPlugin,
-)
+from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.errors import NonFiniteError, TaskInferenceError, TaskStateError
+from avalanche_compress.errors import NonFiniteError, TaskStateError
 from avalanche_compress.experiences import position_in_stream, single_task_label
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.tensor_data import TensorLoader
 from avalanche_compress.plugins.validation import load_batches
+from avalanche_compress.strategies.stock_plugins import check_plugins
 from avalanche_compress.task_inference import TaskInference
 from avalanche_compress.training_state import ResumableTraining
-
-REPLAYING = (
-    BiCPlugin,
-    CoPEPlugin,
-    GDumbPlugin,
-    GenerativeReplayPlugin,
-    MIRPlugin,
-    RARPlugin,
-    ReplayPlugin,
-)
-"""Avalanche's plugins that add samples of earlier experiences to training."""
 
 
 class CompressedStrategy(ResumableTraining, SupervisedTemplate):
@@ -78,6 +59,8 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
     :param eval_every: epochs between evaluations during training, -1 for none.
     :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
     :raises TaskStateError: if a given TaskNetwork has other stores than the method needs.
+    :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work beside
+        sub-networks that are frozen.
     :raises TaskInferenceError: if there is no such rule, if it cannot judge the network's tasks, or
         if a plugin replays samples, whose tasks nobody would know.
     """
@@ -107,8 +90,10 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
     ):
         if isinstance(task_inference, str):
             task_inference = TaskInference(task_inference)
-        if task_inference is not None:
-            _check_replay(plugins or [])
+        if callable(evaluator):
+            evaluator = evaluator()
+        metrics = [] if evaluator is None else evaluator.metrics
+        check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
         if isinstance(model, TaskNetwork):
             _check_stores(model, store)
             network = model
@@ -209,8 +194,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         super().backward()
 
     def _before_training(self, **kwargs: Any) -> None:
-        if self.task_inference is not None:
-            _check_replay(self.plugins)  # one may have been added since
+        check_plugins(self.plugins, self.task_inference is not None)  # one may have been added
         super()._before_training(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
@@ -220,18 +204,6 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
             batches = load_batches(self.adapted_dataset.eval(), self.train_mb_size)
             self.task_inference.collect(self.network, self.network.tasks[-1], batches)
         super()._after_training_exp(**kwargs)
-
-
-def _check_replay(plugins: Sequence[Any]) -> None:
-    """Refuse plugins that replay samples where nobody knows of which task a sample is."""
-    for plugin in plugins:
-        if isinstance(plugin, REPLAYING):
-            raise TaskInferenceError(
-                f"{type(plugin).__name__} replays samples of earlier tasks, and with "
-                "task_inference= all samples in training count as those of the task at hand, which "
-                "would learn them: leave it out (no finished task is forgotten anyway), or give a "
-                "stream with task labels without task_inference=."
-            )
 
 
 def _report_task_identity(evaluator: EvaluationPlugin) -> None:
