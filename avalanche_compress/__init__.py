@@ -30,6 +30,7 @@ from avalanche_compress.metrics import (
 )
 from avalanche_compress.network import TaskNetwork
 from avalanche_compress.plugins import (
+    AutocastPlugin,
     DensityRange,
     DensitySearch,
     FactorizationPlugin,
@@ -69,6 +70,7 @@ __all__ = [
     "WSN",
     "AdaQPackNet",
     "ArchiveError",
+    "AutocastPlugin",
     "ByteValues",
     "CapacityExhaustedError",
     "CheckpointError",

@@ -57,6 +57,7 @@ class Options:
     :param address: of a Ray cluster.
     :param device: ``"cpu"`` or ``"cuda"``.
     :param backbone: of all streams; None: each stream's own.
+    :param bf16: whether to train in bfloat16, with images channels last.
     """
 
     strategies: list[str]
@@ -75,11 +76,22 @@ class Options:
     address: str | None = None
     device: str = "cpu"
     backbone: str | None = None
+    bf16: bool = False
 
     def runs(self) -> list[RunKey]:
         """All runs, the strategies of one stream, scenario, order and seed beside each other."""
         return [
-            RunKey(strategy, stream, seed, scenario, rule, order, self.quick, self._other(stream))
+            RunKey(
+                strategy,
+                stream,
+                seed,
+                scenario,
+                rule,
+                order,
+                self.quick,
+                self._other(stream),
+                self.bf16,
+            )
             for stream in self.streams
             for scenario in self.scenarios
             for order in range(self.orders)
@@ -101,7 +113,7 @@ class Options:
 
     def budget(self, stream: str) -> Budget:
         """What is spent on each task of a stream."""
-        budget = STREAMS[stream].budget
+        budget = dataclasses.replace(STREAMS[stream].budget, bf16=self.bf16)
         if self.quick:
             # two of them, because some methods need an epoch after pruning
             few = min(budget.epochs, max(2, budget.epochs // 10))
@@ -241,6 +253,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--device", choices=DEVICES, default="cpu", help="auto: cuda where there is one"
     )
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="train in bfloat16, images channels last; tables, files and records say so",
+    )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     parser.epilog += f"; backbones: {' '.join(BACKBONES)}"
     given = parser.parse_args(arguments)
@@ -278,6 +295,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         given.address,
         _device(given.device),
         given.backbone,
+        given.bf16,
     )
 
 

@@ -212,6 +212,7 @@ def command_of(runs: Sequence[RunResult]) -> str:
     orders = 1 + max(run.order_index for run in runs)
     words += ["--orders", str(orders)] if orders > 1 else []
     words += ["--quick"] if first.quick else ["--epochs", str(first.epochs)]
+    words += ["--bf16"] if first.bf16 else []
     words += [] if first.own_backbone else ["--backbone", first.backbone]
     words += ["--device", first.device] if first.device != "cpu" else []
     return shlex.join(words)

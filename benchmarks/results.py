@@ -37,6 +37,7 @@ class RunKey:
     order_index: int = 0
     quick: bool = False
     backbone: str | None = None
+    bf16: bool = False
 
     @property
     def label(self) -> str:
@@ -49,13 +50,13 @@ class RunKey:
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
         stream += "" if self.backbone is None else f"-{self.backbone}"
         order = f"-order{self.order_index}" if self.order_index else ""
-        quick = "-quick" if self.quick else ""
+        quick = ("-quick" if self.quick else "") + ("-bf16" if self.bf16 else "")
         return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{quick}"
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
         order = f", order {self.order_index}" if self.order_index else ""
-        quick = ", quick" if self.quick else ""
+        quick = (", quick" if self.quick else "") + (", bf16" if self.bf16 else "")
         scenario += "" if self.backbone is None else f" with {self.backbone}"
         return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}{quick}"
 
@@ -94,6 +95,7 @@ class RunResult:
     :param bits: by dotted name of the weight, mean bits of the numbers that each task added to it,
         None where it added nothing; None where the method is not one of ours.
     :param hardware: the processor that it was computed on; empty where it was not recorded.
+    :param bf16: whether training computed in bfloat16.
     """
 
     strategy: str
@@ -126,6 +128,7 @@ class RunResult:
     densities: dict[str, list[float]] | None = None
     bits: dict[str, list[float | None]] | None = None
     hardware: str = ""
+    bf16: bool = False
 
     @property
     def key(self) -> RunKey:
@@ -139,6 +142,7 @@ class RunResult:
             self.order_index,
             self.quick,
             None if self.own_backbone else self.backbone,
+            self.bf16,
         )
 
     @property
@@ -264,16 +268,18 @@ def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
 
 
 def by_stream(results: Iterable[RunResult]) -> list[tuple[str, list[RunResult]]]:
-    """Runs that may stand in one table: those of a stream with the same backbone and epochs.
+    """Runs that may stand in one table: of one stream, backbone, number of epochs and precision.
 
     :param results: any runs.
-    :return: the stream's name, or the name and that they were quick, with the runs, in order of
-        first appearance.
+    :return: the stream's name, behind it in brackets whether they were quick and in bfloat16, with
+        the runs, in order of first appearance.
     """
-    grouped = _grouped(results, lambda run: (run.stream, run.backbone, run.quick, run.epochs))
+    grouped = _grouped(
+        results, lambda run: (run.stream, run.backbone, run.quick, run.epochs, run.bf16)
+    )
     return [
-        (f"{stream} (quick)" if quick else stream, runs)
-        for (stream, _, quick, _), runs in grouped.items()
+        (stream + " (quick)" * quick + " (bfloat16)" * bf16, runs)
+        for (stream, _, quick, _, bf16), runs in grouped.items()
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avalanche_compress import TensorDataPlugin
+from avalanche_compress import AutocastPlugin, TensorDataPlugin
 from benchmarks import pictures, recipe
 from benchmarks.checkpoints import History, claimed, read_history, write_history
 from benchmarks.display import Display, EpochWatcher
@@ -180,6 +180,8 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
     position = _Position(display, key)
     # the same way to the mini-batches for all strategies, so that their times compare
     settings.plugins.extend([EpochWatcher(position.epoch), TensorDataPlugin()])
+    if job.budget.bf16:
+        settings.plugins.append(AutocastPlugin(channels_last=True))
     history = read_history(job.checkpoints)
     display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
     _seed_everything(key.seed)
@@ -218,6 +220,7 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
         densities=(layers.densities or None) if layers else None,
         bits=(layers.bits or None) if layers else None,
         hardware=hardware(job.device),
+        bf16=key.bf16,
     )
 
 

@@ -104,7 +104,7 @@ def in_order(results: Iterable[RunResult]) -> list[RunResult]:
             _place(run.stream, streams),
             run.scenario != "task",
             (not run.own_backbone, run.backbone),
-            (run.quick, run.epochs),
+            (run.quick, run.epochs, run.bf16),
             run.order_index,
             run.seed,
             _place(run.strategy, strategies),

@@ -60,6 +60,7 @@ class Budget:
     :param eval_mb_size: examples per batch in evaluation.
     :param lr_decay: what the learning rate is multiplied by after each epoch of a phase, see
         :class:`~benchmarks.settings.LearningRateDecay`.
+    :param bf16: whether training computes in bfloat16, with images channels last.
     """
 
     epochs: int
@@ -68,6 +69,7 @@ class Budget:
     validation_fraction: float = 0.1
     eval_mb_size: int = 500
     lr_decay: float = 1.0
+    bf16: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """When a task is shaped: plugins for any Avalanche strategy over a TaskNetwork."""
 
+from avalanche_compress.plugins.autocast import AutocastPlugin
 from avalanche_compress.plugins.base import ShapingPlugin, shape_and_commit
 from avalanche_compress.plugins.factorization import FactorizationPlugin
 from avalanche_compress.plugins.growth import growth
@@ -11,6 +12,7 @@ from avalanche_compress.plugins.tensor_data import TensorDataPlugin
 from avalanche_compress.plugins.validation import ValidationPlugin
 
 __all__ = [
+    "AutocastPlugin",
     "DensityRange",
     "DensitySearch",
     "FactorizationPlugin",

@@ -133,6 +133,18 @@ def test_quick_runs_say_so_everywhere(tmp_path, capsys):
     assert (tmp_path / "matrix-split_digits-packnet-seed0-quick.png").exists()
 
 
+def test_runs_in_bfloat16_are_other_runs_and_say_so(tmp_path, capsys):
+    arguments = ["--strategies", "wsn", "--out", str(tmp_path), "--workers", "1", "--epochs", "1"]
+    assert compare.main(arguments) == 0
+    assert compare.main([*arguments, "--bf16"]) == 0
+    plain, bf16 = results(tmp_path)
+    assert not plain.bf16 and bf16.bf16 and plain.key != bf16.key
+    assert plain.archive_sha256 != bf16.archive_sha256
+    assert bf16.forgetting == 0
+    assert "wsn on split_digits, seed 0, bf16: finished" in capsys.readouterr().out
+    assert "### split_digits (bfloat16): 5 tasks" in (tmp_path / "table.md").read_text()
+
+
 def test_a_run_that_another_process_has_is_left_alone(tmp_path):
     folder = tmp_path / "run"
     refused = pytest.raises(checkpoints.RunInProgressError, match="another process")

@@ -182,7 +182,7 @@ def test_what_is_missing_or_does_not_compare_is_noted():
     [
         ["--strategies", "naive", "wsn", "--seeds", "0", "3", "--epochs", "7", "--orders", "2"],
         ["--strategies", "naive", "wsn", "--scenario", "class", "--inference", "energy", "--quick"],
-        ["--strategies", "joint", "--backbone", "lenet", "--epochs", "1"],
+        ["--strategies", "joint", "--backbone", "lenet", "--epochs", "1", "--bf16"],
     ],
 )
 def test_the_command_repeats_the_runs(arguments):
@@ -199,6 +199,7 @@ def test_the_command_repeats_the_runs(arguments):
             epochs=job.budget.epochs,
             backbone=job.backbone,
             own_backbone=job.key.backbone is None,
+            bf16=job.key.bf16,
         )
         for job in jobs
     ]

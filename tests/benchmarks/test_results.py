@@ -53,6 +53,7 @@ KEYS = [
     "densities",
     "bits",
     "hardware",
+    "bf16",
 ]
 
 MATRIX = [
