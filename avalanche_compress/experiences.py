@@ -20,26 +20,39 @@ def classes_in(experience: Any) -> list[int]:
     return sorted(int(c) for c in found)
 
 
+def task_labels_of(experience: Any) -> list[int] | None:
+    """The task labels of an experience: its own or, where Avalanche drops them, its samples'.
+
+    :param experience: of any of Avalanche's benchmarks; one that was split for validation has lost
+        its own.
+    :return: each once, ascending; None if there are none.
+    """
+    labels = getattr(experience, "task_labels", None)
+    if labels is None:
+        dataset = getattr(experience, "dataset", None)
+        labels = getattr(getattr(dataset, "targets_task_labels", None), "uniques", None)
+    return None if labels is None else sorted({int(label) for label in labels})
+
+
 def single_task_label(experience: Any) -> int:
     """The one task label of an experience.
 
     :param experience: of any of Avalanche's benchmarks.
     :raises TaskLabelError: if it has no label, or several.
     """
-    labels = getattr(experience, "task_labels", None)
+    labels = task_labels_of(experience)
     if labels is None:
         raise TaskLabelError(
             "the experience has no task labels, and every task needs one for a sub-network of "
             "its own: build the stream with return_task_id=True, or with with_task_labels(); for a "
             "stream that has none at test either, give the strategy task_inference='entropy'."
         )
-    distinct = sorted({int(label) for label in labels})
-    if len(distinct) != 1:
+    if len(labels) != 1:
         raise TaskLabelError(
-            f"the experience has the task labels {distinct} and one was expected: give each task "
+            f"the experience has the task labels {labels} and one was expected: give each task "
             "an experience of its own."
         )
-    return distinct[0]
+    return labels[0]
 
 
 def position_in_stream(experience: Any) -> int:

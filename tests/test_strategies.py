@@ -7,13 +7,19 @@ from functools import partial
 
 import pytest
 import torch
-from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    benchmark_with_validation_stream,
+    nc_benchmark,
+)
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
 from streams_for_tests import check_old_logits_stay, conv_net, inputs_of, logits, make_stream, mlp
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from avalanche_compress import (
     WSN,
@@ -559,6 +565,31 @@ def test_decisions_by_accuracy_ask_for_validation_data():
     )
     with pytest.raises(ValidationDataError, match="ValidationPlugin"):
         strategy.train(make_stream(1).train_stream[0])
+
+
+def test_a_stream_split_for_validation_keeps_its_tasks():
+    stream = benchmark_with_validation_stream(make_stream(2), 0.25, shuffle=True, seed=0)
+    evaluator = EvaluationPlugin(accuracy_metrics(experience=True))
+    strategy = build("wsn", mlp(), epochs=6, evaluator=evaluator)
+    for experience in stream.train_stream:
+        assert not hasattr(experience, "task_labels")  # Avalanche has dropped them
+        strategy.train(experience)
+    assert strategy.model.tasks == [0, 1]
+    for held_out in (stream.valid_stream, stream.test_stream):
+        results = strategy.eval(held_out)
+        assert sum("Top1_Acc_Exp" in name for name in results) >= 2
+        assert min(v for name, v in results.items() if "Top1_Acc_Exp" in name) > 0.8
+
+
+def test_evaluation_without_task_labels_is_refused():
+    stream = make_stream(1)
+    strategy = build("wsn", mlp(), epochs=1)
+    strategy.train(stream.train_stream[0])
+    data = TensorDataset(inputs_of(stream.test_stream[0]), torch.zeros(30).long())
+    data.targets = [0] * 30
+    unlabelled = benchmark_from_datasets(test=[as_classification_dataset(data)])
+    with pytest.raises(TaskLabelError, match=r"no task labels.*task_inference='entropy'"):
+        strategy.eval(unlabelled.streams["test"])
 
 
 def test_labels_that_are_not_remapped_and_old_style_benchmarks_work():

@@ -14,8 +14,12 @@ from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.errors import NonFiniteError, TaskStateError
-from avalanche_compress.experiences import position_in_stream, single_task_label
+from avalanche_compress.errors import NonFiniteError, TaskLabelError, TaskStateError
+from avalanche_compress.experiences import (
+    position_in_stream,
+    single_task_label,
+    task_labels_of,
+)
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
@@ -159,10 +163,10 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         """Logits of the mini-batch, by its task labels or by inferred ones.
 
         :return: ``(N, C)``.
+        :raises TaskLabelError: if labels are needed and the experience has none.
         """
         if self.task_inference is None:
-            task = self._known_task()
-            return super().forward() if task is None else self.model(self.mb_x, task)
+            return self.model(self.mb_x, self._task_labels())
         self.inferred_tasks = None
         if self.is_training:
             return self.model(self.mb_x, self.network.open_task)
@@ -173,12 +177,18 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
         return logits
 
-    def _known_task(self) -> int | None:
-        """The task of the whole mini-batch, where the loader knows it and nobody changed it."""
-        if not isinstance(self.dataloader, TensorLoader):
-            return None
-        labelled = hasattr(self.experience, "task_labels")
-        return self.dataloader.task_of(self.mb_task_id) if labelled else None
+    def _task_labels(self) -> int | Tensor:
+        """The mini-batch's; one int, where the loader knows it and nobody changed them."""
+        if not hasattr(self.experience, "task_labels") and task_labels_of(self.experience) is None:
+            raise TaskLabelError(
+                "the experience has no task labels, which say whose sub-network is to answer: "
+                "build the stream with return_task_id=True, or with with_task_labels(); for a "
+                "stream that has none, give the strategy task_inference='entropy'."
+            )
+        labels: Tensor = self.mb_task_id
+        loader = self.dataloader
+        known = loader.task_of(labels) if isinstance(loader, TensorLoader) else None
+        return labels if known is None else known
 
     def backward(self) -> None:
         """Back-propagate, unless the loss is NaN or infinite.
