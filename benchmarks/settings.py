@@ -121,14 +121,14 @@ class RunSettings:
 
 
 class LearningRateDecay(SupervisedPlugin):
-    """Sets the learning rate before each epoch, by the number of the epoch in its phase.
+    """Lowers the learning rate a little with each step, by the same factor over each epoch.
 
     A phase begins with a task, and within one whenever the optimiser gets other parameters, as
     HALRP's does after its warm-up. A run that was stopped goes on with a new task, so nothing of
     this has to be saved.
 
-    :param lr: the rate of the first epoch.
-    :param factor: what it is multiplied by after each epoch.
+    :param lr: the rate of a phase's first step.
+    :param factor: what it is multiplied by over an epoch.
     """
 
     def __init__(self, lr: float, factor: float) -> None:
@@ -142,11 +142,14 @@ class LearningRateDecay(SupervisedPlugin):
         """A task is a phase, whatever its parameters are."""
         self._parameters = set()
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Set the rate in all groups of the optimiser."""
-        groups, epoch = strategy.optimizer.param_groups, strategy.clock.train_exp_epochs
-        parameters = {id(parameter) for group in groups for parameter in group["params"]}
-        if parameters != self._parameters:
-            self._parameters, self._start = parameters, epoch
+        groups, clock = strategy.optimizer.param_groups, strategy.clock
+        epoch, step = clock.train_exp_epochs, clock.train_epoch_iterations
+        if step == 0:  # not before the epoch, when plugins may still give other parameters
+            parameters = {id(parameter) for group in groups for parameter in group["params"]}
+            if parameters != self._parameters:
+                self._parameters, self._start = parameters, epoch
+        done = epoch - self._start + step / len(strategy.dataloader)
         for group in groups:
-            group["lr"] = self.lr * self.factor ** (epoch - self._start)
+            group["lr"] = self.lr * self.factor**done

@@ -58,7 +58,7 @@ class Budget:
     :param lr: learning rate of the first epoch, unless a recipe has its own.
     :param validation_fraction: part of each task's training set that no strategy trains on.
     :param eval_mb_size: examples per batch in evaluation.
-    :param lr_decay: what the learning rate is multiplied by after each epoch of a phase, see
+    :param lr_decay: what the learning rate is multiplied by over each epoch of a phase, see
         :class:`~benchmarks.settings.LearningRateDecay`.
     :param bf16: whether training computes in bfloat16, with images channels last.
     """

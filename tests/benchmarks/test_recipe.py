@@ -169,21 +169,24 @@ def test_the_rate_falls_from_the_recipes_own(folder, built):
     write(folder, "default: {optimizer: {lr: 0.08}}", "naive")
     strategy = built("naive", lr_decay=0.5)
     (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
+    strategy.dataloader = range(2)
     rates = []
-    for strategy.clock.train_exp_epochs in range(3):
-        decay.before_training_epoch(strategy)
-        rates += [group["lr"] for group in strategy.optimizer.param_groups]
-    assert rates == [0.08, 0.04, 0.02]
+    for strategy.clock.train_exp_epochs in range(2):
+        for strategy.clock.train_epoch_iterations in range(2):
+            decay.before_training_iteration(strategy)
+            rates += [group["lr"] for group in strategy.optimizer.param_groups]
+    assert rates == pytest.approx([0.08, 0.08 * 0.5**0.5, 0.04, 0.04 * 0.5**0.5])
 
 
 def test_the_rate_starts_anew_with_a_task_and_with_other_parameters(built):
     strategy = built("naive", lr_decay=0.5)
     (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
     (group,) = strategy.optimizer.param_groups
+    strategy.dataloader = range(1)
 
     def rates(epochs):
         for strategy.clock.train_exp_epochs in epochs:
-            decay.before_training_epoch(strategy)
+            decay.before_training_iteration(strategy)
             yield group["lr"] / decay.lr
 
     assert list(rates(range(3))) == [1, 0.5, 0.25]
