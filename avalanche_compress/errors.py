@@ -50,6 +50,10 @@ class TrainingStateError(CompressError, RuntimeError):
     """A state to go on training from cannot be kept, is damaged, or is of another training."""
 
 
+class TrainingDataError(CompressError, ValueError):
+    """Samples that cannot be trained on: none, too few for BatchNorm, or of other classes."""
+
+
 class ValidationDataError(CompressError, ValueError):
     """A decision needs held-out data and none was set aside."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
-from typing import Any, Callable, Iterable, List, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Mapping, Sequence, Tuple
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from avalanche_compress.coding import CorruptStreamError
 from avalanche_compress.conversion import (
     find_head,
     replace_avalanche_heads,
@@ -21,11 +23,13 @@ from avalanche_compress.errors import (
     TaskAlreadyLearnedError,
     TaskLabelError,
     TaskStateError,
+    TrainingDataError,
     UnsupportedModuleError,
 )
 from avalanche_compress.experiences import classes_in, single_task_label
 from avalanche_compress.lending import Lending, evaluating
 from avalanche_compress.stores import MaskedStore, Place, PrivateStore, WeightStore
+from avalanche_compress.stores.base import non_finite
 from avalanche_compress.thin_layers import thin_layers, work_of
 
 MASKED_LOGIT = -1000.0
@@ -102,6 +106,10 @@ class TaskNetwork(MultiTaskModule):
             {name.replace(".", "/"): store(place, name) for name, place in tensors.shared.items()}
         )
         self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
+        self._moving = [
+            *(place for place in self.private.places if place.name in place.module._buffers),
+            *_counters(model),
+        ]
         self._static = tensors.static
         self.remember_static()
         self.classes: dict[int, tuple[int, ...]] = {}
@@ -146,6 +154,33 @@ class TaskNetwork(MultiTaskModule):
         :raises TaskStateError: if another task is open.
         :raises CapacityExhaustedError: if no weights are left for it.
         """
+        self._check_label(task)
+        for store in self.weight_stores:
+            store.check_open(self.tasks if reusable is None else reusable)
+        free = [store.free_weights for store in self.weight_stores]
+        if any(count is not None for count in free) and not any(count != 0 for count in free):
+            raise CapacityExhaustedError(
+                f"no free weights are left for task {task} after {len(self.tasks)} tasks: prune "
+                "more of each task, or start from a wider model."
+            )
+
+    def check_experience(self, experience: Any) -> None:
+        """Refuse an experience that cannot be trained on, before anything has changed.
+
+        :param experience: with samples of one task.
+        :raises TrainingDataError: if it has no samples.
+        :raises TaskLabelError: if it has no task label or several.
+        :raises TaskAlreadyLearnedError: if its task is finished.
+        :raises TaskStateError: if another task is open.
+        """
+        if not len(experience.dataset):
+            raise TrainingDataError(
+                "the experience has no samples, and a task is learned from one at least: leave it "
+                "out of the stream."
+            )
+        self._check_label(self.task_of(experience))
+
+    def _check_label(self, task: int) -> None:
         if task in self.classes:
             raise TaskAlreadyLearnedError(
                 f"task {task} is finished and its weights are frozen; each experience needs a task "
@@ -158,14 +193,6 @@ class TaskNetwork(MultiTaskModule):
                 f"task {self.open_task} is still in training, so task {task} cannot start: call "
                 "commit() to keep it or discard() to drop it. (A plain Avalanche strategy needs a "
                 "MaskingPlugin or QuantizationPlugin, which commits after each experience.)"
-            )
-        for store in self.weight_stores:
-            store.check_open(self.tasks if reusable is None else reusable)
-        free = [store.free_weights for store in self.weight_stores]
-        if any(count is not None for count in free) and not any(count != 0 for count in free):
-            raise CapacityExhaustedError(
-                f"no free weights are left for task {task} after {len(self.tasks)} tasks: prune "
-                "more of each task, or start from a wider model."
             )
 
     def open(self, task: int, classes: Iterable[int]) -> None:
@@ -186,6 +213,8 @@ class TaskNetwork(MultiTaskModule):
                 "0 on were expected: pass those of its targets."
             )
         self.check_open(task, reusable)
+        for name, module in self.backbone.named_modules():
+            _replace_spoiled(module, name)
         for store in self.weight_stores:
             store.open(self.tasks if reusable is None else reusable)
         self.open_task = task
@@ -237,9 +266,9 @@ class TaskNetwork(MultiTaskModule):
         :raises TaskLabelError: in training, if it has no task label or several.
         """
         classes = classes_in(experience)
-        self.max_class_label = max(self.max_class_label, max(classes, default=-1) + 1)
         if self.training:
             self.open(self.task_of(experience), classes)
+        self.max_class_label = max(self.max_class_label, max(classes, default=-1) + 1)
 
     def forward(self, x: Tensor, task_labels: Any = None) -> Any:
         """Logits of each sample by the sub-network of its task.
@@ -285,7 +314,11 @@ class TaskNetwork(MultiTaskModule):
         """
         if task == self.open_task:
             loans = [(store.place, store.loan()) for store in self.weight_stores]
-            logits = self._lend(loans, x, task)
+            try:
+                logits = self._lend(loans, x, task)
+            except RuntimeError as error:
+                self._check_head_is_last(lambda: self._lend(loans, x, task), task, error)
+                raise
         else:
             logits = self._run_finished(x, task)
         self._check_logits(logits, task)
@@ -301,6 +334,30 @@ class TaskNetwork(MultiTaskModule):
         for chosen, logits in parts:
             out[chosen, ..., : logits.shape[-1]] = logits
         return out
+
+    def _check_head_is_last(self, run: Callable[[], Tensor], task: int, error: Exception) -> None:
+        """Tell a model that fails behind the head, which has an output for each class of a task.
+
+        :param run: a forward pass of the task.
+        :param error: what it raised.
+        :raises UnsupportedModuleError: if the head had given its output by then.
+        """
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            return
+        reached: list[bool] = []
+        hook = self.head.register_forward_hook(lambda *_: reached.append(True))
+        try:
+            with evaluating(self.backbone), torch.no_grad():
+                run()
+        except RuntimeError:
+            if reached:
+                raise UnsupportedModuleError(
+                    f"the model fails behind its layer {self.head_name!r}, which has as many "
+                    f"outputs as task {task} has classes ({error}): if that is not the layer that "
+                    "gives the logits, build the model anew and name that one with head=."
+                ) from error
+        finally:
+            hook.remove()
 
     def _check_logits(self, logits: Tensor, task: int) -> None:
         classes = len(self.classes_of(task))
@@ -397,6 +454,28 @@ class TaskNetwork(MultiTaskModule):
             return next(reversed(self.classes))
         return self.open_task
 
+    def moving_tensors(self) -> list[Tensor]:
+        """What a forward pass in training moves: running statistics and other buffers of a task."""
+        return [place.tensor for place in self._moving]
+
+    def spoiled(self) -> str | None:
+        """The name of a tensor of the open task that holds NaN or infinite values, if any."""
+        private = zip(self.private.names, (place.tensor for place in self.private.places))
+        named = ((name.partition(".")[2], own) for name, own in self.named_parameters())
+        for name, tensor in (*named, *private):
+            if not bool(torch.isfinite(tensor).all()):
+                return name.replace("/", ".")
+        return None
+
+    def check_finite(self) -> None:
+        """Refuse to shape or keep what is NaN or infinite.
+
+        :raises NonFiniteError: naming a tensor of the open task.
+        """
+        name = self.spoiled()
+        if name is not None:
+            raise non_finite(name)
+
     # ------------------------------------------------------------------ looking inside
 
     def weight_of(self, name: str, task: int) -> Tensor:
@@ -490,6 +569,27 @@ class TaskNetwork(MultiTaskModule):
         self._static_marks = dict(state["static_marks"])
         self._deactivate()
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take a state over; everything is read before anything is changed.
+
+        :param state_dict: of a network of the same model and stores.
+        :param args: further arguments of ``nn.Module.load_state_dict``, as ``kwargs``.
+        :raises CorruptStreamError: if a task of a store is damaged, or a store lacks one.
+        """
+        trial = copy.deepcopy(self)
+        try:
+            super(TaskNetwork, trial).load_state_dict(state_dict, *args, **kwargs)
+            for store in [trial.private, *trial.weight_stores]:
+                if list(store.sections) != trial.tasks:
+                    raise CorruptStreamError(
+                        f"{store.name} has the tasks {list(store.sections)} of {trial.tasks}"
+                    )
+        except CorruptStreamError as error:
+            raise CorruptStreamError(
+                f"the state is damaged, and the network is as it was: {error}"
+            ) from error
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
         """Declare the tasks that the stores were restored with.
 
@@ -504,9 +604,13 @@ class TaskNetwork(MultiTaskModule):
         return {**self.__dict__, "_active": {}, "_stack": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TaskNetwork:
-        if self.classes and fn(torch.empty(0, dtype=self.head.weight.dtype)).dtype != (
-            self.head.weight.dtype
-        ):
+        moved = fn(torch.empty(0, dtype=self.head.weight.dtype))
+        if self.classes and moved.is_meta:
+            raise TaskStateError(
+                f"on the device 'meta' tensors have no values, and the tasks {self.tasks} would be "
+                "lost: move a copy, copy.deepcopy(network.backbone).to('meta')."
+            )
+        if self.classes and moved.dtype != self.head.weight.dtype:
             raise TaskStateError(
                 f"the tasks {self.tasks} were learned in {self.head.weight.dtype} and would "
                 "compute other logits in another type: convert materialise(task), or the network "
@@ -552,6 +656,15 @@ class TaskNetwork(MultiTaskModule):
                 self.head._parameters[name] = nn.Parameter(resized, own.requires_grad)
 
 
+def _counters(model: nn.Module) -> list[Place]:
+    """Where norms count their batches."""
+    return [
+        Place(module, "num_batches_tracked")
+        for module in model.modules()
+        if module._buffers.get("num_batches_tracked") is not None
+    ]
+
+
 def _start_counting(norm: nn.modules.batchnorm._NormBase) -> None:
     """Count batches anew; statistics go on, unless an attempt that diverged has spoiled them."""
     if norm.num_batches_tracked is not None:
@@ -559,6 +672,36 @@ def _start_counting(norm: nn.modules.batchnorm._NormBase) -> None:
     statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
     if not all(bool(torch.isfinite(t).all()) for t in statistics):
         norm.reset_running_stats()
+
+
+@torch.no_grad()
+def _replace_spoiled(module: nn.Module, name: str) -> None:
+    """Let entries of a module's own parameters start anew that an attempt has made NaN or infinite.
+
+    They start as the module does when it is built, or at 0 if it does not say how.
+    """
+    spoiled = [
+        own
+        for own, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.requires_grad
+        and not bool(torch.isfinite(parameter).all())
+    ]
+    if not spoiled:
+        return
+    fresh = copy.deepcopy(module)
+    reset = getattr(fresh, "reset_parameters", None) or getattr(fresh, "_reset_parameters", None)
+    if callable(reset):
+        reset()
+    for own in spoiled:
+        parameter, anew = module._parameters[own], fresh._parameters[own]
+        assert parameter is not None and anew is not None
+        parameter.copy_(torch.where(parameter.isfinite(), parameter, anew).nan_to_num_(0, 0, 0))
+        warnings.warn(
+            f"{f'{name}.{own}'.lstrip('.')} held NaN or infinite values, from a training that "
+            "diverged; those entries start anew.",
+            stacklevel=3,
+        )
 
 
 def _mark(tensor: Tensor) -> int:

@@ -201,10 +201,13 @@ def free_rank(
     :param policy: one of :data:`GROWTH`.
     :param fixed: terms of a task with ``"fixed"``.
     :param grow_from: finished tasks before the total may grow; the public code has 2.
-    :return: 0 or more.
+    :return: 0 or more, also where the tasks have kept more than ``initial`` (they were trained with
+        another rank, or come from a file).
 
     >>> free_rank([9, 5], 18), free_rank([9, 5, 9], 18)
     (9, 11)
+    >>> free_rank([9, 5], 4, "none")
+    0
     """
     if policy == "fixed":
         return fixed
@@ -217,7 +220,7 @@ def free_rank(
         if policy != "none" and len(cumulative) >= grow_from:
             free = max(free, int(_wanted(policy, cumulative, initial)))
         total = used + free
-    return total - used
+    return max(0, total - used)
 
 
 def _wanted(policy: str, cumulative: Sequence[int], initial: int) -> float:

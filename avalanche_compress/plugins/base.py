@@ -47,6 +47,8 @@ def shape_and_commit(strategy: Any) -> None:
         return
     shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
     for plugin in sorted(shaping, key=lambda plugin: plugin.turn):
+        if plugin.turn:  # the best epoch is back by now, and may be finite where the last is not
+            network.check_finite()
         plugin.shape(strategy)
     network.commit()
 

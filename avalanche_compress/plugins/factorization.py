@@ -82,6 +82,8 @@ class FactorizationPlugin(ShapingPlugin):
                 f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part "
                 "of the break-even rank), or 'full'."
             )
+        if not (isinstance(grow_from, int) and grow_from >= 0):
+            raise TaskStateError(f"grow_from={grow_from!r} must be an int of at least 0.")
         if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual >= 0):
             raise TaskStateError(
                 f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "

@@ -14,7 +14,7 @@ from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin, stores_of
 from avalanche_compress.plugins.validation import (
     ValidationPlugin,
-    find_validation,
+    restart_comparisons,
     validation_of,
 )
 from avalanche_compress.stores import SubnetworkStore
@@ -212,9 +212,7 @@ class MaskingPlugin(ShapingPlugin):
         left = strategy.train_epochs - strategy.clock.train_exp_epochs
         if not self._pruned and 0 < left <= self.post_prune_epochs < strategy.train_epochs:
             self._prune(strategy)
-            validation = find_validation(strategy)
-            if validation is not None:
-                validation.restart()
+            restart_comparisons(strategy)
 
     def shape(self, strategy: Any) -> None:
         network = network_of(strategy)

@@ -29,8 +29,8 @@ from avalanche_compress.plugins.growth import (
 from avalanche_compress.plugins.importance import IMPORTANCE, Batch, layer_importance
 from avalanche_compress.plugins.validation import (
     ValidationPlugin,
-    find_validation,
     iterate_batches,
+    restart_comparisons,
     validation_of,
 )
 from avalanche_compress.stores import PerturbedStore
@@ -298,7 +298,7 @@ class PerturbationPlugin(ShapingPlugin):
                 layer.perturb(rank)
         self._perturbed = True
         strategy.make_optimizer(reset_optimizer_state=True)
-        _restart_validation(strategy)
+        restart_comparisons(strategy)
 
     def _importance(self, strategy: Any, stores: Sequence[PerturbedStore]) -> Tensor:
         kind = "uniform" if self.rank_method == "flat" else self.importance
@@ -382,7 +382,7 @@ class PerturbationPlugin(ShapingPlugin):
             if not bool(left.all() and right.all()):
                 store.fix_masks(left, right)
         self._pruned = True
-        _restart_validation(strategy)
+        restart_comparisons(strategy)
 
     def _masks(self, factors: Sequence[Tensor], network: TaskNetwork) -> list[Tensor]:
         entries = sum(factor.numel() for factor in factors)
@@ -469,13 +469,6 @@ class _Layer:
         factors = [balanced_factors(svd, rank) for svd in self._svds]
         left, right = (torch.stack(parts) for parts in zip(*factors))
         self.store.perturb(self._r, self._s, left, right)
-
-
-def _restart_validation(strategy: Any) -> None:
-    """What was the best epoch so far had weights of another form."""
-    validation = find_validation(strategy)
-    if validation is not None:
-        validation.restart()
 
 
 def _least_entries(store: PerturbedStore, min_rank: int) -> int:

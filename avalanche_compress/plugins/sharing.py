@@ -8,7 +8,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
-from avalanche_compress.errors import TaskStateError
+from avalanche_compress.errors import NonFiniteError, TaskStateError, ValidationDataError
 from avalanche_compress.lending import evaluating
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import shape_and_commit
@@ -84,11 +84,32 @@ class SharingPlugin(SupervisedPlugin):
 
         :param network: that learned the task.
         :param task: its label.
+        :raises NonFiniteError: if the samples' features are NaN or infinite.
+        :raises TaskStateError: if nothing usable was kept of the task.
         """
-        kept = network.statistics[task]["similarity"]
-        moments, own = kept[:-1].view(2, -1), float(kept[-1])
         new = gaussian(features(network, self._probe[0], task)).cpu()
+        if not bool(torch.isfinite(new).all()):
+            raise NonFiniteError(
+                f"the features of the new task's samples under task {task} are NaN or infinite, so "
+                "no similarity can be told: check the inputs."
+            )
+        moments, own = _kept_moments(network, task, like=new)
         return own / max(float(divergence(new, moments)), 1e-12)
+
+
+def _kept_moments(network: TaskNetwork, task: int, like: Tensor) -> tuple[Tensor, float]:
+    """Mean and variance (2, d) of a task's features, and its divergence from itself.
+
+    They may be of a file, or of a task that was learned without a :class:`SharingPlugin`.
+    """
+    kept = network.statistics.get(task, {}).get("similarity", torch.empty(0)).cpu()
+    usable = kept.numel() == like.numel() + 1 and bool(torch.isfinite(kept).all())
+    if not usable or bool((kept[:-1].view(2, -1)[1] <= 0).any()):
+        raise TaskStateError(
+            f"nothing was kept of task {task} by which its similarity to another one can be told: "
+            "give sharing='all' or sharing='none'."
+        )
+    return kept[:-1].view(2, -1), float(kept[-1])
 
 
 def features(network: TaskNetwork, x: Tensor, task: int) -> Tensor:
@@ -132,7 +153,12 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def _two_samples(dataset: Any, count: int) -> list[Tensor]:
     """Two disjoint runs of ``count`` inputs, in an order of their own for every data set size."""
-    count = max(1, min(count, len(dataset) // 2))
+    if len(dataset) < 2:
+        raise ValidationDataError(
+            f"sharing='similar' compares two sets of a task's samples, and {len(dataset)} is not "
+            "enough for two: give more samples, or sharing='all' or 'none'."
+        )
+    count = min(count, len(dataset) // 2)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     chosen = dataset.subset(order[: 2 * count].tolist()).eval()
     return [x for x, _ in load_batches(chosen, count)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,7 +26,7 @@ class ValidationPlugin(ShapingPlugin):
     :param fraction: part of the training samples, 0 < fraction < 1.
     :param seed: of the split; experience e is split with seed + e.
     :param keep_best: when the task ends, go back to its epoch of least validation loss. A change of
-        phase (pruning) starts the comparison anew.
+        phase (pruning) starts the comparison anew; a loss that is NaN is never the least.
     :raises ValidationDataError: if the fraction is outside (0, 1).
 
     >>> ValidationPlugin(0.1, seed=3).fraction
@@ -70,7 +72,7 @@ class ValidationPlugin(ShapingPlugin):
         if not self.keep_best:
             return
         loss = self.loss(strategy)
-        if self._best is None or loss < self._best[0]:
+        if not math.isnan(loss) and (self._best is None or loss < self._best[0]):
             state = _trained_tensors(network_of(strategy))
             self._best = loss, [tensor.detach().clone() for tensor in state]
 
@@ -133,6 +135,25 @@ def find_validation(strategy: Any) -> ValidationPlugin | None:
         if isinstance(plugin, ValidationPlugin) and plugin.batches:
             return plugin
     return None
+
+
+def restart_comparisons(strategy: Any) -> None:
+    """Let the best epoch be sought anew: that of the phase before had weights of another form.
+
+    That holds for a :class:`ValidationPlugin` and for Avalanche's ``EarlyStoppingPlugin``, which
+    waits for the first evaluation of the new phase.
+
+    :param strategy: an Avalanche strategy whose open task has just been pruned or decomposed.
+    """
+    validation = find_validation(strategy)
+    if validation is not None:
+        validation.restart()
+    for plugin in strategy.plugins:
+        if isinstance(plugin, EarlyStoppingPlugin):
+            plugin.best_state = plugin.best_val = plugin.best_step = None
+            results = strategy.evaluator.last_metric_results
+            for name in [name for name in results if name.startswith(plugin.metric_key)]:
+                del results[name]
 
 
 def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:

@@ -84,6 +84,8 @@ class MaskedStore(SubnetworkStore):
     def open(self, reusable: Sequence[int]) -> None:
         self._mask = None
         self._quantised = None
+        if self.scores is not None:
+            _replace_spoiled(self.scores)
         if set(self.sections) <= set(reusable):
             self._available = None
             self.frozen = self.value
@@ -179,6 +181,14 @@ def _initial_scores(weight: Tensor) -> Tensor:
     if weight.dim() < 2:
         return nn.init.uniform_(scores, -1, 1)
     return nn.init.kaiming_uniform_(scores, a=5**0.5)
+
+
+@torch.no_grad()
+def _replace_spoiled(scores: Tensor) -> None:
+    """Let scores start anew that an attempt has made NaN or infinite."""
+    finite = scores.isfinite()
+    if not bool(finite.all()):
+        scores.copy_(torch.where(finite, scores, _initial_scores(scores)))
 
 
 class _ScoredWeight(torch.autograd.Function):

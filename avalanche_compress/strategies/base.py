@@ -14,7 +14,12 @@ from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.errors import NonFiniteError, TaskLabelError, TaskStateError
+from avalanche_compress.errors import (
+    NonFiniteError,
+    TaskLabelError,
+    TaskStateError,
+    TrainingDataError,
+)
 from avalanche_compress.experiences import (
     position_in_stream,
     single_task_label,
@@ -25,6 +30,8 @@ from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.tensor_data import TensorLoader
 from avalanche_compress.plugins.validation import load_batches
+from avalanche_compress.strategies.claims import check_unclaimed, claim
+from avalanche_compress.strategies.groups import join_groups, plan_groups
 from avalanche_compress.strategies.stock_plugins import check_plugins
 from avalanche_compress.task_inference import TaskInference
 from avalanche_compress.training_state import ResumableTraining
@@ -62,7 +69,10 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
     :param evaluator: metrics and loggers.
     :param eval_every: epochs between evaluations during training, -1 for none.
     :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
-    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs.
+    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs, another
+        strategy trains the model, or it is unclear which group of the optimiser a parameter that
+        was left out belongs to.
+    :raises NonFiniteError: if the model holds NaN or infinite weights.
     :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work beside
         sub-networks that are frozen.
     :raises TaskInferenceError: if there is no such rule, if it cannot judge the network's tasks, or
@@ -98,17 +108,22 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
             evaluator = evaluator()
         metrics = [] if evaluator is None else evaluator.metrics
         check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
+        check_unclaimed(model, self)
         if isinstance(model, TaskNetwork):
             _check_stores(model, store)
+            groups = plan_groups(model.backbone, optimizer)
             network = model
         else:
+            _check_finite(model)
+            groups = plan_groups(model, optimizer)
             network = TaskNetwork(model, store, head=head, exclude=exclude)
         if task_inference is not None:
             task_inference.candidates(network)
         network.task_of = single_task_label if task_inference is None else position_in_stream
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
-        _join_groups(network, optimizer)
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
         if tensor_data and not any(isinstance(own, TensorDataPlugin) for own in plugins):
             plugins.append(TensorDataPlugin())
@@ -127,6 +142,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         )
         if task_inference is not None:
             _report_task_identity(self.evaluator)
+        claim(network, self)
 
     @property
     def network(self) -> TaskNetwork:
@@ -164,7 +180,48 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
 
         :return: ``(N, C)``.
         :raises TaskLabelError: if labels are needed and the experience has none.
+        :raises TrainingDataError: in training, if the mini-batch is too small for BatchNorm.
         """
+        if not self.is_training:
+            return self._logits()
+        self._moved = [(own, own.clone()) for own in self.network.moving_tensors()]
+        try:
+            return self._logits()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            self._undo_forward()
+            raise TrainingDataError(
+                f"a mini-batch of {len(self.mb_x)} is too small for BatchNorm, which takes means "
+                "over samples in training: call train(experience, drop_last=True), or choose "
+                "another train_mb_size. The weights are those before this step."
+            ) from error
+
+    def criterion(self) -> Tensor:
+        """The loss of the mini-batch.
+
+        :raises TrainingDataError: in training, if a target is none of the task's classes.
+        """
+        try:
+            loss: Tensor = super().criterion()
+        except IndexError as error:
+            if not self.is_training or self.network.open_task is None:
+                raise
+            self._undo_forward()
+            raise TrainingDataError(
+                f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
+                f"task {self.network.open_task} are "
+                f"{list(self.network.classes_of(self.network.open_task))}, as the experience says: "
+                "make its classes those of its samples. The weights are those before this step."
+            ) from error
+        return loss
+
+    def _undo_forward(self) -> None:
+        """Let running statistics be as before the last forward pass of training."""
+        for own, before in self._moved:
+            own.copy_(before)
+
+    def _logits(self) -> Any:
         if self.task_inference is None:
             return self.model(self.mb_x, self._task_labels())
         self.inferred_tasks = None
@@ -196,16 +253,35 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         :raises NonFiniteError: before the step that would spoil the weights.
         """
         if not bool(torch.isfinite(self.loss).all()):
+            self._undo_forward()
             raise NonFiniteError(
                 f"the loss is {float(self.loss.detach().sum())} in epoch "
                 f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
-                "those before this step: check the inputs, or lower the learning rate."
+                f"those before this step: {self._cause()}"
             )
         super().backward()
 
+    def _cause(self) -> str:
+        """What may have brought a loss about that is not finite, and what to do."""
+        spoiled = self.network.spoiled()
+        if spoiled is not None:
+            return (
+                f"an earlier one has made values of {spoiled} NaN or infinite, which start anew "
+                "when the task is trained again; lower the learning rate, or clip gradients."
+            )
+        if self.mb_x.is_floating_point() and not bool(torch.isfinite(self.mb_x).all()):
+            return "the inputs hold NaN or infinite values, take those samples out."
+        return "check the inputs, or lower the learning rate."
+
     def _before_training(self, **kwargs: Any) -> None:
         check_plugins(self.plugins, self.task_inference is not None)  # one may have been added
+        check_unclaimed(self.network, self)
+        claim(self.network, self)  # as a copy, or out of a file, it has not yet done so
         super()._before_training(**kwargs)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        self.network.check_experience(self.experience)
+        super()._before_training_exp(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         # before any plugin, so that periodic evaluation and the user's plugins see what will stay
@@ -214,6 +290,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
             batches = load_batches(self.adapted_dataset.eval(), self.train_mb_size)
             self.task_inference.collect(self.network, self.network.tasks[-1], batches)
         super()._after_training_exp(**kwargs)
+        self._moved = []
 
 
 def _report_task_identity(evaluator: EvaluationPlugin) -> None:
@@ -222,13 +299,14 @@ def _report_task_identity(evaluator: EvaluationPlugin) -> None:
         evaluator.metrics = [*evaluator.metrics, *task_id_metrics()]
 
 
-def _join_groups(network: TaskNetwork, optimizer: Optimizer) -> None:
-    """Add the stores' own parameters to the optimiser, each beside the weight it belongs to."""
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for store in network.weight_stores:
-        for group in optimizer.param_groups:
-            if any(p is store.scratch for p in group["params"]):
-                group["params"] += [p for p in store.parameters() if id(p) not in known]
+def _check_finite(model: nn.Module) -> None:
+    """Refuse a model that is spoiled before any step."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(
+                f"{name} of the model holds NaN or infinite values before any training: build or "
+                "load it anew."
+            )
 
 
 def _check_stores(network: TaskNetwork, factory: StoreFactory) -> None:
