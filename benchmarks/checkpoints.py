@@ -1,21 +1,32 @@
-"""What a run leaves on disk after each task, so that it can go on from there when it was killed.
+"""What a run leaves on disk, so that it can go on when it was killed.
 
-A run's folder holds the checkpoints of its strategy and ``progress.json``, which says how many
-tasks are finished and what was measured. The checkpoints are written first, ``progress.json`` is
-then replaced in one step: it always names a complete state.
+A run's folder holds ``progress.json``, which says what was measured after each finished task, and
+the learner's state. Our strategies write theirs every few seconds, between two epochs. Avalanche's
+cannot go on inside a task: their checkpoint is written after each task, then ``progress.json`` is
+replaced in one step. So there is always a complete state, and what was measured until then.
 """
 
 from __future__ import annotations
 
 import copyreg
 import json
+import shutil
 import sqlite3
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+import time
+from contextlib import closing, contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterator
 
-from avalanche_compress import load_checkpoint, save_checkpoint
+from avalanche.core import SupervisedPlugin
+
+from avalanche_compress import (
+    Position,
+    TrainingStatePlugin,
+    load_checkpoint,
+    load_training_state,
+    save_checkpoint,
+)
 from benchmarks.results import Row, versions, write_text
 from benchmarks.settings import RunSettings
 from benchmarks.streams import Stream
@@ -25,41 +36,45 @@ class RunInProgressError(RuntimeError):
     """Another process is training the same run."""
 
 
-@dataclass
-class History:
-    """What was measured after each of the tasks so far.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured when a task had been learnt.
 
-    :param matrix: a row of test accuracies per finished task.
-    :param task_ids: the last row of how often tasks were inferred rightly.
+    :param accuracies: test accuracies of all tasks; None for those to come.
+    :param task_ids: how often these tasks were inferred rightly.
+    :param train_seconds: of learning it.
+    :param eval_seconds: of evaluating the tasks so far.
     """
 
-    matrix: list[Row] = field(default_factory=list)
-    task_ids: Row = field(default_factory=list)
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
+    accuracies: Row
+    task_ids: Row
+    train_seconds: float
+    eval_seconds: float
 
 
-def read_history(folder: Path) -> History:
-    """What a run had measured when it was stopped.
+def open_history(folder: Path) -> list[Measured]:
+    """What a run had measured when it was stopped, task by task.
 
     :param folder: of the run.
     :return: an empty history if there is none, or one that other versions of Python, torch or
         this package have written: what they began has to begin again.
     """
     path = folder / "progress.json"
-    if not path.exists():
-        return History()
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    return History(**entry["history"]) if entry["versions"] == versions() else History()
+    entry = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if entry.get("versions") == versions():
+        return [Measured(**task) for task in entry.get("tasks", [])]
+    shutil.rmtree(folder / _STATES, ignore_errors=True)
+    write_history([], folder)
+    return []
 
 
-def write_history(history: History, folder: Path) -> None:
-    """Declare the tasks of the history finished; their checkpoint has been written.
+def write_history(history: list[Measured], folder: Path) -> None:
+    """Declare the tasks of the history finished.
 
     :param history: of all tasks so far.
     :param folder: of the run.
     """
-    entry = {"versions": versions(), "history": asdict(history)}
+    entry = {"versions": versions(), "tasks": [asdict(task) for task in history]}
     write_text(folder / "progress.json", json.dumps(entry))
 
 
@@ -81,6 +96,48 @@ def claimed(folder: Path, patience: float = 10.0) -> Iterator[None]:
                 f"another process is training this run: start again when it has ended ({folder})."
             ) from error
         yield
+
+
+class Stopwatch(SupervisedPlugin):
+    """Measures how long a task is trained, as if the run had never been stopped.
+
+    >>> watch = Stopwatch()
+    >>> watch.seconds = 60.0
+    >>> 60 < watch.seconds < 61
+    True
+    """
+
+    state_attributes = ("seconds",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start; set it to go on from what was measured before."""
+        return time.perf_counter() - self._start
+
+    @seconds.setter
+    def seconds(self, before: float) -> None:
+        self._start = time.perf_counter() - before
+
+
+_STATES = "states"
+
+
+def resume(strategy: Any, folder: Path, every_seconds: float) -> Position:
+    """Bring a strategy of this package to its last state, and have it write more of them.
+
+    :param strategy: a new one.
+    :param folder: of the run.
+    :param every_seconds: how long to wait between two states, at least.
+    :return: where it goes on; the start if there is no state.
+    :raises TrainingStateError: if there are states and all are damaged.
+    """
+    states = folder / _STATES
+    strategy.plugins.insert(0, TrainingStatePlugin(states, every_seconds=every_seconds))
+    return load_training_state(strategy, states)
 
 
 def save_strategy(strategy: Any, path: Path, settings: RunSettings) -> None:
@@ -112,8 +169,9 @@ def load_strategy(strategy: Any, path: Path, settings: RunSettings) -> None:
     :param settings: as when it was written.
     :raises CheckpointError: if the file is damaged or cannot be read here.
     """
-    with _named_data(settings.stream):
-        load_checkpoint(strategy, path, settings.device, trusted=True)
+    # Avalanche prints each device that it finds in the file
+    with _named_data(settings.stream), redirect_stdout(None):
+        load_checkpoint(strategy, path, trusted=True)
     strategy.plugins[:0] = settings.plugins
     strategy.evaluator.loggers = list(settings.loggers)
 

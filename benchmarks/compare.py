@@ -58,6 +58,7 @@ class Options:
     :param device: ``"cpu"`` or ``"cuda"``.
     :param backbone: of all streams; None: each stream's own.
     :param bf16: whether to train in bfloat16, with images channels last.
+    :param save_every: seconds between two states of a run of ours, at least.
     """
 
     strategies: list[str]
@@ -77,6 +78,7 @@ class Options:
     device: str = "cpu"
     backbone: str | None = None
     bf16: bool = False
+    save_every: float = Job.save_every
 
     def runs(self) -> list[RunKey]:
         """All runs, the strategies of one stream, scenario, order and seed beside each other."""
@@ -133,7 +135,17 @@ class Options:
         budget = self.budget(key.stream)
         backbone = self.backbone or STREAMS[key.stream].backbone
         recipe = fingerprint(key.strategy, key.stream, backbone, budget, self.device)
-        return Job(key, budget, backbone, recipe, self.device, self.data, self.out, self.wandb)
+        return Job(
+            key,
+            budget,
+            backbone,
+            recipe,
+            self.device,
+            self.data,
+            self.out,
+            self.wandb,
+            save_every=self.save_every,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,6 +270,13 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         action="store_true",
         help="train in bfloat16, images channels last; tables, files and records say so",
     )
+    parser.add_argument(
+        "--save-every",
+        type=float,
+        default=Options.save_every,
+        metavar="SECONDS",
+        help="how much work a killed run of ours may lose (default: 30)",
+    )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     parser.epilog += f"; backbones: {' '.join(BACKBONES)}"
     given = parser.parse_args(arguments)
@@ -268,6 +287,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
     _check_names(parser, "rule", given.inference, [*RULES, *(f"{rule}_batch" for rule in RULES)])
     _check_scenarios(parser, given)
+    if given.save_every < 0:
+        parser.error(f"--save-every is {given.save_every}, but no time is less than 0 seconds.")
     if given.epochs is not None and given.epochs < 1:
         parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
     if given.orders < 1:
@@ -296,6 +317,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         _device(given.device),
         given.backbone,
         given.bf16,
+        given.save_every,
     )
 
 

@@ -16,14 +16,15 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from avalanche_compress import Position
 from benchmarks.results import RunKey, RunResult
 
 
 class Display(Protocol):
     """What the comparison tells its audience; several runs may be under way."""
 
-    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
-        """A run begins, or goes on after ``finished`` tasks."""
+    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
+        """A run begins, or goes on from where it was stopped."""
 
     def epoch(self, key: RunKey, task: int, epoch: int) -> None:
         """Epoch ``epoch`` (from 1) of task ``task`` (from 0) is over."""
@@ -44,7 +45,7 @@ class Display(Protocol):
 class SilentDisplay:
     """Tells nobody; see :class:`Display`."""
 
-    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
         """See :class:`Display`."""
 
     def epoch(self, key: RunKey, task: int, epoch: int) -> None:
@@ -73,11 +74,12 @@ class LineDisplay(SilentDisplay):
         self.console = console
         self.lengths: dict[RunKey, tuple[int, int]] = {}
 
-    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
         """See :class:`Display`."""
         self.lengths[key] = tasks, epochs
-        if finished:
-            self._print(f"{key}: goes on after task {finished}/{tasks}")
+        if any(done):
+            inside = f" and epoch {done.epochs}/{epochs} of the next" if done.epochs else ""
+            self._print(f"{key}: goes on after task {done.experience}/{tasks}{inside}")
 
     def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
         """See :class:`Display`."""
@@ -133,12 +135,15 @@ class LiveDisplay:
         self.bars: dict[RunKey, _Bar] = {}
         self.progress.start()
 
-    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
+    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
         """See :class:`Display`."""
-        number = self.progress.add_task(str(key), total=tasks * epochs, detail="")
-        self.bars[key] = _Bar(number, tasks, epochs)
-        if finished:
-            self._show(key, finished - 1, epochs)
+        if key not in self.bars:  # as it is when a run goes on with another worker
+            number = self.progress.add_task(str(key), total=tasks * epochs, detail="")
+            self.bars[key] = _Bar(number, tasks, epochs)
+        if done.epochs:
+            self._show(key, done.experience, done.epochs)
+        elif done.experience:
+            self._show(key, done.experience - 1, epochs)
 
     def epoch(self, key: RunKey, task: int, epoch: int) -> None:
         """See :class:`Display`."""
@@ -185,6 +190,8 @@ class EpochWatcher(SupervisedPlugin):
 
     :param tell: called with the number of finished epochs.
     """
+
+    state_attributes = ()
 
     def __init__(self, tell: Callable[[int], None]) -> None:
         super().__init__()

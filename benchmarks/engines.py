@@ -18,8 +18,9 @@ from typing import Any, Iterator, Sequence, Tuple, Union
 
 import torch
 
+from avalanche_compress import Position
 from benchmarks.display import Display, SilentDisplay
-from benchmarks.results import RunKey
+from benchmarks.results import RunKey, write_text
 from benchmarks.runs import Failure, Job, RunResult, attempt, one_line
 
 ENGINES = ("local", "ray")
@@ -37,7 +38,7 @@ def run_here(jobs: Sequence[Job], display: Display) -> Outcomes:
     :param jobs: the runs.
     :param display: gets their progress.
     """
-    _calm()
+    calm()
     for job in jobs:
         yield job, attempt(job, display)
 
@@ -46,7 +47,7 @@ def run_here(jobs: Sequence[Job], display: Display) -> Outcomes:
 
 
 def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Outcomes:
-    """Do the runs in processes of one thread each. One that dies costs the run that it had.
+    """Do the runs in processes of one thread each. If one dies, another goes on with its run, once.
 
     Runs on GPUs take turns: process i sees GPU i modulo their number, and no other.
 
@@ -56,6 +57,7 @@ def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Out
     """
     waiting = deque(jobs)
     busy: dict[Any, _Worker] = {}
+    lost: set[RunKey] = set()
     gpus = _gpus() if any(job.device == "cuda" for job in jobs) else [None]
     try:
         for place in range(min(workers, len(jobs))):
@@ -65,9 +67,13 @@ def run_in_processes(jobs: Sequence[Job], display: Display, workers: int) -> Out
                 worker = busy[connection]
                 try:
                     name, arguments = worker.connection.recv()
-                except EOFError:
+                except (EOFError, OSError):  # the latter in the middle of a message
                     del busy[connection]
-                    yield worker.job, worker.loss()
+                    if worker.job.key in lost:
+                        yield worker.job, _lost(worker.job, f"{worker.end()}, twice")
+                    else:
+                        lost.add(worker.job.key)
+                        waiting.appendleft(worker.job)
                     if waiting:
                         _employ(_Worker.start(worker.gpu), waiting, busy)
                     continue
@@ -103,11 +109,19 @@ class _Worker:
         there.close()  # so that reading ends when the process does
         return cls(process, here, gpu)
 
-    def loss(self) -> Failure:
-        """What is left of the run when the process has died."""
+    def end(self) -> str:
+        """How the process has died, in words."""
         self.process.join()
         code = self.process.exitcode
-        return Failure(self.job.key, f"its process died (exit code {code}); start again to go on")
+        if code < 0:
+            return f"the worker was killed by signal {-code}"
+        return f"the worker ended with exit code {code}"
+
+
+def _lost(job: Job, reason: str) -> Failure:
+    """A run whose worker had no time to say what went wrong: the reports have to know of it."""
+    write_text(job.error_file, reason)
+    return Failure(job.key, reason)
 
 
 def _employ(worker: _Worker, waiting: deque[Job], busy: dict[Any, _Worker]) -> None:
@@ -135,13 +149,13 @@ def _work(connection: Connection, gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _calm()
+    calm()
     while True:
         try:
             job = connection.recv()
         except EOFError:
             return
-        connection.send(("outcome", (attempt(job, _Line(connection)),)))
+        connection.send(("outcome", (attempt(job, Line(connection)),)))
 
 
 def _end_with_parent() -> None:
@@ -151,23 +165,29 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Line(SilentDisplay):
-    """A display at the other end of a line; see :class:`~benchmarks.display.Display`."""
+class Line(SilentDisplay):
+    """A display at the other end of a line, which gets tuples ``(name of a method, arguments)``.
+
+    :param connection: to it.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
-    def start(self, key: RunKey, tasks: int, epochs: int, finished: int) -> None:
-        self.connection.send(("start", (key, tasks, epochs, finished)))
+    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
+        """See :class:`~benchmarks.display.Display`."""
+        self.connection.send(("start", (key, tasks, epochs, done)))
 
     def epoch(self, key: RunKey, task: int, epoch: int) -> None:
+        """See :class:`~benchmarks.display.Display`."""
         self.connection.send(("epoch", (key, task, epoch)))
 
     def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
+        """See :class:`~benchmarks.display.Display`."""
         self.connection.send(("task", (key, task, accuracy)))
 
 
-def _calm() -> None:
+def calm() -> None:
     """One thread, and nothing of the deprecations that Avalanche reports in every run."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -214,14 +234,14 @@ def run_on_ray(
             try:
                 outcome = ray.get(ready[0])
             except ray.exceptions.RayError as error:
-                outcome = Failure(job.key, one_line(error))
+                outcome = _lost(job, one_line(error))
             yield job, outcome
     finally:
         ray.shutdown()
 
 
 def _attempt_far_away(job: Job) -> RunResult | Failure:
-    _calm()
+    calm()
     return attempt(job, SilentDisplay())
 
 

@@ -6,7 +6,7 @@ import hashlib
 import random
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from avalanche_compress import AutocastPlugin, TensorDataPlugin
 from benchmarks import pictures, recipe
-from benchmarks.checkpoints import History, claimed, read_history, write_history
+from benchmarks.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
 from benchmarks.display import Display, EpochWatcher
 from benchmarks.results import (
     RunKey,
@@ -48,6 +48,7 @@ class Job:
     :param out: folder of everything that is written.
     :param wandb: ``off``, ``offline`` or ``online``.
     :param group: of the grid that the run belongs to, for W&B.
+    :param save_every: seconds between two states of a run of ours, at least.
     """
 
     key: RunKey
@@ -59,6 +60,7 @@ class Job:
     out: Path
     wandb: str = "off"
     group: str = ""
+    save_every: float = RunSettings.save_every
 
     @property
     def archive(self) -> Path:
@@ -112,7 +114,7 @@ def one_line(error: BaseException) -> str:
 
 
 def perform(job: Job, display: Display) -> RunResult:
-    """Do a run, from its last finished task on if it was stopped before.
+    """Do a run, from its last state on if it was stopped before.
 
     :param job: the run.
     :param display: gets the progress.
@@ -124,7 +126,7 @@ def perform(job: Job, display: Display) -> RunResult:
         tracker = _tracker(job, stream)
         finished = False
         try:
-            result = _measure(job, _settings(job, stream, tracker), display)
+            result = _measure(job, _settings(job, stream, tracker), tracker, display)
             pictures.draw_run(result, job.out)
             tracker.log(result, job.archive, sorted(job.out.glob(f"*-{job.key.slug}.png")))
             finished = True
@@ -146,8 +148,7 @@ def _tracker(job: Job, stream: Stream) -> Tracker:
         "device": job.device,
         "versions": versions(),
     }
-    finished = len(read_history(job.checkpoints).matrix)
-    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config, finished)
+    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config)
 
 
 def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:
@@ -159,6 +160,7 @@ def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:
         loggers=[] if tracker.logger is None else [tracker.logger],
         inference=job.key.inference,
         device=job.device,
+        save_every=job.save_every,
     )
 
 
@@ -175,18 +177,22 @@ def _build_stream(job: Job) -> Stream:
     return STREAMS[key.stream].build(job.data, key.seed, held_out, **changes)
 
 
-def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
+def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display) -> RunResult:
     key, stream = job.key, settings.stream
-    position = _Position(display, key)
+    now = _Now(display, key)
     # the same way to the mini-batches for all strategies, so that their times compare
-    settings.plugins.extend([EpochWatcher(position.epoch), TensorDataPlugin()])
+    settings.plugins.extend([EpochWatcher(now.epoch), now.watch, TensorDataPlugin()])
     if job.budget.bf16:
         settings.plugins.append(AutocastPlugin(channels_last=True))
-    history = read_history(job.checkpoints)
-    display.start(key, len(stream.tasks), job.budget.epochs, len(history.matrix))
+    history = open_history(job.checkpoints)
     _seed_everything(key.seed)
     learner = recipe.build(key.strategy, settings)
-    _train_all(learner, stream, position, history, job.checkpoints)
+    done = learner.load(job.checkpoints, len(history))
+    del history[done.experience :]  # what the state knows nothing of is done again
+    tracker.goes_on(done.experience)
+    display.start(key, len(stream.tasks), job.budget.epochs, done)
+    _train_all(learner, stream, now, history, job.checkpoints)
+    matrix = [task.accuracies for task in history]
     sizes = learner.sizes(job.archive)
     layers = None if learner.layers is None else learner.layers()
     return RunResult(
@@ -195,21 +201,21 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
         backbone=settings.backbone,
         seed=key.seed,
         order=stream.order,
-        accuracy=final_accuracy(history.matrix),
-        accuracy_matrix=history.matrix,
-        forgetting=forgetting(history.matrix),
-        bwt=backward_transfer(history.matrix),
+        accuracy=final_accuracy(matrix),
+        accuracy_matrix=matrix,
+        forgetting=forgetting(matrix),
+        bwt=backward_transfer(matrix),
         archive_bytes=sizes.archive,
         stored_bytes=sizes.stored,
         independent_bytes=settings.independent_bytes(),
-        train_seconds=history.train_seconds,
-        eval_seconds=history.eval_seconds,
+        train_seconds=sum(task.train_seconds for task in history),
+        eval_seconds=sum(task.eval_seconds for task in history),
         versions=versions(),
         epochs=job.budget.epochs,
         train_mb_size=job.budget.train_mb_size,
         scenario=key.scenario,
         task_inference=key.inference,
-        task_id_accuracy=None if key.inference is None else final_accuracy([history.task_ids]),
+        task_id_accuracy=None if key.inference is None else final_accuracy([history[-1].task_ids]),
         order_index=key.order_index,
         ranks=(layers.ranks or None) if layers else None,
         quick=key.quick,
@@ -225,39 +231,35 @@ def _measure(job: Job, settings: RunSettings, display: Display) -> RunResult:
 
 
 @dataclass
-class _Position:
+class _Now:
     """Where a run is: Avalanche's clock knows the epoch, the loop knows the task."""
 
     display: Display
     key: RunKey
     task: int = 0
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def epoch(self, epoch: int) -> None:
         self.display.epoch(self.key, self.task, epoch)
 
 
 def _train_all(
-    learner: Learner, stream: Stream, position: _Position, history: History, folder: Path
+    learner: Learner, stream: Stream, now: _Now, history: list[Measured], folder: Path
 ) -> None:
     """Learn the tasks in order, from the first unfinished one; after each evaluate those seen."""
-    finished = len(history.matrix)
-    if finished:
-        learner.load(folder, finished)
+    finished = len(history)
     for task, experience in enumerate(stream.benchmark.train_stream[finished:], start=finished):
-        position.task = task
-        start = time.perf_counter()
+        now.task, now.watch.seconds = task, 0.0
         learner.train(experience)
-        trained = time.perf_counter()
+        train_seconds, start = now.watch.seconds, time.perf_counter()
         metrics = learner.eval(stream.benchmark.test_stream[: task + 1])
-        history.train_seconds += trained - start
-        history.eval_seconds += time.perf_counter() - trained
+        eval_seconds = time.perf_counter() - start
         row = accuracy_row(metrics, len(stream.tasks))
-        history.task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
-        history.matrix.append(row)
-        if learner.save is not None:
-            learner.save(folder, task + 1)
-            write_history(history, folder)
-        position.display.task(position.key, task, mean_so_far(row))
+        task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
+        history.append(Measured(row, task_ids, train_seconds, eval_seconds))
+        learner.save(folder, task + 1)
+        write_history(history, folder)
+        now.display.task(now.key, task, mean_so_far(row))
 
 
 def _sha256(path: Path) -> str:

@@ -66,6 +66,7 @@ class RunSettings:
     :param inference: the rule by which our strategies infer tasks in the class scenario.
     :param device: where to compute.
     :param optimizer_choice: the recipe's; None: Adam at the budget's learning rate.
+    :param save_every: seconds between two states of one of our strategies, at least.
     """
 
     stream: Stream
@@ -77,6 +78,7 @@ class RunSettings:
     inference: str | None = None
     device: str = "cpu"
     optimizer_choice: OptimizerChoice | None = None
+    save_every: float = 30.0
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
         """A new plain network; its head is as wide as the stream's shared one unless told."""
@@ -124,32 +126,34 @@ class LearningRateDecay(SupervisedPlugin):
     """Lowers the learning rate a little with each step, by the same factor over each epoch.
 
     A phase begins with a task, and within one whenever the optimiser gets other parameters, as
-    HALRP's does after its warm-up. A run that was stopped goes on with a new task, so nothing of
-    this has to be saved.
+    HALRP's does after its warm-up.
 
     :param lr: the rate of a phase's first step.
     :param factor: what it is multiplied by over an epoch.
     """
 
+    state_attributes = ("_parameters", "_start")
+
     def __init__(self, lr: float, factor: float) -> None:
         super().__init__()
         self.lr = lr
         self.factor = factor
-        self._parameters: set[int] = set()
+        self._parameters: list[str] = []
         self._start = 0
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """A task is a phase, whatever its parameters are."""
-        self._parameters = set()
+        self._parameters = []
 
     def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Set the rate in all groups of the optimiser."""
         groups, clock = strategy.optimizer.param_groups, strategy.clock
         epoch, step = clock.train_exp_epochs, clock.train_epoch_iterations
         if step == 0:  # not before the epoch, when plugins may still give other parameters
-            parameters = {id(parameter) for group in groups for parameter in group["params"]}
-            if parameters != self._parameters:
-                self._parameters, self._start = parameters, epoch
+            trained = {id(parameter) for group in groups for parameter in group["params"]}
+            names = [name for name, own in strategy.model.named_parameters() if id(own) in trained]
+            if names != self._parameters:
+                self._parameters, self._start = names, epoch
         done = epoch - self._start + step / len(strategy.dataloader)
         for group in groups:
             group["lr"] = self.lr * self.factor**done

@@ -24,6 +24,7 @@ from avalanche_compress import (
     WSN,
     AdaQPackNet,
     PackNet,
+    Position,
     QuantizationPlugin,
     TinySubNets,
     ValidationPlugin,
@@ -35,7 +36,7 @@ from avalanche_compress import (
     save_archive,
 )
 from benchmarks.backbones import float_bytes
-from benchmarks.checkpoints import load_strategy, save_strategy
+from benchmarks.checkpoints import load_strategy, resume, save_strategy
 from benchmarks.settings import RunSettings
 from benchmarks.streams import SCENARIOS
 
@@ -79,9 +80,10 @@ class Learner:
         loads back exactly; None when the method has no such file.
     :param layers: what the tasks so far made of each layer; None when the network is a plain one.
     :param save: ``(folder, finished)`` writes the state after so many tasks, the random generators'
-        included, without touching the state after one task less; None when a run that was killed
-        has to start again.
-    :param load: ``(folder, finished)`` brings a newly built learner to that state.
+        included, without touching the state after one task less.
+    :param load: ``(folder, finished)`` brings a newly built learner to its last state, when that
+        many tasks have been measured, and says where to go on. By default a run that was killed
+        starts again.
     """
 
     train: Callable[[Any], Any]
@@ -89,8 +91,8 @@ class Learner:
     stored_bytes: Callable[[], int] | None = None
     save_archive: Callable[[Path], int] | None = None
     layers: Callable[[], Layers] | None = None
-    save: Callable[[Path, int], None] | None = None
-    load: Callable[[Path, int], None] | None = None
+    save: Callable[[Path, int], None] = lambda folder, finished: None
+    load: Callable[[Path, int], Position] = lambda folder, finished: Position(0, 0)
 
     def sizes(self, path: Path) -> Sizes:
         """What is kept, in bytes; writes the archive to ``path`` where there is one."""
@@ -217,11 +219,12 @@ def avalanche_packnet(
 
     learner = _learner(settings, strategy, stored_bytes)
 
-    def load(folder: Path, finished: int) -> None:
-        learner.load(folder, finished)
+    def load(folder: Path, finished: int) -> Position:
+        position = learner.load(folder, finished)
         # What keeps frozen weights from training are hooks, which pickling loses.
-        for layer in _packnet_layers(strategy.model):
+        for layer in _packnet_layers(strategy.model) if finished else []:
             layer.wrappee.weight.register_hook(layer._remove_gradient_hook)
+        return position
 
     return replace(learner, load=load)
 
@@ -261,12 +264,13 @@ class Independent:
         strategy = self.strategies[finished - 1]
         save_strategy(strategy, folder / f"task{finished}", self.settings)
 
-    def load(self, folder: Path, finished: int) -> None:
+    def load(self, folder: Path, finished: int) -> Position:
         """Read all networks, the last one last: the random generators go on from there."""
         for task in range(finished):
             strategy = self._new(task)
             load_strategy(strategy, folder / f"task{task + 1}", self.settings)
             self.strategies[task] = strategy
+        return Position(finished, 0)
 
     def _last(self) -> Naive:
         return self.strategies[max(self.strategies)]
@@ -317,9 +321,9 @@ def joint(settings: RunSettings) -> Learner:
     own = Joint(settings)
     whole = _learner(settings, own.strategy, own.stored_bytes)
 
-    def load(folder: Path, finished: int) -> None:
-        whole.load(folder, finished)
+    def load(folder: Path, finished: int) -> Position:
         own.remember(finished)
+        return whole.load(folder, finished)
 
     return replace(whole, train=own.train, eval=own.eval, load=load)
 
@@ -361,7 +365,10 @@ def compressed(
         network = strategy.model
         return Layers(layer_ranks(network), layer_densities(network), layer_bits(network))
 
-    return replace(_learner(settings, strategy), save_archive=save, layers=layers)
+    def load(folder: Path, finished: int) -> Position:
+        return resume(strategy, folder, settings.save_every)
+
+    return Learner(strategy.train, strategy.eval, None, save, layers, load=load)
 
 
 def packnet(settings: RunSettings, **own_arguments: Any) -> Learner:
@@ -417,17 +424,17 @@ def _defaults(function: Callable[..., Any], leave_out: set[str]) -> dict[str, An
     }
 
 
-def _learner(
-    settings: RunSettings, strategy: Any, stored_bytes: Callable[[], int] | None = None
-) -> Learner:
-    """What all learners of a single Avalanche strategy have in common."""
+def _learner(settings: RunSettings, strategy: Any, stored_bytes: Callable[[], int]) -> Learner:
+    """What all learners of a single strategy of Avalanche have in common."""
 
     def save(folder: Path, finished: int) -> None:
         # two files take turns: the last state is safe while the next one is written
         save_strategy(strategy, folder / f"turn{finished % 2}", settings)
 
-    def load(folder: Path, finished: int) -> None:
-        load_strategy(strategy, folder / f"turn{finished % 2}", settings)
+    def load(folder: Path, finished: int) -> Position:
+        if finished:
+            load_strategy(strategy, folder / f"turn{finished % 2}", settings)
+        return Position(finished, 0)
 
     return Learner(strategy.train, strategy.eval, stored_bytes, save=save, load=load)
 

@@ -30,7 +30,6 @@ class Tracker:
     :param recipe: fingerprint of what its numbers come from.
     :param group: of the grid.
     :param config: the logged configuration.
-    :param finished: how many experiences earlier processes have trained and logged.
     """
 
     def __init__(
@@ -41,7 +40,6 @@ class Tracker:
         recipe: str,
         group: str,
         config: Mapping[str, Any],
-        finished: int = 0,
     ) -> None:
         self.logger: Any | None = None
         self.slug = slug
@@ -64,7 +62,14 @@ class Tracker:
                 "settings": {"silent": True},
             },
         )
-        self.logger.exp_count = finished
+
+    def goes_on(self, finished: int) -> None:
+        """Count the experiences that earlier processes have trained and logged.
+
+        :param finished: how many there are.
+        """
+        if self.logger is not None:
+            self.logger.exp_count = finished
 
     def log(self, result: RunResult, archive: Path, pictures: Sequence[Path]) -> None:
         """Log what a finished run has: its numbers, its pictures and the archive if there is one.

@@ -351,6 +351,20 @@ def test_states_are_saved_after_so_many_epochs_and_the_last(tmp_path):
     assert [path.name for path in states_in(tmp_path)] == ["00000002.state", "00000001.state"]
 
 
+def test_states_are_not_saved_more_often_than_every_so_many_seconds(tmp_path, monkeypatch):
+    class Positions(TrainingStatePlugin):
+        def epoch_boundary(self, strategy):
+            super().epoch_boundary(strategy)
+            clock.append(clock[-1] + 2.0)
+
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[-1])
+    strategy = CASES["packnet"](Positions(tmp_path, every_seconds=4))
+    strategy.train(STREAM.train_stream[0])
+    read = [unpack(path.read_bytes(), path)["position"] for path in states_in(tmp_path)]
+    assert read == [(0, 4), (0, 2)]
+
+
 # ---------------------------------------------------------------------------- files
 
 
@@ -593,6 +607,8 @@ def test_no_state_is_saved_before_a_loaded_one_goes_on(saved, tmp_path):
 def test_epochs_between_states_are_positive():
     with pytest.raises(TrainingStateError, match="every_epochs=0"):
         TrainingStatePlugin("state", every_epochs=0)
+    with pytest.raises(TrainingStateError, match=r"every_seconds=-1 .* negative"):
+        TrainingStatePlugin("state", every_seconds=-1)
 
 
 # ---------------------------------------------------------------------------- trees

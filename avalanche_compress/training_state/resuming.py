@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -71,8 +72,11 @@ class TrainingStatePlugin(SupervisedPlugin):
 
     :param folder: of the run's states; no other run may write there.
     :param every_epochs: how many epochs may be lost.
-    :raises TrainingStateError: if ``every_epochs`` is not positive; in training, if the strategy is
-        none of this package's, or has a plugin whose state is not known.
+    :param every_seconds: at least so long after the last state, or the start, so that short epochs
+        do not spend their time on writing; a task's first and last state wait as well.
+    :raises TrainingStateError: if ``every_epochs`` is not positive, or ``every_seconds`` negative;
+        in training, if the strategy is none of this package's, or has a plugin whose state is not
+        known.
 
     >>> TrainingStatePlugin("state", every_epochs=5).every_epochs
     5
@@ -81,12 +85,16 @@ class TrainingStatePlugin(SupervisedPlugin):
     saves_training_state = True
     state_attributes = ()
 
-    def __init__(self, folder: PathLike, every_epochs: int = 1):
+    def __init__(self, folder: PathLike, every_epochs: int = 1, every_seconds: float = 0):
         super().__init__()
         if every_epochs < 1:
             raise TrainingStateError(f"every_epochs={every_epochs} must be at least 1.")
+        if every_seconds < 0:
+            raise TrainingStateError(f"every_seconds={every_seconds} must not be negative.")
         self.folder = folder
         self.every_epochs = every_epochs
+        self.every_seconds = every_seconds
+        self._last = time.monotonic()
 
     def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         _check_resumable(strategy)
@@ -97,9 +105,12 @@ class TrainingStatePlugin(SupervisedPlugin):
 
         :param strategy: between two epochs.
         """
+        if time.monotonic() - self._last < self.every_seconds:
+            return
         done = strategy.clock.train_exp_epochs
         if done % self.every_epochs == 0 or done == strategy.train_epochs:
             save_training_state(strategy, self.folder)
+            self._last = time.monotonic()
 
 
 def save_training_state(strategy: Any, folder: PathLike) -> Position:

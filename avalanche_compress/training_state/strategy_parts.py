@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.plugins import TensorDataPlugin
+from avalanche_compress.plugins import AutocastPlugin, TensorDataPlugin
 from avalanche_compress.training_state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training_state.tree import is_plain
 
 State = Dict[str, Any]
 
 KNOWN_ATTRIBUTES: dict[type, tuple[str, ...]] = {
+    AutocastPlugin: (),
     Clock: tuple(vars(Clock())),
     EarlyStoppingPlugin: ("best_state", "best_val", "best_step"),
     LRSchedulerPlugin: (

@@ -60,7 +60,7 @@ class Context:
 
 
 @pytest.fixture
-def started(monkeypatch):
+def started(monkeypatch, tmp_path):
     """Returns what starts a grid and tells its outcomes and the GPU of each process."""
 
     def run(device, gpus, visible=None, strategies=("naive", "lwf", "wsn"), workers=3):
@@ -72,7 +72,7 @@ def started(monkeypatch):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         jobs = [
             replace(job, device=device)
-            for job in compare.parse(["--strategies", *strategies]).jobs()
+            for job in compare.parse(["--strategies", *strategies, "--out", str(tmp_path)]).jobs()
         ]
         outcomes = dict(engines.run_in_processes(jobs, SilentDisplay(), workers))
         assert {job.key.strategy for job in outcomes} == set(strategies)
@@ -101,20 +101,21 @@ def test_runs_on_the_processor_leave_the_gpus_alone(started):
 
 def test_the_process_after_one_that_died_gets_its_gpu(started):
     outcomes, gpus = started("cuda", 4, strategies=("ewc", "naive", "wsn"), workers=1)
-    assert gpus == ["0", "0"]
+    assert gpus == ["0", "0", "0"]  # the second one has the run once more
     died = [outcome for outcome in outcomes.values() if isinstance(outcome, engines.Failure)]
     assert [failure.key.strategy for failure in died] == ["ewc"]
+    assert died[0].reason == "the worker was killed by signal 9, twice"
 
 
 def kill_when_a_task_is_finished(progress, killed):
     """SIGKILL to the worker of Ray that has the run, once its first task is written down."""
     import psutil
 
-    while not progress.exists():
+    while not progress.exists() or not json.loads(progress.read_text())["tasks"]:
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
         if "_attempt_far_away" in " ".join(process.cmdline()):
-            killed.append(len(json.loads(progress.read_text())["history"]["matrix"]))
+            killed.append(len(json.loads(progress.read_text())["tasks"]))
             process.kill()
 
 

@@ -6,18 +6,22 @@ import importlib.util
 import json
 import multiprocessing
 import re
+import subprocess
 import sys
 
 import pytest
 
+from avalanche_compress import Position
 from benchmarks import checkpoints, compare, runs
 from benchmarks.display import SilentDisplay
 from benchmarks.engines import run_in_processes
-from benchmarks.killtest import differences, kill_and_compare
+from benchmarks.killtest import Tally, differences, kill_and_compare
+from benchmarks.report import failures_in
 from benchmarks.store import NAME, Store
 from benchmarks.strategies import STRATEGIES
 
 SMALL = ["--epochs", "2", "--workers", "1"]
+OURS = [name for name, entry in STRATEGIES.items() if entry.holds_out]
 
 
 def results(out):
@@ -46,11 +50,62 @@ def killed_after(monkeypatch):
     return arm
 
 
+@pytest.fixture
+def killed_in(monkeypatch):
+    """Ends the process, as it were, in an epoch of a task; both count from 0."""
+
+    def arm(task, epoch):
+        def train_and_die(self, done):
+            if (self.task, done) == (task, epoch + 1):
+                raise Killed
+
+        monkeypatch.setattr(runs._Now, "epoch", train_and_die)
+
+    return arm
+
+
+@pytest.mark.parametrize("strategy", ["cacl_8bit", "halrp"])
+def test_ours_go_on_inside_a_task(strategy, tmp_path, killed_in, capsys):
+    arguments = ["--strategies", strategy, "--epochs", "3", "--workers", "1"]
+    assert compare.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    arguments += ["--save-every", "0", "--out", str(tmp_path / "killed")]
+    for task, epoch in [(1, 2), (1, 2), (3, 1)]:
+        killed_in(task, epoch)
+        with pytest.raises(Killed):
+            compare.main(arguments)
+    killed_in(-1, -1)
+    capsys.readouterr()
+    assert compare.main(arguments) == 0
+    assert "goes on after task 3/5 and epoch 1/3 of the next" in capsys.readouterr().out
+    assert differences(results(tmp_path / "whole"), results(tmp_path / "killed")) == []
+
+
+def test_seconds_are_those_of_a_run_that_was_never_stopped(tmp_path, monkeypatch):
+    epochs = []
+
+    def train_a_second(self, done):
+        epochs.append((self.task, done))
+        if epochs.count((2, 2)) == 1:
+            epochs.append("killed")
+            raise Killed
+
+    monkeypatch.setattr(runs._Now, "epoch", train_a_second)
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: float(len(epochs)))
+    arguments = ["--strategies", "wsn", *SMALL, "--save-every", "0", "--out", str(tmp_path)]
+    with pytest.raises(Killed):
+        compare.main(arguments)
+    epochs.append((2, 2))
+    assert compare.main(arguments) == 0
+    (run,) = results(tmp_path)
+    assert (run.train_seconds, run.eval_seconds) == (10, 0)
+    assert len(epochs) > 10
+
+
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
 def test_a_killed_run_goes_on_to_the_same_numbers_and_the_same_archive(
     strategy, tmp_path, killed_after, capsys
 ):
-    arguments = ["--strategies", strategy, *SMALL]
+    arguments = ["--strategies", strategy, *SMALL, "--save-every", "0"]
     assert compare.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
     for more_tasks in (2, 1):
@@ -60,7 +115,10 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_the_same_archive(
     killed_after(-1)
     capsys.readouterr()
     assert compare.main([*arguments, "--out", str(out)]) == 0
-    assert f"{strategy} on split_digits, seed 0: goes on after task 3/5" in capsys.readouterr().out
+    # ours shape the third task once more
+    last = "after task 1/5 and epoch 2/2 of the next" if strategy in OURS else "after task 3/5"
+    printed = capsys.readouterr().out
+    assert f"{strategy} on split_digits, seed 0: goes on {last}" in printed
     assert differences(results(tmp_path / "whole"), results(out)) == []
     assert not (out / "checkpoints").exists()
 
@@ -168,25 +226,33 @@ def test_several_processes_give_the_same_records_and_the_same_failures(tmp_path,
 
 
 class Killing(SilentDisplay):
-    """Kills the worker that reports the second task of a strategy's run."""
+    """Kills the workers that report some tasks of a strategy's run."""
 
-    def __init__(self, strategy):
-        self.strategy = strategy
+    def __init__(self, strategy, tasks):
+        self.strategy, self.tasks = strategy, list(tasks)
 
     def task(self, key, task, accuracy):
-        if (key.strategy, task) == (self.strategy, 1):
+        if key.strategy == self.strategy and task in self.tasks:
+            self.tasks.remove(task)
             (worker,) = multiprocessing.active_children()
             worker.kill()
 
 
-def test_a_worker_that_dies_costs_its_run_only(tmp_path):
+def test_a_run_whose_worker_dies_goes_on_with_another_once(tmp_path):
     arguments = ["--strategies", "naive", "joint", "--epochs", "40", "--out", str(tmp_path)]
     jobs = compare.parse(arguments).jobs()
-    (first, lost), (second, joint) = run_in_processes(jobs, Killing("naive"), workers=1)
+    (first, lost), (second, joint) = run_in_processes(jobs, Killing("naive", [1, 3]), workers=1)
     assert (first.key.strategy, second.key.strategy) == ("naive", "joint")
-    assert str(lost).startswith("failed: naive on split_digits, seed 0: its process died (exit")
+    why = "the worker was killed by signal 9, twice"
+    assert str(lost) == f"failed: naive on split_digits, seed 0: {why}"
+    assert failures_in(tmp_path) == {"split_digits-naive-seed0": why}
     assert joint.accuracy > 0.9
-    assert checkpoints.read_history(first.checkpoints).matrix[:1] == [[1.0, None, None, None, None]]
+    found = [task.accuracies for task in checkpoints.open_history(first.checkpoints)]
+    assert found[0] == [1.0, None, None, None, None] and len(found) >= 4
+
+    ((_, naive),) = run_in_processes(jobs[:1], Killing("naive", [4]), workers=1)
+    assert naive.accuracy_matrix[: len(found)] == found
+    assert failures_in(tmp_path) == {}
 
 
 def test_a_recipe_that_was_changed_back_is_the_one_in_the_tables(tmp_path, monkeypatch):
@@ -200,6 +266,23 @@ def test_a_recipe_that_was_changed_back_is_the_one_in_the_tables(tmp_path, monke
 def test_sigkill_at_random_moments_leaves_the_store_of_an_uninterrupted_grid(tmp_path):
     grid = ["--strategies", "replay", "tinysubnets", "--epochs", "3", "--workers", "1"]
     assert kill_and_compare(grid, kills=2, folder=tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_sigkill_at_random_moments_leaves_each_run_as_it_was(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.killtest", "--each", "--kills", "3", "--"]
+    command += ["--strategies", "naive", "wsn", "--epochs", "2"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    *_, naive, wsn = found.splitlines()
+    assert naive.startswith("| naive on split_digits, seed 0 | 3 |") and naive.endswith("| yes |")
+    assert wsn.startswith("| wsn on split_digits, seed 0 | 3 |") and wsn.endswith("| yes |")
+
+
+def test_where_a_killed_run_went_on_is_counted():
+    tally = Tally(kills=4, writing=1, equal=False)
+    for done in [Position(0, 0), Position(0, 2), Position(3, 0), Position(3, 1)]:
+        tally.went_on(done)
+    assert str(tally) == "| 4 | 1 | 2 | 1 | 1 | NO |"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

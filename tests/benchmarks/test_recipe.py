@@ -196,6 +196,22 @@ def test_the_rate_starts_anew_with_a_task_and_with_other_parameters(built):
     assert list(rates(range(2))) == [1, 0.5]
 
 
+def test_the_rate_falls_on_from_where_a_run_was_stopped(built):
+    strategy, again = built("naive", lr_decay=0.5), built("naive", lr_decay=0.5)
+    decay, restored = (
+        next(plugin for plugin in own.plugins if isinstance(plugin, LearningRateDecay))
+        for own in (strategy, again)
+    )
+    strategy.dataloader = again.dataloader = range(1)
+    strategy.clock.train_exp_epochs = 3  # a phase begins
+    decay.before_training_iteration(strategy)
+    for name in decay.state_attributes:
+        setattr(restored, name, getattr(decay, name))
+    again.clock.train_exp_epochs = 5
+    restored.before_training_iteration(again)
+    assert again.optimizer.param_groups[0]["lr"] == 0.25 * restored.lr
+
+
 def test_an_optimizer_is_part_of_what_a_run_is(folder):
     budget = STREAMS["split_digits"].budget
     write(folder, "default: {density: 0.5}")
