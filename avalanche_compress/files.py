@@ -15,7 +15,7 @@ _NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)
 """What systems answer that cannot, or may not, write a folder through to the disk."""
 
 
-def write_atomically(path: PathLike, *chunks: bytes) -> int:
+def write_atomically(path: PathLike, *chunks: bytes | memoryview) -> int:
     """Write a file by way of a temporary one beside it: fsync, rename, fsync of the folder.
 
     A process that is killed in between leaves the previous file, and beside it perhaps a hidden

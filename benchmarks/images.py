@@ -144,7 +144,10 @@ def read_mnist(data_dir: Path, name: str = "MNIST") -> list[tuple[np.ndarray, La
 
 def _resized(images: np.ndarray, size: int) -> Pixels:
     if images.shape[1:] != (size, size):
-        resized = [Image.fromarray(image).resize((size, size), Image.BILINEAR) for image in images]
+        resized = [
+            Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+            for image in images
+        ]
         images = np.stack([np.asarray(image) for image in resized])
     return images.reshape(len(images), -1)
 
@@ -194,7 +197,9 @@ def _read_tiny_imagenet(data_dir: Path, classes: int, size: int) -> list[np.ndar
     found = dict(_files(data_dir, lambda name: place(name) is not None))
     groups: dict[tuple[str, int], list[bytes]] = defaultdict(list)
     for name in sorted(found):
-        groups[place(name)].append(found[name])
+        where = place(name)
+        if where is not None:
+            groups[where].append(found[name])
     return [
         _decoded(data_dir, part, [groups[part, number] for number in range(classes)], size)
         for part in ("train", "val")
@@ -239,7 +244,7 @@ def decode(encoded: bytes, size: int) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as opened:
         image = opened.convert("RGB")
     if image.size != (size, size):
-        image = image.resize((size, size), Image.BOX)
+        image = image.resize((size, size), Image.Resampling.BOX)
     return np.asarray(image).transpose(2, 0, 1).reshape(-1)
 
 
@@ -270,8 +275,9 @@ def _archive_files(archive: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]
         with tarfile.open(archive, "r|gz") as stream:
             for member in stream:
                 name = member.name[len(TINY_IMAGENET) + 1 :]
-                if member.isfile() and wanted(name):
-                    yield name, stream.extractfile(member).read()
+                content = stream.extractfile(member) if member.isfile() and wanted(name) else None
+                if content is not None:
+                    yield name, content.read()
     except (tarfile.TarError, zlib.error, EOFError, OSError) as reason:
         raise _damaged(archive, str(reason)) from reason
 

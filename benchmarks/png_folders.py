@@ -148,5 +148,5 @@ def _grey(path: Path, size: int | None = None) -> np.ndarray:
     with Image.open(path) as opened:
         image = opened.convert("L")
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.BOX)
+        image = image.resize((size, size), Image.Resampling.BOX)
     return np.asarray(image)

@@ -294,7 +294,7 @@ def task_inference(backbone: str, batch: int) -> list[Figure]:
     for name, infer in ways.items():
         own, reference = [], []
         for _ in range(repeats):
-            own.append(_seconds(lambda infer=infer: infer(network, x)))
+            own.append(_seconds(partial(infer, network, x)))
             reference.append(_seconds(lambda: [model(x) for model in plain]))
         what = f"inference by {name}, {backbone}, batch {batch}"
         figures.append(_figure(what, own[1:], f"{TASKS} plain passes", reference[1:]))
@@ -314,8 +314,8 @@ def kmeans(count: int = 1_000_000) -> list[Figure]:
     for k in (4, 16):
         ours, theirs = [], []
         for _ in range(3):
-            ours.append(_seconds(lambda k=k: kmeans_1d(values, k)))
-            theirs.append(_seconds(lambda k=k: KMeans(k, n_init=1, random_state=0).fit(column)))
+            ours.append(_seconds(partial(kmeans_1d, values, k)))
+            theirs.append(_seconds(partial(KMeans(k, n_init=1, random_state=0).fit, column)))
         figures.append(_figure(f"kmeans_1d, {count:,} values, k={k}", ours, "sklearn", theirs))
     return figures
 
@@ -355,8 +355,8 @@ def rank_estimation(rank: int = 100) -> list[Figure]:
         base = [weight + 0.1 * torch.randn(weight.shape, generator=generator) for weight in tuned]
         ours, theirs = [], []
         for _ in range(3):
-            ours.append(_seconds(lambda t=tuned, b=base: _ranks(t, b, rank)))
-            theirs.append(_seconds(lambda t=tuned: [torch.linalg.svd(_matrix(w)) for w in t]))
+            ours.append(_seconds(partial(_ranks, tuned, base, rank)))
+            theirs.append(_seconds(partial(_decomposed, tuned)))
         figures.append(_figure(f"rank estimation, {what}", ours, "linalg.svd", theirs))
     return figures
 
@@ -373,6 +373,10 @@ def _ranks(tuned: Sequence[torch.Tensor], base: Sequence[torch.Tensor], rank: in
         max_rank=rank,
         energies=[None if svd.exact else svd.energy for svd in found],
     ).ranks
+
+
+def _decomposed(weights: Sequence[torch.Tensor]) -> list[Any]:
+    return [torch.linalg.svd(_matrix(weight)) for weight in weights]
 
 
 def _matrix(weight: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional, Sequence
 
 import numpy as np
@@ -166,11 +167,9 @@ def split_classes(
     train, test = [], []
     for position, chosen in enumerate(tasks):
         label, numbered = (0, classes) if scenario == "class" else (position, chosen)
-        names = {"label": label, "numbered": numbered}
-        train.append(
-            cut(images, images.train, chosen, **names, held_out=held_out, seed=seed + position)
-        )
-        test.append(cut(images, images.test, chosen, **names))
+        own = partial(cut, images, classes=chosen, label=label, numbered=numbered)
+        train.append(own(images.train, held_out=held_out, seed=seed + position))
+        test.append(own(images.test))
     return Stream(name, dataset_benchmark(train, test), tasks, images.shape, order, scenario)
 
 
@@ -196,11 +195,9 @@ def same_classes(
     train, test = [], []
     for label, task in enumerate(order):
         images, permutation = guises[task]
-        pixels = {"permutation": permutation}
-        train.append(
-            cut(images, images.train, every_class, label, held_out, seed + label, **pixels)
-        )
-        test.append(cut(images, images.test, every_class, label, **pixels))
+        own = partial(cut, images, classes=every_class, label=label, permutation=permutation)
+        train.append(own(images.train, held_out=held_out, seed=seed + label))
+        test.append(own(images.test))
     tasks = [every_class] * len(order)
     return Stream(name, dataset_benchmark(train, test), tasks, guises[0][0].shape, order)
 
