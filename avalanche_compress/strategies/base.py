@@ -29,7 +29,7 @@ from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_met
 from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.tensor_data import TensorLoader
-from avalanche_compress.plugins.validation import load_batches
+from avalanche_compress.plugins.validation import load_batches, restart_comparisons
 from avalanche_compress.strategies.claims import check_unclaimed, claim
 from avalanche_compress.strategies.groups import join_groups, plan_groups
 from avalanche_compress.strategies.stock_plugins import check_plugins
@@ -282,6 +282,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.network.check_experience(self.experience)
         super()._before_training_exp(**kwargs)
+        restart_comparisons(self)  # what was evaluated before is another task's sub-network
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         # before any plugin, so that periodic evaluation and the user's plugins see what will stay
