@@ -164,9 +164,9 @@ def test_a_step_reads_no_finished_task(scope, monkeypatch):
     reads = []
     original = FactoredStore._read
 
-    def read(self, task):
+    def read(self, task, position):
         reads.append(task)
-        return original(self, task)
+        return original(self, task, position)
 
     class Count(SupervisedPlugin):
         in_steps = 0

@@ -12,7 +12,7 @@ from avalanche_compress.coding.fixed_point import fixed_point, from_fixed_point
 from avalanche_compress.coding.huffman import fused_mask_bits, huffman_bits
 from avalanche_compress.coding.kmeans import kmeans_1d
 from avalanche_compress.coding.low_rank import Factors, truncate
-from avalanche_compress.coding.masks import decode_mask, encode_mask
+from avalanche_compress.coding.masks import decode_mask, encode_mask, recall_mask
 from avalanche_compress.coding.quantised import (
     Codebook,
     FixedPoint,
@@ -56,6 +56,7 @@ __all__ = [
     "quantise_codebook",
     "quantise_fixed_point",
     "ranks_within_budget",
+    "recall_mask",
     "scale_weight",
     "select_ranks",
     "top_mask_",

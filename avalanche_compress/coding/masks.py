@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 import constriction
 import numpy as np
 import torch
@@ -81,15 +83,41 @@ def decode_mask(data: bytes, count: int, context: Tensor | None = None) -> Tenso
     """
     if count < 0:
         raise ValueError(f"the count is {count}, expected zero or more; give the mask's size.")
-    order, sizes = _groups(context, count)
+    return _decode(data, count, context, _decode_and_check)
+
+
+def recall_mask(data: bytes, count: int, context: Tensor | None = None) -> Tensor:
+    """:func:`decode_mask` of what this process has encoded or decoded before, in half the time.
+
+    :param data: an encoded mask that is known to be sound.
+    :param count: number of elements n.
+    :param context: the context that was given to the encoder, or None.
+    :return: bool tensor on the CPU, shape (n,).
+
+    Example::
+
+        >>> from avalanche_compress.coding.masks import recall_mask
+        >>> recall_mask(bytes([2, 5]), count=3).tolist()
+        [True, False, True]
+    """
+    return _decode(data, count, context, _decode_groups)
+
+
+def _decode(
+    data: bytes,
+    count: int,
+    context: Tensor | None,
+    decode_groups: Callable[[ByteReader, bytes, np.ndarray], np.ndarray],
+) -> Tensor:
     reader = ByteReader(data)
     kind = reader.read_raw(1)[0]
+    order, sizes = _groups(context, count)
     if kind == _RAW:
         packed = np.frombuffer(reader.read_raw(reader.remaining), dtype=np.uint8)
         return unpack_mask(torch.from_numpy(packed.copy()), count)
     if kind == _CODED:
         mask = np.empty(count, dtype=np.bool_)
-        mask[order] = _decode_groups(reader, data, sizes)
+        mask[order] = decode_groups(reader, data, sizes)
         return torch.from_numpy(mask)
     if kind not in (_ALL_ZERO, _ALL_ONE):
         raise CorruptStreamError(f"the kind of mask is {kind}, expected 0 to 3; data is damaged.")
@@ -107,16 +135,20 @@ def _groups(context: Tensor | None, count: int) -> tuple[slice | np.ndarray, np.
         )
     if context.is_floating_point() or context.is_complex():
         raise ValueError(f"the context is {context.dtype}, expected integers; convert it first.")
+    if not count:
+        return slice(None), np.zeros(0, dtype=np.int64)
     values = context.detach().cpu().reshape(-1).numpy()
-    if count and not 0 <= int(values.min()) <= int(values.max()) < _CONTEXTS:
+    lowest, highest = int(values.min()), int(values.max())
+    if not 0 <= lowest <= highest < _CONTEXTS:
         raise ValueError(
-            f"context values span {int(values.min())}..{int(values.max())}, expected "
-            f"0..{_CONTEXTS - 1}; use fewer contexts."
+            f"context values span {lowest}..{highest}, expected 0..{_CONTEXTS - 1}; use fewer "
+            "contexts."
         )
-    small = values.astype(np.uint8)
-    sizes = np.bincount(small, minlength=_CONTEXTS)
-    # A stable sort of bytes is a radix sort: linear, and the same order on every machine.
-    return np.argsort(small, kind="stable"), sizes[sizes > 0]
+    small = values.astype(np.uint8, copy=False)
+    # for a few contexts several times faster than a stable sort, and the same order
+    groups = [np.flatnonzero(small == own) for own in range(lowest, highest + 1)]
+    groups = [group for group in groups if group.size]
+    return np.concatenate(groups), np.array([group.size for group in groups])
 
 
 def _bernoulli(ones: int, count: int) -> constriction.stream.model.Bernoulli:
@@ -149,7 +181,11 @@ def _decode_groups(reader: ByteReader, data: bytes, sizes: np.ndarray) -> np.nda
             )
     decoder = constriction.stream.queue.RangeDecoder(_read_words(reader))
     parts = [_decode_part(decoder, number, int(size)) for number, size in zip(ones, sizes)]
-    bits = np.concatenate([np.zeros(0, dtype=np.bool_), *parts])
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *parts])
+
+
+def _decode_and_check(reader: ByteReader, data: bytes, sizes: np.ndarray) -> np.ndarray:
+    bits = _decode_groups(reader, data, sizes)
     # The coder reads on past the end and ignores spare words; encoding again finds both.
     if _encode_groups(bits, sizes) != data:
         raise CorruptStreamError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -51,7 +52,30 @@ class FrozenRows:
         self.rows = rows if wide else None
         self.gram = None if wide else rows.t() @ rows
         product = rows @ rows.t() if self.count <= self.width else rows.t() @ rows
-        self.constant = float((product.double() ** 2).sum() - 2 * (rows.double() ** 2).sum())
+        self._squared = float((rows.double() ** 2).sum())
+        self.constant = float((product.double() ** 2).sum()) - 2 * self._squared
+
+    def extended(self, rows: Tensor) -> FrozenRows:
+        """These rows and more, at the cost of the new ones where there are many already.
+
+        :param rows: ``(r, w)``.
+        """
+        if self.gram is None:
+            assert self.rows is not None
+            return FrozenRows(torch.cat([self.rows, rows]))
+        longer = copy.copy(self)
+        longer.count += len(rows)
+        longer.gram = self.gram + rows.t() @ rows
+        longer._squared += float((rows.double() ** 2).sum())
+        longer.constant = float((longer.gram.double() ** 2).sum()) - 2 * longer._squared
+        return longer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        kept = self.gram if self.rows is None else self.rows
+        assert kept is not None
+        return kept.device
 
     def overlap(self, rows: Tensor) -> Tensor:
         """``rows A^T A`` with A these rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -110,6 +110,8 @@ class FactorizationPlugin(ShapingPlugin):
         self.init = init
         self.residual = residual
         self._frozen: list[_Frozen] = []
+        # by weight: what the frozen terms of the last task added up to, and their sections
+        self._earlier: dict[str, tuple[tuple[bytes, ...], _Frozen]] = {}
 
     def free_rank(self, store: FactoredStore) -> int:
         """How many terms the next task trains in a layer.
@@ -140,7 +142,7 @@ class FactorizationPlugin(ShapingPlugin):
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         stores = factored_stores(network_of(strategy))
         with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
-            self._frozen = [_Frozen.of(store, self.reg_scope == "all") for store in stores]
+            self._frozen = [self._frozen_of(store) for store in stores]
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))
@@ -165,6 +167,24 @@ class FactorizationPlugin(ShapingPlugin):
                     total = total + self.lambda_sparse * own
         return total
 
+    def _frozen_of(self, store: FactoredStore) -> _Frozen:
+        """What a layer's frozen terms add up to; those that were there before are not read again.
+
+        :param store: with an open task.
+        """
+        sections = tuple(store.sections[task] for task in store.reusable)
+        known, frozen = self._earlier.get(store.name, ((), _Frozen()))
+        moved = frozen.left is not None and frozen.left.device != store.shared.device
+        if moved or sections[: len(known)] != known:
+            known, frozen = (), _Frozen()
+        for block in store.frozen_terms(skipped=len(known)):
+            frozen = frozen.extended(block, penalised=self.reg_scope == "all")
+        self._earlier[store.name] = sections, frozen
+        return frozen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_earlier": {}}
+
     def shape(self, strategy: Any) -> None:
         stores = factored_stores(network_of(strategy))
         for store in stores:
@@ -183,31 +203,32 @@ def _is_part(rank: object) -> bool:
     return isinstance(rank, float) and 0 < rank <= 1
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Frozen:
     """What the terms that a layer builds on add to its penalties: constant while a task trains."""
 
-    left: FrozenRows | None
-    right: FrozenRows | None
-    norms: tuple[float, float]
-    energy: float
+    left: FrozenRows | None = None
+    right: FrozenRows | None = None
+    norms: tuple[float, float] = (0.0, 0.0)
+    energy: float = 0.0
 
-    @classmethod
-    def of(cls, store: FactoredStore, penalised: bool) -> _Frozen:
-        """What a layer's frozen terms add up to.
+    def extended(self, terms: Factors, penalised: bool) -> _Frozen:
+        """The same with the terms of one more task.
 
-        :param store: with an open task.
-        :param penalised: whether they take part in the penalties.
+        :param terms: of the task.
+        :param penalised: whether frozen terms take part in the penalties.
         """
-        blocks = store.frozen_terms()
-        if not blocks:
-            return cls(None, None, (0.0, 0.0), 0.0)
-        terms = Factors(*(torch.cat(parts) for parts in zip(*blocks)))  # type: ignore[arg-type]
-        energy = float((terms.scale.double() ** 2).sum())
+        scale = terms.scale.double()
+        energy = self.energy + float((scale**2).sum())
         if not penalised:
-            return cls(None, None, (0.0, 0.0), energy)
-        norms = (float(terms.scale.double().abs().sum()), energy)
-        return cls(FrozenRows(terms.left), FrozenRows(terms.right), norms, energy)
+            return replace(self, energy=energy)
+        norms = (self.norms[0] + float(scale.abs().sum()), energy)
+        left, right = _extended(self.left, terms.left), _extended(self.right, terms.right)
+        return _Frozen(left, right, norms, energy)
+
+
+def _extended(frozen: FrozenRows | None, rows: Tensor) -> FrozenRows:
+    return FrozenRows(rows) if frozen is None else frozen.extended(rows)
 
 
 def factored_stores(network: TaskNetwork) -> list[FactoredStore]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.coding import ByteReader, CorruptStreamError, bytes_tensor
 from avalanche_compress.coding.low_rank import Factors
-from avalanche_compress.errors import NonFiniteError
+from avalanche_compress.errors import NonFiniteError, TaskStateError
 from avalanche_compress.stores.values import Values
 
 
@@ -85,6 +85,17 @@ class Store(nn.Module, ABC):
     @abstractmethod
     def stored_values(self, task: int) -> int:
         """How many numbers ``task`` added."""
+
+    def position_of(self, task: int) -> int:
+        """How many tasks were finished before a finished one.
+
+        :param task: its label.
+        :raises TaskStateError: if it is not finished.
+        """
+        finished = list(self.sections)
+        if task not in self.sections:
+            raise TaskStateError(f"task {task} is not finished; finished are {finished}.")
+        return finished.index(task)
 
     def restore(self, task: int, section: bytes) -> None:
         """Make ``task`` a finished task from its section; tasks come in order of learning.

@@ -24,6 +24,7 @@ from avalanche_compress.coding.low_rank import (
 )
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import LowRankWeight, Place, WeightStore, non_finite
+from avalanche_compress.stores.ledger import Ledger
 from avalanche_compress.stores.values import (
     Values,
     bits_of,
@@ -116,10 +117,9 @@ class FactoredStore(WeightStore):
         self.register_buffer("_sum", torch.zeros_like(scratch), persistent=False)
         self._quantised: list[Values] | None = None
         self._dense = not self.factored
-        self._parents: dict[int, tuple[int, ...]] = {}
-        self._ranks: dict[int, int] = {}
-        self._added: dict[int, tuple[int, int]] = {}
+        self._sizes = Ledger(3)  # of each task: its terms, its numbers and their bits
         self._reusable: tuple[int, ...] = ()
+        self._partial: tuple[tuple[int, ...], Tensor] = ((), self._sum)
 
     # ------------------------------------------------------------------ the open task
 
@@ -191,9 +191,17 @@ class FactoredStore(WeightStore):
                 self._dense = True
         self._train(terms)
 
-    def frozen_terms(self) -> list[Factors]:
-        """The terms that the open task builds on, task by task; dense differences have none."""
-        blocks = (self._read(task) for task in self._reusable)
+    @property
+    def reusable(self) -> tuple[int, ...]:
+        """The finished tasks that the open one builds on, in order of learning."""
+        return self._reusable
+
+    def frozen_terms(self, skipped: int = 0) -> list[Factors]:
+        """The terms that the open task builds on, task by task; dense differences have none.
+
+        :param skipped: how many of :attr:`reusable` to leave out, from the first on.
+        """
+        blocks = self._read_all(self._reusable[skipped:])
         return [block for block in blocks if isinstance(block, Factors)]
 
     def kept_values(self) -> list[Tensor]:
@@ -218,7 +226,7 @@ class FactoredStore(WeightStore):
     @property
     def ranks(self) -> dict[int, int]:
         """How many terms each finished task added; those of a dense difference count too."""
-        return dict(self._ranks)
+        return dict(zip(self.sections, self._sizes.column(0)))
 
     def encode(self) -> bytes:
         writer = ByteWriter()
@@ -235,36 +243,32 @@ class FactoredStore(WeightStore):
 
     @torch.no_grad()
     def decode(self, reader: ByteReader) -> _Block:
-        return _read_block(reader, list(self._ranks), self.rows, self.columns, self.shared.dtype)
+        return _read_block(reader, len(self.sections), self.rows, self.columns, self.shared.dtype)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Block) -> None:
         # a new tensor, not in place: the open task's view of the old sum stays valid until open()
         self._sum = self._sum + self._product(content.content)
-        self._parents[task] = content.parents
-        self._ranks[task] = content.rank
-        self._added[task] = (content.numbers, content.bits)
+        self._sizes.append(content.rank, content.numbers, content.bits)
 
     def committed(self, task: int) -> Tensor:
-        if task not in self._parents:
-            raise TaskStateError(f"task {task} is not finished; finished are {list(self._ranks)}.")
-        return self._sum_of((*self._parents[task], task))
+        return self._sum_of((*self._parents_of(task), task))
 
     def low_rank(self, task: int) -> LowRankWeight | None:
-        blocks = [self._read(earlier) for earlier in (*self._parents[task], task)]
+        blocks = self._read_all((*self._parents_of(task), task))
         if not all(isinstance(block, Factors) for block in blocks):
             return None
         terms = Factors(*(torch.cat(parts) for parts in zip(*blocks)))  # type: ignore[arg-type]
         return LowRankWeight(terms, self._spatial)
 
     def rank_of(self, task: int) -> int | None:
-        return self._ranks[task] if self.factored else None
+        return self._sizes[self.position_of(task)][0] if self.factored else None
 
     def stored_values(self, task: int) -> int:
-        return self._added[task][0]
+        return self._sizes[self.position_of(task)][1]
 
     def value_bits(self, task: int) -> int:
-        return self._added[task][1]
+        return self._sizes[self.position_of(task)][2]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The finished tasks, and what the open one builds on."""
@@ -290,10 +294,9 @@ class FactoredStore(WeightStore):
 
     def forget(self) -> None:
         super().forget()
-        self._parents.clear()
-        self._ranks.clear()
-        self._added.clear()
+        self._sizes.clear()
         self._sum = torch.zeros_like(self._sum)
+        self._partial = (), self._sum
 
     # ------------------------------------------------------------------ within
 
@@ -318,15 +321,22 @@ class FactoredStore(WeightStore):
     def _detached(self) -> Factors:
         return Factors(*(part.detach() for part in self.terms))
 
-    def _read(self, task: int) -> Factors | Tensor:
-        order = list(self.sections)
-        earlier = order[: order.index(task)]
-        reader = ByteReader(self.sections[task])
-        block = _read_block(reader, earlier, self.rows, self.columns, self.shared.dtype)
-        device = self.shared.device
-        if isinstance(block.content, Tensor):
-            return block.content.to(device)
-        return Factors(*(part.to(device) for part in block.content))
+    def _parents_of(self, task: int) -> tuple[int, ...]:
+        """The earlier tasks that a finished one builds on."""
+        earlier = list(self.sections)[: self.position_of(task)]
+        *_, skipped = _read_header(ByteReader(self.sections[task]), len(earlier))
+        return tuple(own for own, skip in zip(earlier, skipped) if not skip)
+
+    def _read_all(self, tasks: Sequence[int]) -> list[Factors | Tensor]:
+        position_of = {task: position for position, task in enumerate(self.sections)}
+        return [self._read(task, position_of[task]) for task in tasks]
+
+    def _read(self, task: int, position: int) -> Factors | Tensor:
+        reader, device = ByteReader(self.sections[task]), self.shared.device
+        content = _read_block(reader, position, self.rows, self.columns, self.shared.dtype).content
+        if isinstance(content, Tensor):
+            return content.to(device)
+        return Factors(*(part.to(device) for part in content))
 
     def _product(self, content: Factors | Tensor) -> Tensor:
         """A block as a weight: one product of contiguous tensors, the same bits at every call."""
@@ -338,11 +348,16 @@ class FactoredStore(WeightStore):
 
     def _sum_of(self, tasks: tuple[int, ...]) -> Tensor:
         """Blocks added up in the order of learning, which is the order of ``_sum`` too."""
-        if tasks == tuple(self._ranks):
+        finished = tuple(self.sections)
+        if tasks == finished:
             return self._sum
-        total = torch.zeros_like(self._sum)
-        for task in tasks:
-            total = total + self._product(self._read(task))
+        # what was added up last is often the beginning: tasks are evaluated one after another
+        done, total = self._partial
+        if total.device != self._sum.device or tasks[: len(done)] != done:
+            done, total = (), torch.zeros_like(self._sum)
+        for block in self._read_all(tasks[len(done) :]):
+            total = total + self._product(block)
+        self._partial = tasks, total
         return total
 
     def _to_matrix(self, weight: Tensor) -> Tensor:
@@ -362,32 +377,35 @@ class _Block(NamedTuple):
     """What one task added, as its section tells."""
 
     rank: int
-    parents: tuple[int, ...]
     content: Factors | Tensor
     numbers: int
     bits: int
 
 
-def _read_block(
-    reader: ByteReader, earlier: Sequence[int], rows: int, columns: int, dtype: torch.dtype
-) -> _Block:
+def _read_header(reader: ByteReader, earlier: int) -> tuple[int, int, list[bool]]:
+    """How many terms, whether they are a dense difference, and which earlier tasks are left out."""
     rank, dense, skips = reader.read_uint(), reader.read_uint(), reader.read_uint()
     if dense > 1 or skips > 1:
         raise CorruptStreamError(f"{rank} terms of the form {dense}, {skips}")
-    parents = tuple(earlier)
-    if skips:
-        packed = reader.read_tensor(torch.uint8, ((len(earlier) + 7) // 8,))
-        skipped = unpack_mask(packed, len(earlier)).tolist()
-        parents = tuple(task for task, skip in zip(earlier, skipped) if not skip)
+    if not skips:
+        return rank, dense, [False] * earlier
+    packed = reader.read_tensor(torch.uint8, ((earlier + 7) // 8,))
+    return rank, dense, unpack_mask(packed, earlier).tolist()
+
+
+def _read_block(
+    reader: ByteReader, earlier: int, rows: int, columns: int, dtype: torch.dtype
+) -> _Block:
+    rank, dense, _ = _read_header(reader, earlier)
     counts = [rows * columns] if dense else [rank * rows, rank, rank * columns]
     values = [read_values(reader, count, dtype) for count in counts]
     bits = sum(count * bits_of(value) for count, value in zip(counts, values))
     # cloned into torch's memory: products may depend on how NumPy's happened to be aligned
     parts = [decoded(value).to(dtype).clone() for value in values]
     if dense:
-        return _Block(rank, parents, parts[0], counts[0], bits)
+        return _Block(rank, parts[0], counts[0], bits)
     terms = Factors(parts[0].view(rank, rows), parts[1], parts[2].view(rank, columns))
-    return _Block(rank, parents, terms, sum(counts), bits)
+    return _Block(rank, terms, sum(counts), bits)
 
 
 def _numbers(terms: Factors) -> int:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader, ByteWriter, kept_count, pack_mask, top_mask_
+from avalanche_compress.coding import ByteReader, ByteWriter, kept_count, recall_mask, top_mask_
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.stores.base import Place
-from avalanche_compress.stores.subnetwork import SubnetworkStore, gradient_where
+from avalanche_compress.stores.subnetwork import SubnetworkStore, gradient_where, mask_context
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values
+
+_NOBODY = torch.iinfo(torch.int32).max
 
 
 class MaskedStore(SubnetworkStore):
@@ -45,12 +47,16 @@ class MaskedStore(SubnetworkStore):
     """What finished tasks have written; 0 where free."""
     free: Tensor
     """1.0 where no finished task uses the slot, else 0.0; a float, as it multiplies weights."""
+    _owner: Tensor
+    """Position of the task that has written the slot (int32), :data:`_NOBODY` where free."""
 
     def __init__(self, place: Place, name: str = "weight", *, scored: bool = False):
         super().__init__(place, name)
         scratch = self.scratch.detach()
         self.register_buffer("value", torch.zeros_like(scratch))
         self.register_buffer("free", torch.ones_like(scratch))
+        owner = torch.full_like(scratch, _NOBODY, dtype=torch.int32)
+        self.register_buffer("_owner", owner, persistent=False)  # the sections tell
         self.scores = nn.Parameter(_initial_scores(scratch)) if scored else None
         self._bar: tuple[Tensor, Tensor] | None = None
 
@@ -126,11 +132,15 @@ class MaskedStore(SubnetworkStore):
     def accept(self, task: int, content: _Section) -> None:
         mask, own, values = content
         floats = decoded(values)
+        self._quantised = None  # the codes are in the section now
         # new tensors, not in place: the open task's views of the old ones stay valid until open()
-        self.value = self.value.index_put((own,), floats.to(self.value))
-        self.free = self.free * ~own
-        self._masks[task] = pack_mask(mask)
-        self._added[task] = (floats.numel(), bits_of(values))
+        position = len(self.sections)
+        if floats.numel():
+            self.value = self.value.index_put((own,), floats.to(self.value))
+            self.free = self.free * ~own
+            self._owner.masked_fill_(own, position)
+        self._masks.add(position, mask, anchor=position)
+        self._kept_by.append(floats.numel(), bits_of(values))
 
     def committed(self, task: int) -> Tensor:
         return torch.where(self.mask_of(task), self.value, 0.0)
@@ -139,6 +149,17 @@ class MaskedStore(SubnetworkStore):
         super().forget()
         self.value = torch.zeros_like(self.value)
         self.free = torch.ones_like(self.free)
+        self._owner.fill_(_NOBODY)
+
+    def _recall_mask(self, position: int) -> Tensor:
+        sections, owner = list(self.sections.values()), self._owner.flatten().cpu()
+        first = self._masks.nearest(position)
+        mask = None if first < 0 else self._mask_at(first)
+        for own in range(first + 1, position + 1):
+            coded = ByteReader(sections[own]).read_bytes()
+            mask = recall_mask(coded, owner.numel(), mask_context(mask, owner < own))
+        assert mask is not None
+        return mask
 
     def _unfixed_mask(self) -> Tensor:
         return super()._unfixed_mask() if self.scores is None else self._learned_mask() != 0
@@ -160,6 +181,8 @@ class MaskedStore(SubnetworkStore):
         return self._bar[1]
 
     def _free_or_used_by(self, tasks: Sequence[int]) -> Tensor:
+        if set(self.sections) <= set(tasks):
+            return torch.ones_like(self.free, dtype=torch.bool)
         available = self.free != 0
         for task in tasks:
             available = available | self.mask_of(task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from avalanche_compress.coding import (
     CorruptStreamError,
     decode_mask,
     encode_mask,
+    recall_mask,
 )
 from avalanche_compress.coding.factorise import (
     least_squares_scalings,
@@ -26,11 +27,13 @@ from avalanche_compress.coding.perturbed_layers import perturbed_conv2d, perturb
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
 from avalanche_compress.stores.deferred import DeferredWeight
+from avalanche_compress.stores.ledger import Ledger
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
 
 CONV_MODES = ("spatial_mean", "flatten", "auto")
 BASES = ("first", "given")
 _DENSE, _SPATIAL_MEAN, _FLATTEN = range(3)
+_MaskReader = Callable[[bytes, int], Tensor]
 
 
 class PerturbedStore(WeightStore):
@@ -105,7 +108,7 @@ class PerturbedStore(WeightStore):
         self.register_buffer("_left_mask", None, persistent=False)
         self.register_buffer("_right_mask", None, persistent=False)
         self._train_dense()
-        self._sizes: dict[int, _Sizes] = {}
+        self._sizes = Ledger(len(_Sizes._fields))
 
     # ------------------------------------------------------------------ the weight as matrices
 
@@ -295,20 +298,18 @@ class PerturbedStore(WeightStore):
 
     @torch.no_grad()
     def decode(self, reader: ByteReader) -> _Block:
-        return self._read_block(reader, first=not self._sizes)
+        return self._read_block(reader, first=not self.sections, read_mask=decode_mask)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Block) -> None:
         if content.base is not None:
             self.base = content.base.view(self.shape).to(self.scratch)
-        self._sizes[task] = content.sizes
+        self._sizes.append(*content.sizes)
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
-        if task not in self._sizes:
-            raise TaskStateError(f"task {task} is not finished; finished are {list(self._sizes)}.")
-        reader = ByteReader(self.sections[task])
-        block = self._read_block(reader, first=task == next(iter(self._sizes)))
+        first = self.position_of(task) == 0
+        block = self._read_block(ByteReader(self.sections[task]), first, recall_mask)
         content = [part.to(self.scratch.device) for part in block.content]
         return content[0].view(self.shape) if len(content) == 1 else self._compose(*content)
 
@@ -317,13 +318,13 @@ class PerturbedStore(WeightStore):
 
         :param task: its label.
         """
-        return self._sizes[task].rank if self.factored else None
+        return self._sizes_of(task).rank if self.factored else None
 
     def stored_values(self, task: int) -> int:
-        return self._sizes[task].numbers
+        return self._sizes_of(task).numbers
 
     def value_bits(self, task: int) -> int:
-        return self._sizes[task].bits
+        return self._sizes_of(task).bits
 
     def added_values(self, task: int, unpruned: bool = False) -> int:
         """Numbers that a finished task stored beside the base: none if it is the base.
@@ -331,7 +332,7 @@ class PerturbedStore(WeightStore):
         :param task: its label.
         :param unpruned: count the pruned entries of its factors too.
         """
-        sizes = self._sizes[task]
+        sizes = self._sizes_of(task)
         return sizes.unpruned if unpruned else sizes.added
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -429,11 +430,15 @@ class PerturbedStore(WeightStore):
         outputs = x.shape[-1] * x.shape[-2] // math.prod(stride) * self.rows
         return x.numel() + x.shape[0] * outputs <= 2 * self.scratch.numel()
 
-    def _read_block(self, reader: ByteReader, first: bool) -> _Block:
+    def _sizes_of(self, task: int) -> _Sizes:
+        return _Sizes(*self._sizes[self.position_of(task)])
+
+    def _read_block(self, reader: ByteReader, first: bool, read_mask: _MaskReader) -> _Block:
         """A section as it was written.
 
         :param reader: the section, from its start.
         :param first: whether it is the first task's, and so has the base in it.
+        :param read_mask: one that checks what it reads, or one that trusts it.
         """
         size, dtype = self.scratch.numel(), self.scratch.dtype
         base = reader.read_tensor(dtype, (size,)).clone() if first and self.given else None
@@ -445,7 +450,7 @@ class PerturbedStore(WeightStore):
             raise CorruptStreamError(f"{self.name} of a task in the form {form}")
         else:
             mode = CONV_MODES[form - 1]
-            rank, parts = self._read_perturbation(reader, mode)
+            rank, parts = self._read_perturbation(reader, mode, read_mask)
             unpruned = self.scales + rank * self.parameters_per_rank(mode)
         numbers, bits = sum(part.numbers for part in parts), sum(part.bits for part in parts)
         content = tuple(part.tensor for part in parts)
@@ -456,13 +461,15 @@ class PerturbedStore(WeightStore):
             return _Block(content, content[0], _Sizes(0, numbers, bits, 0, 0))
         return _Block(content, None, _Sizes(rank, numbers, bits, numbers, unpruned))
 
-    def _read_perturbation(self, reader: ByteReader, mode: str) -> tuple[int, list[_Entries]]:
+    def _read_perturbation(
+        self, reader: ByteReader, mode: str, read_mask: _MaskReader
+    ) -> tuple[int, list[_Entries]]:
         rank = reader.read_uint()
         if mode not in self.modes or rank > self.full_rank(mode):
             raise CorruptStreamError(f"{self.name} of {rank} components, {mode}")
         g, n, m, dtype = self.groups, self.rows, self.columns, self.scratch.dtype
         shapes = [(g, n), (g, m), (g, n, rank), (g, rank, self.width(mode))]
-        masks = [decode_mask(reader.read_bytes(), math.prod(shape)) for shape in shapes[2:]]
+        masks = [read_mask(reader.read_bytes(), math.prod(shape)) for shape in shapes[2:]]
         return rank, [
             _read_entries(reader, shape, mask, dtype)
             for shape, mask in zip(shapes, [None, None, *masks])

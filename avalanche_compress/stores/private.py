@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
-from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, Store, non_finite
 
 
@@ -16,8 +15,8 @@ class PrivateStore(Store):
     """``W_t`` = task t's own copy, in float, of every tensor that tasks do not share.
 
     The open task trains the modules' own Parameters and buffers; a commit copies them. All
-    tensors of a task lie in one flat run of bytes, so that a hundred tasks are a hundred
-    objects and not a hundred times the number of layers.
+    tensors of a task lie in its section, so that a hundred tasks are a hundred objects and not a
+    hundred times the number of layers.
 
     :param places: the tensors, in a fixed order; their shapes may differ from task to task.
     :param names: their dotted names, for messages.
@@ -27,7 +26,6 @@ class PrivateStore(Store):
         super().__init__("private tensors")
         self.places = list(places)
         self.names = list(names)
-        self._tensors: dict[int, list[Tensor]] = {}
 
     def check_commit(self) -> None:
         for place, name in zip(self.places, self.names):
@@ -55,25 +53,16 @@ class PrivateStore(Store):
         return tensors
 
     def accept(self, task: int, content: list[Tensor]) -> None:
-        self._tensors[task] = content
+        """Nothing: the section is all that is kept."""
 
     def committed(self, task: int) -> list[Tensor]:
         """The tensors of a finished task, in the order of the places.
 
         :param task: its label.
         """
-        if task not in self._tensors:
-            raise TaskStateError(
-                f"task {task} is not finished; finished are {list(self._tensors)}."
-            )
-        return [
-            tensor.to(place.tensor.device)
-            for tensor, place in zip(self._tensors[task], self.places)
-        ]
+        self.position_of(task)
+        tensors = self.decode(ByteReader(self.sections[task]))
+        return [tensor.to(place.tensor.device) for tensor, place in zip(tensors, self.places)]
 
     def stored_values(self, task: int) -> int:
-        return sum(tensor.numel() for tensor in self._tensors[task])
-
-    def forget(self) -> None:
-        super().forget()
-        self._tensors.clear()
+        return sum(tensor.numel() for tensor in self.committed(task))

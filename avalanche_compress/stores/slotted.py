@@ -12,11 +12,12 @@ from avalanche_compress.coding import (
     ByteWriter,
     Codebook,
     CorruptStreamError,
-    pack_mask,
+    recall_mask,
 )
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.stores.base import Place
-from avalanche_compress.stores.subnetwork import SubnetworkStore
+from avalanche_compress.stores.ledger import Ledger
+from avalanche_compress.stores.subnetwork import SubnetworkStore, mask_context
 from avalanche_compress.stores.values import Values, decoded, read_values
 
 SLOT_BITS = 32
@@ -75,8 +76,6 @@ class SlottedStore(SubnetworkStore):
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
         self._granted = self.reserve  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
-        self._readers: dict[int, int] = {}  # a task without values of its own: whose it reads
-        self._page_of: dict[int, int] = {}
 
     @property
     def writable(self) -> Tensor:
@@ -171,24 +170,31 @@ class SlottedStore(SubnetworkStore):
     @torch.no_grad()
     def accept(self, task: int, content: _Section) -> None:
         mask, added, charge, source, full = content
-        self._masks[task] = pack_mask(mask)
-        self._added[task] = (added, charge)
+        self._quantised = None  # the codes are in the section now
+        position = len(self.sections)
+        self._masks.add(position, mask)
         if source is not None:
-            self._readers[task] = self._readers.get(source, source)
+            _, _, page, owner = self._kept_by[self.position_of(source)]
+            self._kept_by.append(added, charge, page, owner)
             return
         if full:
+            # a page's masks are recalled from its start, by way of the mask before
+            self._masks.make_anchor(position - 1, self.pages)
             self.pages += 1
             self.occupancy = torch.zeros_like(self.occupancy)
-        self._page_of[task] = self.pages - 1
+        self._kept_by.append(added, charge, self.pages - 1, position)
         self.occupancy = self.occupancy + charge * mask.to(torch.uint8)
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
-        mask = self.mask_of(task)
-        owner = self._readers.get(task, task)
-        values = decoded(self._values_of(owner)).to(self.frozen)
-        weight = torch.zeros_like(self.frozen).masked_scatter_(self.mask_of(owner), values)
-        return weight if owner == task else torch.where(mask, weight, 0.0)
+        mask, position = self.mask_of(task), self.position_of(task)
+        *_, owner = self._kept_by[position]
+        values = decoded(self._values_at(owner)).to(self.frozen)
+        weight = torch.zeros_like(self.frozen)
+        if owner == position:
+            return weight.masked_scatter_(mask, values)
+        weight.masked_scatter_(self._shaped(self._mask_at(owner)), values)
+        return torch.where(mask, weight, 0.0)
 
     @property
     def slot_used(self) -> float:
@@ -208,11 +214,12 @@ class SlottedStore(SubnetworkStore):
         page = range(self.pages)[page]
         words = torch.zeros_like(self.frozen, dtype=torch.int64)
         offset = torch.zeros_like(words)
-        for task in [task for task, own in self._page_of.items() if own == page]:
-            mask = self.mask_of(task)
-            codes = _codes(self._values_of(task)).to(words.device)
-            words[mask] |= codes << offset[mask]
-            offset += mask * self._added[task][1]
+        for position, (_, bits, own, owner) in enumerate(self._kept_by):
+            if own == page and owner == position:
+                mask = self._shaped(self._mask_at(position))
+                codes = _codes(self._values_at(position)).to(words.device)
+                words[mask] |= codes << offset[mask]
+                offset += mask * bits
         return words
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -228,8 +235,6 @@ class SlottedStore(SubnetworkStore):
 
     def forget(self) -> None:
         super().forget()
-        self._readers.clear()
-        self._page_of.clear()
         self.pages = 1
         self.occupancy = torch.zeros_like(self.occupancy)
 
@@ -253,12 +258,49 @@ class SlottedStore(SubnetworkStore):
             raise CorruptStreamError(f"a task that reads number {position} of {len(finished)}")
         return finished[position]
 
-    def _values_of(self, task: int) -> Values:
+    def _new_ledger(self) -> Ledger:
+        """Of each task its values and their bits, its page, and the position of their owner."""
+        return Ledger(4)
+
+    def _values_at(self, position: int) -> Values:
         """A task's values out of its section: kept as packed codes, not a second time."""
-        reader = ByteReader(self.sections[task])
+        reader = ByteReader(list(self.sections.values())[position])
         reader.read_uint()
         reader.read_bytes()  # the mask, which is at hand already
-        return read_values(reader, self._added[task][0], self.frozen.dtype)
+        return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
+
+    def _recall_mask(self, position: int) -> Tensor:
+        pages = self._kept_by.column(2)
+        first = pages.index(pages[position])
+        mask = self._mask_at(first - 1) if first else None
+        occupancy = torch.zeros(self.occupancy.numel(), dtype=torch.uint8)
+        passed: list[Tensor] = []
+        for own in range(first, position + 1):
+            mask = self._next_mask(own, mask, occupancy, passed)
+            passed.append(mask)
+            _, charge, _, owner = self._kept_by[own]
+            if owner == own:
+                occupancy += charge * mask.to(torch.uint8)
+        return passed[-1]
+
+    def _next_mask(
+        self, position: int, last: Tensor | None, occupancy: Tensor, passed: Sequence[Tensor]
+    ) -> Tensor:
+        """The mask of a page's next task.
+
+        :param last: the mask of the task before, of this page or another.
+        :param occupancy: bits in use before this task.
+        :param passed: the masks of the page so far; a task that reads another one's values has a
+            source among them, as its policy has one page only.
+        """
+        mask = self._masks.get(position)
+        if mask is not None:
+            return mask
+        reader = ByteReader(list(self.sections.values())[position])
+        closed = occupancy + reader.read_uint() > SLOT_BITS
+        if self._kept_by[position][3] != position:
+            closed = ~passed[reader.read_uint()]
+        return recall_mask(reader.read_bytes(), closed.numel(), mask_context(last, closed))
 
 
 class _Section(NamedTuple):

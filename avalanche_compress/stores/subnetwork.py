@@ -14,10 +14,10 @@ from avalanche_compress.coding import (
     decode_mask,
     encode_mask,
     magnitude_mask,
-    unpack_mask,
 )
-from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
+from avalanche_compress.stores.ledger import Ledger
+from avalanche_compress.stores.masks_at_hand import MasksAtHand
 from avalanche_compress.stores.values import Values, decoded, write_values
 
 
@@ -25,6 +25,7 @@ class SubnetworkStore(WeightStore):
     """``W_t = frozen + trainable * scratch`` on the mask ``M_t`` of the open task, else 0.
 
     What a finished task keeps is its mask, and values at the slots ``O_t`` of it that it wrote.
+    Both are in its section; some masks are at hand, others are decoded when they are asked for.
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
@@ -49,8 +50,8 @@ class SubnetworkStore(WeightStore):
         self.register_buffer("_available", None, persistent=False)
         self.density = 1.0
         self._quantised: Values | None = None
-        self._masks: dict[int, Tensor] = {}
-        self._added: dict[int, tuple[int, int]] = {}
+        self._masks = MasksAtHand(scratch.numel())
+        self._kept_by = self._new_ledger()
 
     @property
     def scored(self) -> bool:
@@ -120,16 +121,13 @@ class SubnetworkStore(WeightStore):
         :param task: its label.
         :return: bool, of the weight's shape.
         """
-        if task not in self._masks:
-            raise TaskStateError(f"task {task} is not finished; finished are {list(self._masks)}.")
-        flat = unpack_mask(self._masks[task], self.frozen.numel())
-        return flat.view(self.frozen.shape).to(self.frozen.device)
+        return self._shaped(self._mask_at(self.position_of(task)))
 
     def stored_values(self, task: int) -> int:
-        return self._added[task][0]
+        return self._kept_by[self.position_of(task)][0]
 
     def value_bits(self, task: int) -> int:
-        added, bits = self._added[task]
+        added, bits, *_ = self._kept_by[self.position_of(task)]
         return added * bits
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -155,7 +153,11 @@ class SubnetworkStore(WeightStore):
     def forget(self) -> None:
         super().forget()
         self._masks.clear()
-        self._added.clear()
+        self._kept_by.clear()
+
+    def _new_ledger(self) -> Ledger:
+        """What to write down of each task: its values and their bits, and what else there is."""
+        return Ledger(2)
 
     def _unfixed_mask(self) -> Tensor:
         if self._available is not None:
@@ -170,9 +172,9 @@ class SubnetworkStore(WeightStore):
         """Append the open task's mask and values.
 
         :param writer: the section.
-        :param closed: bool, slots by which a mask is told better (see :meth:`_mask_context`).
+        :param closed: bool, slots by which a mask is told better (see :func:`mask_context`).
         """
-        context = self._mask_context(closed)
+        context = mask_context(self._newest_mask(), closed.flatten().cpu())
         writer.write_bytes(encode_mask(self.mask.flatten().cpu(), context))
         write_values(self._kept(), writer)
 
@@ -181,17 +183,43 @@ class SubnetworkStore(WeightStore):
 
         :return: bool, of the weight's shape.
         """
-        context = self._mask_context(closed)
-        flat = decode_mask(reader.read_bytes(), closed.numel(), context)
-        return flat.view(closed.shape).to(closed.device)
+        context = mask_context(self._newest_mask(), closed.flatten().cpu())
+        return self._shaped(decode_mask(reader.read_bytes(), closed.numel(), context))
 
-    def _mask_context(self, closed: Tensor) -> Tensor:
-        """(n,) What decoder and encoder both know of a slot: last task's mask + 2 * closed."""
-        context = 2 * closed.flatten().to(torch.uint8).cpu()
-        if self._masks:
-            newest = next(reversed(self._masks))
-            context += unpack_mask(self._masks[newest], context.numel()).to(torch.uint8)
-        return context
+    def _newest_mask(self) -> Tensor | None:
+        return self._mask_at(len(self.sections) - 1) if self.sections else None
+
+    def _mask_at(self, position: int) -> Tensor:
+        """(n,) The mask of a finished task, on the CPU.
+
+        :param position: of the task in order of learning.
+        """
+        mask = self._masks.get(position)
+        if mask is None:
+            mask = self._recall_mask(position)
+            self._masks.add(position, mask)
+        return mask
+
+    @abstractmethod
+    def _recall_mask(self, position: int) -> Tensor:
+        """(n,) A mask that is not at hand, decoded by way of those before it.
+
+        :param position: of the task in order of learning.
+        """
+
+    def _shaped(self, mask: Tensor) -> Tensor:
+        return mask.view(self.frozen.shape).to(self.frozen.device)
+
+
+def mask_context(last: Tensor | None, closed: Tensor) -> Tensor:
+    """What decoder and encoder both know of a slot: last task's mask + 2 * closed.
+
+    :param last: (n,) bool, None for the first task.
+    :param closed: (n,) bool.
+    :return: (n,) uint8.
+    """
+    context = 2 * closed.to(torch.uint8)
+    return context if last is None else context.add_(last)
 
 
 class _MaskedWeight(torch.autograd.Function):

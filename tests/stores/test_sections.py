@@ -103,7 +103,7 @@ def everything(store):
     plain = {
         name: repr(value)
         for name, value in vars(store).items()
-        if not name.startswith("_") or name in ("_masks", "_added", "_ranks", "_sizes", "_tensors")
+        if not name.startswith("_") or name in ("_kept_by", "_sizes")
     }
     weights = [store.committed(task) for task in store.sections]
     flat = [own for one in weights for own in (one if isinstance(one, list) else [one])]

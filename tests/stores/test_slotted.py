@@ -154,7 +154,7 @@ def test_slot_words_hold_every_tasks_codes(quantise):
     books, widths = {}, {}
     for task, bits in enumerate([4, 7, 2, 5]):
         learn(store, task, bits, density=0.6, quantise=quantise)
-        books[task], widths[task] = store._values_of(task), bits
+        books[task], widths[task] = store._values_at(len(books)), bits
     words = store.slot_words().flatten().tolist()
     masks = {task: store.mask_of(task).flatten().tolist() for task in books}
     for i, word in enumerate(words):
@@ -257,7 +257,7 @@ def test_grow_copy_starts_a_fresh_page():
     for task, weight in kept.items():
         assert torch.equal(store.committed(task), weight)
     low = store.slot_words(page=0) % 2**16
-    assert torch.equal(low.flatten(), store._values_of(0).codes.long() + 2**15)
+    assert torch.equal(low.flatten(), store._values_at(0).codes.long() + 2**15)
     assert torch.equal(store.slot_words(), store.slot_words(page=2))
 
 

@@ -1,0 +1,92 @@
+"""Which masks need no decoding, and that the others come back as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from avalanche_compress.coding import quantise_codebook
+from avalanche_compress.stores import MaskedStore, Place, SlottedStore
+from avalanche_compress.stores.masks_at_hand import MOST, MasksAtHand
+
+TASKS = 5 * MOST
+
+
+def spread(count, anchored):
+    masks = MasksAtHand(70)
+    for task in range(count):
+        masks.add(task, torch.arange(70) == task % 70, anchor=task if anchored else None)
+    return masks
+
+
+@pytest.mark.parametrize("count", [1, MOST, MOST + 1, TASKS])
+def test_masks_at_hand_are_those_that_were_given(count):
+    masks = spread(count, anchored=True)
+    at_hand = [task for task in range(count) if masks.get(task) is not None]
+    assert len(at_hand) == min(count, MOST)
+    for task in at_hand:
+        assert masks.get(task).nonzero().flatten().tolist() == [task % 70]
+
+
+def test_masks_at_hand_lie_evenly_and_the_newest_is_one_of_them():
+    masks = spread(TASKS, anchored=True)
+    far = max(task - masks.nearest(task) for task in range(TASKS))
+    assert far < 2 * TASKS / (MOST / 2)
+    assert masks.nearest(TASKS - 1) == TASKS - 1
+
+
+def test_masks_without_a_number_go_first():
+    masks = spread(4, anchored=True)
+    for task in range(4, TASKS):
+        masks.add(task, torch.zeros(70, dtype=torch.bool))
+    assert all(masks.get(task) is not None for task in (0, 1, 2, 3, TASKS - 1))
+    assert masks.get(4) is None
+
+
+def test_no_mask_is_at_hand_after_clearing():
+    masks = spread(TASKS, anchored=True)
+    masks.clear()
+    assert masks.nearest(TASKS) == -1 and masks.get(TASKS - 1) is None
+
+
+def learned(store, tasks, sharing=None):
+    """Random masks and values for many tasks, and what they were."""
+    expected = {}
+    for task in range(tasks):
+        store.density = 0.3
+        reusable = list(store.sections)
+        store.open(reusable if sharing is None else reusable[-sharing:])
+        with torch.no_grad():
+            store.scratch.normal_()
+            if store.scored:
+                store.scores.add_(0.3 * torch.randn(store.shape))
+        store.fix_mask(store.mask if store.scored else torch.rand(store.shape) < 0.3)
+        store.keep_values([quantise_codebook(values, 4) for values in store.kept_values()])
+        expected[task] = store.mask.clone(), store.weight().detach().clone()
+        store.restore(task, store.encode())
+    return expected
+
+
+STORES = {
+    "pruned": lambda place: MaskedStore(place),
+    "scored": lambda place: MaskedStore(place, scored=True),
+    "pages": lambda place: SlottedStore(place, policy="grow_copy"),
+    "reuse": lambda place: SlottedStore(place, policy="reuse_frozen"),
+}
+
+
+@pytest.mark.parametrize("sharing", [None, 3])
+@pytest.mark.parametrize("name", STORES)
+def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
+    torch.manual_seed(0)
+    store = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
+    expected = learned(store, TASKS, sharing if name != "scored" else None)
+    for task in torch.randperm(TASKS).tolist():
+        mask, weight = expected[task]
+        assert torch.equal(store.mask_of(task), mask)
+        assert torch.equal(store.committed(task), weight)
+    other = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
+    other.load_state_dict(store.state_dict())
+    for task in reversed(range(TASKS)):
+        assert torch.equal(other.committed(task), expected[task][1])
