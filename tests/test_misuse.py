@@ -600,7 +600,9 @@ def periodic_evaluation(method, errors):
         {"eval_every": 2, "peval_mode": "iteration"},
     ):
         torch.manual_seed(3)
-        strategy = make(method, plugins=[Seed()], **arguments)
+        model = conv_net()
+        model[7].p = 0.0
+        strategy = make(method, model, plugins=[Seed()], **arguments)
         for experience in tasks.train_stream:
             strategy.train(experience, eval_streams=[tasks.test_stream], shuffle=False)
         final.append(logits(strategy.network, tasks.test_stream, range(2)))
