@@ -275,7 +275,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=float,
         default=Options.save_every,
         metavar="SECONDS",
-        help="how much work a killed run of ours may lose (default: 30)",
+        help="how much work a killed run of ours may lose, about (default: 60)",
     )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     parser.epilog += f"; backbones: {' '.join(BACKBONES)}"

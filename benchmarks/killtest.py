@@ -31,6 +31,7 @@ from benchmarks.streams import STREAMS
 
 GRID = ("--seeds", "0", "1", "--epochs", "2")
 EACH = ("--epochs", "4")
+OFTEN = ("--save-every", "0")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,10 +63,10 @@ def _kill_grid(given: argparse.Namespace, folder: Path) -> bool:
 
 
 def _kill_each(given: argparse.Namespace, folder: Path) -> bool:
-    grid = [*(given.grid or EACH), "--save-every", "0", "--out", str(folder)]
+    grid = [*(given.grid or EACH), *OFTEN, "--out", str(folder)]
     calm()
     moments, equal = random.Random(given.seed), True
-    print(Tally.HEAD)
+    print(Tally.HEAD, flush=True)
     for job in compare.parse(grid).jobs():
         tally = kill_run(job, given.kills or 30, moments)
         print(f"| {job.key} {tally}", flush=True)
@@ -127,7 +128,7 @@ def _outcome(run: RunResult) -> tuple[Any, ...]:
 
 
 def _start(grid: Sequence[str], out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmarks.compare", *grid, "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.compare", *grid, *OFTEN, "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

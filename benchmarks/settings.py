@@ -78,7 +78,7 @@ class RunSettings:
     inference: str | None = None
     device: str = "cpu"
     optimizer_choice: OptimizerChoice | None = None
-    save_every: float = 30.0
+    save_every: float = 60.0
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
         """A new plain network; its head is as wide as the stream's shared one unless told."""
