@@ -171,7 +171,7 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
     activations = []
     for task in spread:
         network.activate(tasks[-1] if task != tasks[-1] else tasks[0])
-        activations.append(_seconds(lambda task=task: network.activate(task)))
+        activations.append(_seconds(partial(network.activate, task)))
     held = held_bytes(network)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"
