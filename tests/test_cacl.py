@@ -437,13 +437,15 @@ def test_a_loaded_network_learns_a_further_task(decomposition, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(known, logits(loaded, stream.test_stream, range(3)))
     )
-    for network in (strategy.model, loaded):
+    trained = strategy.model
+    del strategy  # which the network outlives
+    for network in (trained, loaded):
         torch.manual_seed(5)
         build(network, **arguments).train(stream.train_stream[3])
         now = logits(network, stream.test_stream, range(4))
         assert all(torch.equal(a, b) for a, b in zip(known, now))
     assert loaded.tasks == [0, 1, 2, 3]
-    for ours, theirs in zip(strategy.model.weight_stores, loaded.weight_stores):
+    for ours, theirs in zip(trained.weight_stores, loaded.weight_stores):
         assert ours.ranks.keys() == theirs.ranks.keys()
         assert all(ours.ranks[task] == theirs.ranks[task] for task in range(3))
     save_archive(loaded, tmp_path / "archive")
