@@ -27,18 +27,19 @@ class Lending:
 
     def __init__(self, loans: Sequence[tuple[Place, Tensor]]):
         self._loans = loans
+        self._recurrent = [own for (own, _), _ in loans if isinstance(own, nn.RNNBase)]
 
     def __enter__(self) -> None:
-        for place, tensor in self._loans:
-            place.module.__dict__[place.name] = tensor
-            if isinstance(place.module, nn.RNNBase):
-                _point_flat_weights(place.module)
+        for (module, name), tensor in self._loans:
+            module.__dict__[name] = tensor
+        for module in self._recurrent:
+            _point_flat_weights(module)
 
     def __exit__(self, *error: Any) -> None:
-        for place, _ in self._loans:
-            place.module.__dict__.pop(place.name, None)
-            if isinstance(place.module, nn.RNNBase):
-                _point_flat_weights(place.module)
+        for (module, name), _ in self._loans:
+            module.__dict__.pop(name, None)
+        for module in self._recurrent:
+            _point_flat_weights(module)
 
 
 @contextmanager

@@ -27,16 +27,41 @@ def sparsity(
     >>> round(sparsity(torch.tensor([1.0, -2.0, 3.0, 4.0])).item(), 6)
     0.825742
     """
-    l1 = scale.abs().sum() + earlier[0]
-    if kind == "l1":
-        return l1
-    squared = (scale**2).sum() + earlier[1]
-    # the least normal number keeps 0 / 0 away and changes nothing else
-    squared = squared.clamp_min(torch.finfo(squared.dtype).tiny)
-    nonzero = (l1 > 0).to(l1)
-    if kind == "hoyer":
-        return l1 / squared.sqrt() - nonzero
-    return l1**2 / squared - nonzero
+    value: Tensor = _Sparsity.apply(scale, kind, earlier)
+    return value
+
+
+class _Sparsity(torch.autograd.Function):
+    """The gradient is worked out along with the value: a training step has no time for its graph.
+
+    With the norms a = ||s||_1 and q = ||s||_2^2: sign(s) for L1,
+    ``(sign(s) - s a / q) / sqrt(q)`` for Hoyer and ``2 a / q (sign(s) - s a / q)`` for its square.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, scale: Tensor, kind: str, earlier: tuple[float, float]
+    ) -> Tensor:
+        l1, sign = scale.abs().sum() + earlier[0], scale.sign()
+        if kind == "l1":
+            ctx.save_for_backward(sign)
+            return l1
+        # the least normal number keeps 0 / 0 away and changes nothing else
+        squared = (scale.dot(scale) + earlier[1]).clamp_min_(torch.finfo(scale.dtype).tiny)
+        slope = torch.addcmul(sign, scale, l1 / squared, value=-1)
+        nonzero = (l1 > 0).to(l1)
+        if kind == "hoyer":
+            root = squared.sqrt()
+            ctx.save_for_backward(slope.div_(root))
+            return l1 / root - nonzero
+        ratio = l1 / squared
+        ctx.save_for_backward(slope.mul_(2 * ratio))
+        return l1 * ratio - nonzero
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (slope,) = ctx.saved_tensors
+        return gradient * slope, None, None
 
 
 class FrozenRows:
@@ -77,16 +102,22 @@ class FrozenRows:
         assert kept is not None
         return kept.device
 
-    def overlap(self, rows: Tensor) -> Tensor:
-        """``rows A^T A`` with A these rows.
+    def add_overlap(self, rows: Tensor, out: Tensor, factor: float) -> Tensor:
+        """Add ``factor rows A^T A`` to a tensor, A these rows.
 
         :param rows: ``(r, w)``.
-        :return: ``(r, w)``.
+        :param out: ``(r, w)``, changed in place.
+        :param factor: any.
+        :return: ``||rows A^T||^2``, scalar.
         """
         if self.rows is None:
             assert self.gram is not None
-            return rows @ self.gram
-        return (rows @ self.rows.t()) @ self.rows
+            overlap = rows @ self.gram
+            out.add_(overlap, alpha=factor)
+            return torch.dot(overlap.flatten(), rows.flatten())
+        products = rows @ self.rows.t()
+        out.addmm_(products, self.rows, alpha=factor)
+        return torch.dot(products.flatten(), products.flatten())
 
 
 def orthogonality(rows: Tensor, frozen: FrozenRows | None = None) -> Tensor:
@@ -112,18 +143,16 @@ def orthogonality(rows: Tensor, frozen: FrozenRows | None = None) -> Tensor:
 class _Orthogonality(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, frozen: FrozenRows | None) -> Tensor:  # type: ignore[override]
-        own = rows @ rows.t()
-        half = (own @ rows).sub_(rows)
-        value = (own**2).sum() - 2 * own.diagonal().sum()
         count, width = rows.shape
+        count += 0 if frozen is None else frozen.count
+        d = max(1, min(count, width))
+        own, factor = rows @ rows.t(), 4 / d**2
+        slope = torch.addmm(rows, own, rows, beta=-factor, alpha=factor)
+        value = torch.dot(own.flatten(), own.flatten()) - 2 * own.trace()
         if frozen is not None and frozen.count:
-            overlap = frozen.overlap(rows)
-            half.add_(overlap)
-            value = value + 2 * overlap.mul_(rows).sum() + frozen.constant
-            count += frozen.count
-        d = min(count, width)
-        ctx.save_for_backward(half.mul_(4 / max(1, d) ** 2))
-        return (value + d) / max(1, d) ** 2
+            value = value + 2 * frozen.add_overlap(rows, slope, factor) + frozen.constant
+        ctx.save_for_backward(slope)
+        return (value + min(count, width)) / d**2
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]

@@ -153,18 +153,23 @@ class FactorizationPlugin(ShapingPlugin):
         :param network: in training.
         :return: scalar.
         """
-        total = torch.zeros((), device=network.head.weight.device)
-        for store, frozen in zip(factored_stores(network), self._frozen):
-            if not store.sigma.numel():
-                continue
-            with torch.autocast(store.sigma.device.type, enabled=False):
+        layers = [
+            (store, frozen)
+            for store, frozen in zip(factored_stores(network), self._frozen)
+            if store.sigma.numel()
+        ]
+        orthogonal, sparse = [], []
+        with torch.autocast(network.head.weight.device.type, enabled=False):
+            for store, frozen in layers:
                 if self.lambda_orth:
-                    rows = orthogonality(store.left, frozen.left)
-                    columns = orthogonality(store.right, frozen.right)
-                    total = total + self.lambda_orth * (rows + columns)
+                    orthogonal.append(orthogonality(store.left, frozen.left))
+                    orthogonal.append(orthogonality(store.right, frozen.right))
                 if self.lambda_sparse:
-                    own = sparsity(store.sigma, self.sparsity, frozen.norms)
-                    total = total + self.lambda_sparse * own
+                    sparse.append(sparsity(store.sigma, self.sparsity, frozen.norms))
+            total = torch.zeros((), device=network.head.weight.device)
+            for weight, terms in ((self.lambda_orth, orthogonal), (self.lambda_sparse, sparse)):
+                if terms:
+                    total = total + weight * torch.stack(terms).sum()
         return total
 
     def _frozen_of(self, store: FactoredStore) -> _Frozen:
