@@ -15,6 +15,7 @@ from torch import Tensor
 from avalanche_compress import (
     FactoredStore,
     MaskedStore,
+    NonFiniteError,
     PerturbedStore,
     SlottedStore,
     TaskNetwork,
@@ -77,6 +78,51 @@ def test_a_training_step_waits_for_no_value_but_whether_the_loss_is_finite(name,
         strategy.train(experience)
     assert watch.steps > 0
     assert watch.readers == {"backward"}
+
+
+class FakeEvent:
+    """Stands for a GPU's event."""
+
+    order: tuple = ()
+
+    def record(self):
+        FakeEvent.order += ("record",)
+
+    def synchronize(self):
+        FakeEvent.order += ("synchronize",)
+
+
+class SpoilLoss(SupervisedPlugin):
+    """Makes the loss of one step NaN, and remembers the weights before it."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+        self.before = None
+
+    def before_backward(self, strategy, *arguments, **kwargs):
+        if strategy.clock.train_exp_iterations == self.step:
+            self.before = {n: p.detach().clone() for n, p in strategy.model.named_parameters()}
+            strategy.loss = strategy.loss * float("nan")
+
+    def after_backward(self, strategy, *arguments, **kwargs):
+        FakeEvent.order += ("backward",)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_on_a_gpu_the_loss_is_looked_at_after_the_backward_pass_and_before_the_weights_change(
+    name, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(FakeEvent, "order", ())
+    spoil = SpoilLoss(step=3)
+    strategy = build(name, mlp(), [spoil])
+    monkeypatch.setattr(type(strategy), "_waits_for_loss", lambda self: False)
+    with pytest.raises(NonFiniteError, match="those before this step"):
+        strategy.train(make_stream(tasks=1).train_stream[0])
+    assert FakeEvent.order == ("record", "backward", "synchronize") * 4
+    for own, weight in strategy.model.named_parameters():
+        assert torch.equal(weight, spoil.before[own])
 
 
 @pytest.mark.parametrize("name", OURS)

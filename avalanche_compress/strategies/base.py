@@ -123,6 +123,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
         self._moved: list[tuple[Tensor, Tensor]] = []
+        self._finite: _LateFlag | None = None
         join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
         if tensor_data and not any(isinstance(own, TensorDataPlugin) for own in plugins):
@@ -252,14 +253,39 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
 
         :raises NonFiniteError: before the step that would spoil the weights.
         """
-        if not bool(torch.isfinite(self.loss).all()):
+        self._check_late()
+        finite = torch.isfinite(self.loss).all()
+        if self._waits_for_loss():
+            self._check_loss(bool(finite))
+        else:
+            self._finite = _LateFlag(finite)
+        super().backward()
+
+    def optimizer_step(self) -> None:
+        """Change the weights, unless the loss was NaN or infinite.
+
+        :raises NonFiniteError: before the weights change.
+        """
+        self._check_late()
+        super().optimizer_step()
+
+    def _waits_for_loss(self) -> bool:
+        """Whether the loss is looked at before the backward pass; a GPU would idle meanwhile."""
+        return not self.loss.is_cuda
+
+    def _check_late(self) -> None:
+        if self._finite is not None:
+            finite, self._finite = self._finite, None
+            self._check_loss(bool(finite))
+
+    def _check_loss(self, finite: bool) -> None:
+        if not finite:
             self._undo_forward()
             raise NonFiniteError(
                 f"the loss is {float(self.loss.detach().sum())} in epoch "
                 f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
                 f"those before this step: {self._cause()}"
             )
-        super().backward()
 
     def _cause(self) -> str:
         """What may have brought a loss about that is not finite, and what to do."""
@@ -281,6 +307,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.network.check_experience(self.experience)
+        self._finite = None
         super()._before_training_exp(**kwargs)
         restart_comparisons(self)  # what was evaluated before is another task's sub-network
 
@@ -292,6 +319,22 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
             self.task_inference.collect(self.network, self.network.tasks[-1], batches)
         super()._after_training_exp(**kwargs)
         self._moved = []
+
+
+class _LateFlag:
+    """A flag on its way from a GPU, which goes on with what was queued behind it.
+
+    :param flag: bool, scalar.
+    """
+
+    def __init__(self, flag: Tensor):
+        self._flag = flag.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+
+    def __bool__(self) -> bool:
+        self._copied.synchronize()
+        return bool(self._flag)
 
 
 def _report_task_identity(evaluator: EvaluationPlugin) -> None:
