@@ -58,7 +58,7 @@ class Options:
     :param device: ``"cpu"`` or ``"cuda"``.
     :param backbone: of all streams; None: each stream's own.
     :param bf16: whether to train in bfloat16, with images channels last.
-    :param save_every: seconds between two states of a run of ours, at least.
+    :param save_every: seconds between two states within a task of ours, at least.
     """
 
     strategies: list[str]
@@ -275,7 +275,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         type=float,
         default=Options.save_every,
         metavar="SECONDS",
-        help="how much work a killed run of ours may lose, about (default: 60)",
+        help="how much of a task a killed run of ours may lose, about (default: 60)",
     )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     parser.epilog += f"; backbones: {' '.join(BACKBONES)}"

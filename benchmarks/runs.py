@@ -48,7 +48,7 @@ class Job:
     :param out: folder of everything that is written.
     :param wandb: ``off``, ``offline`` or ``online``.
     :param group: of the grid that the run belongs to, for W&B.
-    :param save_every: seconds between two states of a run of ours, at least.
+    :param save_every: seconds between two states within a task of ours, at least.
     """
 
     key: RunKey

@@ -66,7 +66,7 @@ class RunSettings:
     :param inference: the rule by which our strategies infer tasks in the class scenario.
     :param device: where to compute.
     :param optimizer_choice: the recipe's; None: Adam at the budget's learning rate.
-    :param save_every: seconds between two states of one of our strategies, at least.
+    :param save_every: seconds between two states within a task of ours, at least.
     """
 
     stream: Stream

@@ -365,6 +365,14 @@ def test_states_are_not_saved_more_often_than_every_so_many_seconds(tmp_path, mo
     assert read == [(0, 4), (0, 2)]
 
 
+def test_a_task_that_is_opened_is_saved_whatever_the_time(tmp_path):
+    strategy = CASES["packnet"](TrainingStatePlugin(tmp_path, every_seconds=1e6))
+    for experience in STREAM.train_stream[:2]:
+        strategy.train(experience)
+    read = [unpack(path.read_bytes(), path)["position"] for path in states_in(tmp_path)]
+    assert read == [(1, 0), (0, 0)]
+
+
 # ---------------------------------------------------------------------------- files
 
 

@@ -72,8 +72,9 @@ class TrainingStatePlugin(SupervisedPlugin):
 
     :param folder: of the run's states; no other run may write there.
     :param every_epochs: how many epochs may be lost.
-    :param every_seconds: at least so long after the last state, or the start, so that short epochs
-        do not spend their time on writing; a task's first and last state wait as well.
+    :param every_seconds: within a task at least so long after the last state, so that short epochs
+        do not spend their time on writing. A task that has been opened is always written: nothing
+        but the task in flight is ever lost.
     :raises TrainingStateError: if ``every_epochs`` is not positive, or ``every_seconds`` negative;
         in training, if the strategy is none of this package's, or has a plugin whose state is not
         known.
@@ -105,9 +106,9 @@ class TrainingStatePlugin(SupervisedPlugin):
 
         :param strategy: between two epochs.
         """
-        if time.monotonic() - self._last < self.every_seconds:
-            return
         done = strategy.clock.train_exp_epochs
+        if done and time.monotonic() - self._last < self.every_seconds:
+            return
         if done % self.every_epochs == 0 or done == strategy.train_epochs:
             save_training_state(strategy, self.folder)
             self._last = time.monotonic()
