@@ -131,6 +131,7 @@ VALUES: dict[str, Any] = {
     "prune_tolerance": Amount,
     "rank": Union[Annotated[int, Field(strict=True, ge=1)], Part, Literal["full"]],
     "residual": Amount,
+    "scale_center": Amount,
     "similarity_threshold": Part,
     "temperature": Amount,
     "tolerance": Amount,

@@ -612,10 +612,18 @@ def test_the_plugin_works_on_a_plain_strategy():
 # ------------------------------------------------------------------ penalties
 
 
-@pytest.mark.parametrize(("compat", "center"), [(False, 1), (True, 0)])
-def test_the_penalty_is_the_papers(compat, center):
+@pytest.mark.parametrize(
+    ("own", "center"),
+    [
+        ({}, 1),
+        ({"scale_center": 0}, 0),
+        ({"scale_center": 0.4}, 0.4),
+        ({"reference_compat": True}, 0),
+    ],
+)
+def test_the_penalty_is_the_papers(own, center):
     network = TaskNetwork(bn_net(), PerturbedStore)
-    plugin = PerturbationPlugin(l1=0.3, l2=0.2, reference_compat=compat)
+    plugin = PerturbationPlugin(l1=0.3, l2=0.2, **own)
     network.open(0, [0, 1])
     expected = 0.1 * sum(store.scratch.square().sum() for store in network.weight_stores)
     torch.testing.assert_close(plugin.penalty(network), expected)
@@ -833,6 +841,7 @@ def test_the_public_code_prunes_nothing_below_the_bound():
         {"importance_data": "test"},
         {"l1": -1.0},
         {"l2": float("nan")},
+        {"scale_center": float("inf")},
         {"growth_bound": 0.0},
         {"growth_bound": float("inf")},
         {"tasks": 3},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Iterable, Sequence
 
 import torch
@@ -48,7 +49,7 @@ class PerturbationPlugin(ShapingPlugin):
     by least squares, U and A by singular value decomposition of what is left, at ranks that keep
     ``approx_rate`` of what all layers' components are worth, ``K h sigma^2`` with h the layer's
     importance for the loss. These train for the remaining epochs under the penalty
-    ``l1 (||U||_1 + ||A||_1) + l2/2 (||r - 1||^2 + ||s - 1||^2 + ||U||^2 + ||A||^2)``, and the
+    ``l1 (||U||_1 + ||A||_1) + l2/2 (||r - c||^2 + ||s - c||^2 + ||U||^2 + ||A||^2)``, and the
     smallest entries of U and A are pruned (Li et al., HALRP, TKDE 2024). It needs a network of
     :class:`~avalanche_compress.stores.PerturbedStore`.
 
@@ -70,6 +71,8 @@ class PerturbationPlugin(ShapingPlugin):
         :class:`ValidationPlugin` has set aside.
     :param l1: weight of the factors' absolute values in the loss.
     :param l2: weight of the squares in the loss.
+    :param scale_center: the c in the loss: at 1 a task stays near the base, at 0 the base fades
+        where it is of no use, as in the public code.
     :param growth_bound: what all tasks may add to the base, as a part of its parameters and as
         :func:`~avalanche_compress.plugins.growth.growth` counts for reference. The smallest
         entries of the factors are pruned until the bound holds exactly, and no layer keeps a whole
@@ -82,8 +85,8 @@ class PerturbationPlugin(ShapingPlugin):
     :param svd: ``"auto"``, ``"gram"``, ``"randomised"`` or ``"exact"``, see
         :func:`~avalanche_compress.coding.factorise.leading_svd`.
     :param als_iters: how many times r and s are solved for in turn.
-    :param reference_compat: do as the public code does: its estimate of s, r and s drawn to 0, and
-        pruning by its threshold, which may miss the bound and leaves all entries below it.
+    :param reference_compat: do as the public code does: its estimate of s, a ``scale_center`` of 0,
+        and pruning by its threshold, which may miss the bound and leaves all entries below it.
     :raises TaskStateError: if an argument is outside its range.
 
     >>> PerturbationPlugin(0.9, warmup_epochs=0.25).warmup(train_epochs=12)
@@ -105,6 +108,7 @@ class PerturbationPlugin(ShapingPlugin):
         importance_data: str = "train",
         l1: float = 1e-4,
         l2: float = 1e-4,
+        scale_center: float = 1.0,
         growth_bound: float | None = None,
         tasks: int | None = None,
         per_task_budget: int | None = None,
@@ -144,6 +148,10 @@ class PerturbationPlugin(ShapingPlugin):
         ):
             if not number >= 0:
                 raise TaskStateError(f"{name}={number} cannot be negative: give 0 to do without.")
+        if not isfinite(scale_center):
+            raise TaskStateError(
+                f"scale_center={scale_center} must be a finite number: 1 draws r and s to the base."
+            )
         if als_iters < 1 or (reference_compat and als_iters > 1):
             raise TaskStateError(
                 f"als_iters={als_iters} must be at least 1, and 1 with reference_compat: the "
@@ -169,6 +177,7 @@ class PerturbationPlugin(ShapingPlugin):
         self.importance_data = importance_data
         self.l1 = l1
         self.l2 = l2
+        self.scale_center = 0.0 if reference_compat else scale_center
         self.prune_floor = prune_floor
         self.post_prune_epochs = post_prune_epochs
         self.svd = svd
@@ -251,8 +260,8 @@ class PerturbationPlugin(ShapingPlugin):
             return torch.zeros((), device=network.head.weight.device)
         factors = torch.cat([part.flatten() for s in stores for part in (s.left, s.right)])
         scales = torch.cat([p.flatten() for s in stores for p in (s.row_scale, s.column_scale)])
-        if not self.reference_compat:
-            scales = scales - 1
+        if self.scale_center:
+            scales = scales - self.scale_center
         squares = factors.square().sum() + scales.square().sum()
         return self.l1 * factors.abs().sum() + self.l2 / 2 * squares
 

@@ -32,6 +32,7 @@ class HALRP(CompressedStrategy):
     :param importance_data: ``"train"`` or ``"validation"``.
     :param l1: weight of the factors' absolute values in the loss.
     :param l2: weight of the squares in the loss.
+    :param scale_center: what ``l2`` draws r and s to.
     :param growth_bound: parameters that all tasks may add, as a part of the base's.
     :param tasks: how many share the bound, the base's included.
     :param per_task_budget: parameters that one task may add.
@@ -66,6 +67,7 @@ class HALRP(CompressedStrategy):
         importance_data: str = "train",
         l1: float = 1e-4,
         l2: float = 1e-4,
+        scale_center: float = 1.0,
         growth_bound: float | None = None,
         tasks: int | None = None,
         per_task_budget: int | None = None,
@@ -88,6 +90,7 @@ class HALRP(CompressedStrategy):
             importance_data=importance_data,
             l1=l1,
             l2=l2,
+            scale_center=scale_center,
             growth_bound=growth_bound,
             tasks=tasks,
             per_task_budget=per_task_budget,
