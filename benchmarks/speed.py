@@ -55,7 +55,13 @@ from benchmarks.splits import PixelDataset
 
 ROUNDS = 9
 TASKS = ROUNDS + 1
-SHAPES = {"mlp": (1, 28, 28), "lenet": (3, 32, 32), "cacl_net": (3, 32, 32)}
+SHAPES = {
+    "mlp": (1, 28, 28),
+    "lenet": (3, 32, 32),
+    "alexnet": (3, 32, 32),
+    "cacl_net": (3, 32, 32),
+    "resnet18": (3, 32, 32),
+}
 CLASSES = 10
 OURS: dict[str, Callable[..., Any]] = {
     "packnet": partial(PackNet, prune_proportion=0.7),
@@ -86,26 +92,48 @@ class Figure:
 
 
 class EpochTimer(SupervisedPlugin):
-    """Remembers how long the epochs of the last experience took."""
+    """Remembers how long the epochs of the last experience took.
 
-    def __init__(self) -> None:
+    :param now: gives seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
         super().__init__()
         self.epochs: list[float] = []
+        self._now = now
         self._start = 0.0
+        self._part = 1.0
 
     @property
     def seconds(self) -> float:
-        """Seconds an epoch, on average."""
-        return statistics.mean(self.epochs)
+        """Seconds an epoch of all samples, on average, whatever part of them is held out."""
+        return statistics.mean(self.epochs) / self._part
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self.epochs = []
+        self._part = len(strategy.adapted_dataset) / len(strategy.experience.dataset)
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._start = time.process_time()
+        self._start = self._now()
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.epochs.append(time.process_time() - self._start)
+        self.epochs.append(self._now() - self._start)
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """What tells the seconds that work on a device has taken.
+
+    :param device: ``"cpu"``, where other processes' time does not count, or ``"cuda"``, where all
+        that was queued has to be done.
+    """
+    if device == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,9 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = [
         *epochs(),
         evaluation("mlp", 256),
-        *training_steps("mlp", 10, 300),
-        *training_steps("mlp", 256, 40),
-        *training_steps("lenet", 64, 8),
+        *training_steps("mlp", 10, 200, ("packnet", "wsn")),
+        *training_steps("mlp", 256, 20),
+        *training_steps("lenet", 64, 4),
+        *training_steps("alexnet", 64, 2),
+        *training_steps("resnet18", 64, 1, tasks=4),
         *training_steps("cacl_net", 64, 4, ("cacl",)),
         growing(),
         *task_inference("mlp", 256),
@@ -133,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *kmeans(),
         mask_coding(),
         *rank_estimation(),
+        *on_gpu(),
     ]
     Console().print(_table(figures))
     if given.json is not None:
@@ -181,13 +212,15 @@ def epochs(images: int = 20_000, batch: int = 256, rounds: int = 3) -> list[Figu
     ]
 
 
-def _plain_loop(x: torch.Tensor, y: torch.Tensor, batch: int) -> Callable[[], None]:
+def _plain_loop(
+    x: torch.Tensor, y: torch.Tensor, batch: int, backbone: str = "mlp"
+) -> Callable[[], None]:
     """An epoch as one writes it without a framework."""
-    model = BACKBONES["mlp"](SHAPES["mlp"], CLASSES, False)
+    model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False).to(x.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def epoch() -> None:
-        for index in torch.randperm(len(x)).split(batch):
+        for index in torch.randperm(len(x)).to(x.device).split(batch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[index]), y[index]).backward()
             optimizer.step()
@@ -226,27 +259,57 @@ def threshold(count: int = 1_000_000) -> Figure:
 
 
 def training_steps(
-    backbone: str, batch: int, batches: int, strategies: Sequence[str] = ("packnet", "wsn")
+    backbone: str,
+    batch: int,
+    batches: int,
+    strategies: Sequence[str] = tuple(OURS),
+    tasks: int = TASKS,
+    device: str = "cpu",
 ) -> list[Figure]:
-    """One training step with callbacks, ours against Naive's with a head per task; all on tensors.
+    """One training step with callbacks, against Naive's with a head per task and a plain loop's.
+
+    All on tensors. Of two epochs a task the mean counts: HALRP's have different steps.
 
     :param backbone: name of the backbone.
     :param batch: samples in a step.
     :param batches: steps in an epoch.
     :param strategies: names of ours.
+    :param tasks: rounds, of which one warms up.
+    :param device: ``"cpu"`` or ``"cuda"``.
     """
-    stream = _random_stream(SHAPES[backbone], batch, batches)
-    runs = {name: _trainer(name, backbone, batch) for name in ("naive", *strategies)}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    stream, now = _random_stream(SHAPES[backbone], batch, batches, tasks), clock_of(device)
+    names = ("naive", *strategies)
+    runs = {name: _trainer(name, backbone, batch, epochs=2, device=device) for name in names}
+    x, y = (part.to(device) for part in _random_samples(SHAPES[backbone], batch * batches))
+    plain_epoch = _plain_loop(x, y, batch, backbone)
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain loop", *runs)}
     for experience in stream.train_stream:
+        seconds["plain loop"].append(_seconds(plain_epoch, now) / batches)
         for name, (strategy, timer) in runs.items():
             strategy.train(experience)
             seconds[name].append(timer.seconds / batches)
-    naive = seconds.pop("naive")[1:]  # the first round warms up
+    seconds = {name: own[1:] for name, own in seconds.items()}
+    where = "" if device == "cpu" else f", {device}"
     return [
-        _figure(f"{name} step, {backbone}, batch {batch}", own[1:], "naive", naive)
-        for name, own in seconds.items()
+        _figure(
+            f"{name} step, {backbone}, batch {batch}{where}",
+            seconds[name],
+            reference,
+            seconds[reference],
+        )
+        for name in runs
+        for reference in ("naive", "plain loop")
+        if name != reference
     ]
+
+
+def on_gpu() -> list[Figure]:
+    """The steps again where there is a GPU: what was queued is waited for at an epoch's ends."""
+    if not torch.cuda.is_available():
+        return []
+    backbones = {"mlp": 256, "lenet": 64, "alexnet": 64, "resnet18": 64}
+    figures = [training_steps(own, batch, 40, device="cuda") for own, batch in backbones.items()]
+    return [figure for own in figures for figure in own]
 
 
 def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
@@ -384,17 +447,23 @@ def _matrix(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _trainer(
-    name: str, backbone: str, batch: int, epochs: int = 1, tensor_data: bool = True
+    name: str,
+    backbone: str,
+    batch: int,
+    epochs: int = 1,
+    tensor_data: bool = True,
+    device: str = "cpu",
 ) -> tuple[Any, EpochTimer]:
     model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False)
     if name == "naive":
         model = as_multitask(model, "head")
-    timer = EpochTimer()
+    timer = EpochTimer(clock_of(device))
     strategy = {"naive": Naive, **OURS}[name](
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
         train_mb_size=batch,
         train_epochs=epochs,
+        device=torch.device(device),
         evaluator=None,
         plugins=[timer, TensorDataPlugin()] if tensor_data else [timer],
     )
@@ -402,9 +471,7 @@ def _trainer(
 
 
 def _random_stream(shape: tuple[int, ...], batch: int, batches: int, tasks: int = TASKS) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batches * batch, *shape, generator=generator)
-    y = torch.randint(CLASSES, (len(x),), generator=generator)
+    x, y = _random_samples(shape, batches * batch)
     return tensors_benchmark(
         train_tensors=[(x, y)] * tasks,
         test_tensors=[(x[:batch], y[:batch])] * tasks,
@@ -412,10 +479,16 @@ def _random_stream(shape: tuple[int, ...], batch: int, batches: int, tasks: int 
     )
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.process_time()
+def _random_samples(shape: tuple[int, ...], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, *shape, generator=generator)
+    return x, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def _seconds(work: Callable[[], Any], now: Callable[[], float] = time.process_time) -> float:
+    start = now()
     work()
-    return time.process_time() - start
+    return now() - start
 
 
 def _figure(what: str, own: list[float], reference: str, other: list[float]) -> Figure:
