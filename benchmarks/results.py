@@ -50,15 +50,19 @@ class RunKey:
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
         stream += "" if self.backbone is None else f"-{self.backbone}"
         order = f"-order{self.order_index}" if self.order_index else ""
-        quick = ("-quick" if self.quick else "") + ("-bf16" if self.bf16 else "")
-        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{quick}"
+        modes = "".join(f"-{mode}" for mode in self._modes)
+        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{modes}"
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
         order = f", order {self.order_index}" if self.order_index else ""
-        quick = (", quick" if self.quick else "") + (", bf16" if self.bf16 else "")
+        modes = "".join(f", {mode}" for mode in self._modes)
         scenario += "" if self.backbone is None else f" with {self.backbone}"
-        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}{quick}"
+        return f"{self.label} on {self.stream}{scenario}, seed {self.seed}{order}{modes}"
+
+    @property
+    def _modes(self) -> list[str]:
+        return ["quick"] * self.quick + ["bf16"] * self.bf16
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from avalanche_compress import (
     save_archive,
 )
 from benchmarks.backbones import BACKBONES
+from benchmarks.speed import seconds_of
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -171,14 +172,16 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
     activations = []
     for task in spread:
         network.activate(tasks[-1] if task != tasks[-1] else tasks[0])
-        activations.append(_seconds(partial(network.activate, task)))
+        activations.append(seconds_of(partial(network.activate, task)))
     held = held_bytes(network)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"
-        saves = [_seconds(lambda: save_archive(network, path)) for _ in range(3)]
+        saves = [seconds_of(lambda: save_archive(network, path)) for _ in range(3)]
         size = path.stat().st_size
-        reads = [_seconds(path.read_bytes) for _ in range(3)]
-        loads = [_seconds(lambda: load_archive(path, _build).activate(tasks[-1])) for _ in range(3)]
+        reads = [seconds_of(path.read_bytes) for _ in range(3)]
+        loads = [
+            seconds_of(lambda: load_archive(path, _build).activate(tasks[-1])) for _ in range(3)
+        ]
     return Moment(
         name,
         len(tasks),
@@ -243,12 +246,6 @@ def _stream(tasks: int) -> Any:
     return tensors_benchmark(
         train_tensors=pairs, test_tensors=pairs, task_labels=list(range(tasks))
     )
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def slope(moments: Sequence[Moment], name: str) -> float:

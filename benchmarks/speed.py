@@ -199,7 +199,7 @@ def epochs(images: int = 20_000, batch: int = 256, rounds: int = 3) -> list[Figu
     plain_epoch = _plain_loop(x, y, batch)
     seconds: dict[str, list[float]] = {name: [] for name in (plain, *runs)}
     for experience in stream.train_stream:
-        seconds[plain].append(_seconds(plain_epoch))
+        seconds[plain].append(seconds_of(plain_epoch))
         for name, (strategy, timer) in runs.items():
             strategy.train(experience)
             seconds[name].append(timer.seconds)
@@ -241,8 +241,8 @@ def evaluation(backbone: str, batch: int) -> Figure:
     plain, x = network.materialise(0), torch.randn(batch, *SHAPES[backbone])
     own, reference = [], []
     for _ in range(100 * ROUNDS):
-        own.append(_seconds(lambda: network(x, 0)))
-        reference.append(_seconds(lambda: plain(x)))
+        own.append(seconds_of(lambda: network(x, 0)))
+        reference.append(seconds_of(lambda: plain(x)))
     what = f"evaluation of an active task, {backbone}, batch {batch}"
     return _figure(what, own, "plain backbone", reference)
 
@@ -253,8 +253,8 @@ def threshold(count: int = 1_000_000) -> Figure:
     :param count: scores.
     """
     scores = torch.rand(count, generator=torch.Generator().manual_seed(0))
-    own = [_seconds(lambda: kth_smallest(scores, count // 2)) for _ in range(ROUNDS)]
-    reference = [_seconds(lambda: scores.kthvalue(count // 2)) for _ in range(ROUNDS)]
+    own = [seconds_of(lambda: kth_smallest(scores, count // 2)) for _ in range(ROUNDS)]
+    reference = [seconds_of(lambda: scores.kthvalue(count // 2)) for _ in range(ROUNDS)]
     return _figure(f"kth_smallest, {count:,} values", own, "torch.kthvalue", reference)
 
 
@@ -284,7 +284,7 @@ def training_steps(
     plain_epoch = _plain_loop(x, y, batch, backbone)
     seconds: dict[str, list[float]] = {name: [] for name in ("plain loop", *runs)}
     for experience in stream.train_stream:
-        seconds["plain loop"].append(_seconds(plain_epoch, now) / batches)
+        seconds["plain loop"].append(seconds_of(plain_epoch, now) / batches)
         for name, (strategy, timer) in runs.items():
             strategy.train(experience)
             seconds[name].append(timer.seconds / batches)
@@ -357,8 +357,8 @@ def task_inference(backbone: str, batch: int) -> list[Figure]:
     for name, infer in ways.items():
         own, reference = [], []
         for _ in range(repeats):
-            own.append(_seconds(partial(infer, network, x)))
-            reference.append(_seconds(lambda: [model(x) for model in plain]))
+            own.append(seconds_of(partial(infer, network, x)))
+            reference.append(seconds_of(lambda: [model(x) for model in plain]))
         what = f"inference by {name}, {backbone}, batch {batch}"
         figures.append(_figure(what, own[1:], f"{TASKS} plain passes", reference[1:]))
     return figures
@@ -377,8 +377,8 @@ def kmeans(count: int = 1_000_000) -> list[Figure]:
     for k in (4, 16):
         ours, theirs = [], []
         for _ in range(3):
-            ours.append(_seconds(partial(kmeans_1d, values, k)))
-            theirs.append(_seconds(partial(KMeans(k, n_init=1, random_state=0).fit, column)))
+            ours.append(seconds_of(partial(kmeans_1d, values, k)))
+            theirs.append(seconds_of(partial(KMeans(k, n_init=1, random_state=0).fit, column)))
         figures.append(_figure(f"kmeans_1d, {count:,} values, k={k}", ours, "sklearn", theirs))
     return figures
 
@@ -394,8 +394,8 @@ def mask_coding(count: int = 1_000_000) -> Figure:
     mask = torch.where(torch.rand(count, generator=generator) < 0.8, last, fresh)
     context = last.to(torch.uint8)
     coded = encode_mask(mask, context)
-    encode = [_seconds(lambda: encode_mask(mask, context)) for _ in range(ROUNDS)]
-    decode = [_seconds(lambda: decode_mask(coded, count, context)) for _ in range(ROUNDS)]
+    encode = [seconds_of(lambda: encode_mask(mask, context)) for _ in range(ROUNDS)]
+    decode = [seconds_of(lambda: decode_mask(coded, count, context)) for _ in range(ROUNDS)]
     return _figure(f"encode_mask, {count:,} weights", encode, "decode_mask", decode)
 
 
@@ -418,8 +418,8 @@ def rank_estimation(rank: int = 100) -> list[Figure]:
         base = [weight + 0.1 * torch.randn(weight.shape, generator=generator) for weight in tuned]
         ours, theirs = [], []
         for _ in range(3):
-            ours.append(_seconds(partial(_ranks, tuned, base, rank)))
-            theirs.append(_seconds(partial(_decomposed, tuned)))
+            ours.append(seconds_of(partial(_ranks, tuned, base, rank)))
+            theirs.append(seconds_of(partial(_decomposed, tuned)))
         figures.append(_figure(f"rank estimation, {what}", ours, "linalg.svd", theirs))
     return figures
 
@@ -485,7 +485,12 @@ def _random_samples(shape: tuple[int, ...], count: int) -> tuple[torch.Tensor, t
     return x, torch.randint(CLASSES, (count,), generator=generator)
 
 
-def _seconds(work: Callable[[], Any], now: Callable[[], float] = time.process_time) -> float:
+def seconds_of(work: Callable[[], Any], now: Callable[[], float] = time.process_time) -> float:
+    """How long something takes.
+
+    :param work: does it.
+    :param now: the clock.
+    """
     start = now()
     work()
     return now() - start

@@ -37,7 +37,7 @@ def test_steps_are_compared_with_naives_and_with_a_plain_loops():
 def test_on_a_gpu_the_clock_waits_for_what_is_queued(monkeypatch):
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
-    assert speed._seconds(lambda: waits.append(0), speed.clock_of("cuda")) >= 0
+    assert speed.seconds_of(lambda: waits.append(0), speed.clock_of("cuda")) >= 0
     assert waits == [1, 0, 1]
 
 
