@@ -113,6 +113,7 @@ VALUES: dict[str, Any] = {
     "alpha": Amount,
     "bits": Optional[Union[Bits, Literal["auto"]]],
     "codebook_finetune_epochs": Count,
+    "decay_factor": Optional[Part],
     "density": Fractions,
     "energy": Part,
     "ewc_lambda": Amount,

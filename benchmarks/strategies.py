@@ -143,12 +143,20 @@ def naive(settings: RunSettings) -> Learner:
     return _learner(settings, strategy, lambda: float_bytes(strategy.model))
 
 
-def ewc(settings: RunSettings, ewc_lambda: float = 100.0) -> Learner:
-    """Elastic Weight Consolidation (Kirkpatrick et al., 2017), a penalty per earlier task."""
+def ewc(
+    settings: RunSettings, ewc_lambda: float = 100.0, decay_factor: float | None = None
+) -> Learner:
+    """Elastic Weight Consolidation (Kirkpatrick et al., 2017), a penalty per earlier task.
+
+    With a ``decay_factor`` it is one penalty for all of them (online EWC; Schwarz et al., 2018),
+    whose cost does not grow with the tasks.
+    """
     strategy = EWC(
         **settings.arguments(_baseline_model(settings)),
         plugins=list(settings.plugins),
         ewc_lambda=ewc_lambda,
+        mode="separate" if decay_factor is None else "online",
+        decay_factor=decay_factor,
     )
 
     def stored_bytes() -> int:

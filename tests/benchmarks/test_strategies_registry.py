@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.recipe import build
 from benchmarks.settings import RunSettings
-from benchmarks.strategies import STRATEGIES
+from benchmarks.strategies import STRATEGIES, ewc
 from benchmarks.streams import STREAMS, split_digits
 
 BODY = 64 * 100 + 100 * 100
@@ -47,6 +47,13 @@ def test_stored_bytes_after_two_tasks(name, stored, settings, tmp_path):
     sizes = learner.sizes(tmp_path / "archive")
     assert (sizes.stored, sizes.archive) == (stored, None)
     assert sum("Top1_Acc_Exp" in key for key in metrics) == 2
+
+
+def test_online_ewc_keeps_one_penalty_however_many_tasks(settings, tmp_path):
+    learner = ewc(settings, decay_factor=1.0)
+    for experience in settings.stream.benchmark.train_stream[:3]:
+        learner.train(experience)
+    assert learner.sizes(tmp_path / "archive").stored == 3 * 4 * (BODY + 3 * HEAD)
 
 
 def test_joint_waits_for_all_tasks(settings, tmp_path):
