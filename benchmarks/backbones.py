@@ -7,6 +7,8 @@ from typing import Callable, Tuple
 import torch
 from torch import nn
 
+from benchmarks.dropout import Dropout
+
 InputShape = Tuple[int, ...]
 
 
@@ -97,13 +99,13 @@ class CACLNet(nn.Module):
             nn.Conv2d(64, 64, 3, bias=bias),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Dropout(0.15),
+            Dropout(0.15),
             nn.Conv2d(64, 128, 3, bias=bias),
             nn.ReLU(),
             nn.Conv2d(128, 128, 3, bias=bias),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Dropout(0.15),
+            Dropout(0.15),
             nn.Conv2d(128, 256, 2, bias=bias),
             nn.ReLU(),
             nn.AvgPool2d(2),
@@ -176,11 +178,11 @@ class AlexNet(nn.Module):
             nn.Linear(_outputs(features, input_shape), 2048, bias=bias),
             nn.BatchNorm1d(2048, affine=bias),
             nn.ReLU(),
-            nn.Dropout(0.5),
+            Dropout(0.5),
             nn.Linear(2048, 2048, bias=bias),
             nn.BatchNorm1d(2048, affine=bias),
             nn.ReLU(),
-            nn.Dropout(0.5),
+            Dropout(0.5),
         )
         self.head = nn.Linear(2048, classes, bias=bias)
 
@@ -196,7 +198,7 @@ def _alexnet_block(
         nn.Conv2d(inputs, outputs, kernel, bias=bias),
         nn.BatchNorm2d(outputs, affine=bias),
         nn.ReLU(),
-        nn.Dropout(dropout),
+        Dropout(dropout),
         nn.MaxPool2d(2),
     ]
 
