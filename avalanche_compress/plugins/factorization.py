@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Iterator, Tuple
 
 import torch
 from torch import Tensor
 
 from avalanche_compress.coding.low_rank import GROWTH, TRUNCATION, Factors, free_rank
-from avalanche_compress.coding.regularisers import SPARSITY, FrozenRows, orthogonality, sparsity
+from avalanche_compress.coding.regularisers import (
+    SPARSITY,
+    FrozenRows,
+    differentiable,
+    orthogonality,
+    sparsity,
+)
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.network import TaskNetwork, network_of
 from avalanche_compress.plugins.base import ShapingPlugin, check_known, stores_of
@@ -18,6 +24,8 @@ from avalanche_compress.stores import FactoredStore
 REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
+
+_Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
 
 
 class FactorizationPlugin(ShapingPlugin):
@@ -153,24 +161,26 @@ class FactorizationPlugin(ShapingPlugin):
         :param network: in training.
         :return: scalar.
         """
-        layers = [
-            (store, frozen)
-            for store, frozen in zip(factored_stores(network), self._frozen)
-            if store.sigma.numel()
-        ]
-        orthogonal, sparse = [], []
-        with torch.autocast(network.head.weight.device.type, enabled=False):
-            for store, frozen in layers:
-                if self.lambda_orth:
-                    orthogonal.append(orthogonality(store.left, frozen.left))
-                    orthogonal.append(orthogonality(store.right, frozen.right))
-                if self.lambda_sparse:
-                    sparse.append(sparsity(store.sigma, self.sparsity, frozen.norms))
-            total = torch.zeros((), device=network.head.weight.device)
-            for weight, terms in ((self.lambda_orth, orthogonal), (self.lambda_sparse, sparse)):
-                if terms:
-                    total = total + weight * torch.stack(terms).sum()
-        return total
+        total = torch.zeros((), device=network.head.weight.device)
+        parameters, slopes = [], []
+        with torch.autocast(total.device.type, enabled=False):
+            for store, frozen in zip(factored_stores(network), self._frozen):
+                for weight, parameter, (value, slope) in self._penalties(store, frozen):
+                    total = torch.add(total, value, alpha=weight)
+                    parameters.append(parameter)
+                    slopes.append(slope.mul_(weight))
+        return differentiable(total, parameters, slopes)
+
+    def _penalties(self, store: FactoredStore, frozen: _Frozen) -> Iterator[_Penalty]:
+        """Of one layer: what each is multiplied by, and what it is on; none without terms."""
+        if not store.sigma.numel():
+            return
+        if self.lambda_orth:
+            yield self.lambda_orth, store.left, orthogonality(store.left, frozen.left)
+            yield self.lambda_orth, store.right, orthogonality(store.right, frozen.right)
+        if self.lambda_sparse:
+            sparse = sparsity(store.sigma, self.sparsity, frozen.norms)
+            yield self.lambda_sparse, store.sigma, sparse
 
     def _frozen_of(self, store: FactoredStore) -> _Frozen:
         """What a layer's frozen terms add up to; those that were there before are not read again.

@@ -7,7 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avalanche_compress.coding.regularisers import FrozenRows, orthogonality, sparsity
+from avalanche_compress.coding import regularisers
+from avalanche_compress.coding.regularisers import FrozenRows, differentiable
+
+
+def orthogonality(rows, frozen=None):
+    value, slope = regularisers.orthogonality(rows, frozen)
+    return differentiable(value, [rows], [slope])
+
+
+def sparsity(scale, *arguments):
+    value, slope = regularisers.sparsity(scale, *arguments)
+    return differentiable(value, [scale], [slope])
 
 
 def naive_orthogonality(rows):
