@@ -70,11 +70,17 @@ def archive_bytes(network: TaskNetwork) -> bytes:
 def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
     """Read a network back; the logits of its tasks are bit-identical to those that were saved.
 
-    Nothing in the file is executed. Its manifest is checked against a schema and the model, every
-    size, count and code length against the bytes that are there, before memory is taken by it. So
-    a file from a stranger gives a network or an error, and the model that ``build_model`` makes
-    decides what it may cost. Whether the weights are any good is another matter: the checksum
-    finds damage, not malice.
+    Nothing in the file is executed. Its checksum is compared and its manifest checked against a
+    schema and the model. What the tasks have learned is read when it is first needed, by
+    activating one or training a further one, and checked then: every size, count and code length
+    against the bytes that are there, before memory is taken by it. So a file from a stranger gives
+    a network or an error, and the model that ``build_model`` makes decides what it may cost.
+    Whether the weights are any good is another matter: the checksum finds damage, not malice.
+
+    A file that was changed and given a checksum that fits may be found out only when a task is
+    used, with a :class:`~avalanche_compress.coding.CorruptStreamError`, which like
+    :class:`ArchiveError` is a ``CompressError`` and a ``ValueError``. To read everything at once,
+    call :meth:`~avalanche_compress.network.TaskNetwork.verify`.
 
     :param path: a file of :func:`save_archive`.
     :param build_model: gives a new model of the class and sizes that were trained; its values do
@@ -192,7 +198,7 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
         if statistics:
             network.statistics[task] = statistics
         for store in _stores(network):
-            store.restore(task, reader.read_bytes())
+            store.defer(task, reader.read_bytes())
         _check_private(network, task, len(classes[task]))
     reader.finish()
     network.finish_loading(classes)
@@ -235,12 +241,12 @@ def _read_statistics(reader: ByteReader) -> dict[str, Tensor]:
 def _check_private(network: TaskNetwork, task: int, classes: int) -> None:
     """Refuse tensors that are not of the model's sizes, the head's rows being the classes."""
     private = network.private
-    for place, name, own in zip(private.places, private.names, private.committed(task)):
+    for place, name, shape in zip(private.places, private.names, private.shapes_of(task)):
         expected = place.tensor.shape
         if place.module is network.head:
             expected = torch.Size((classes, *expected[1:]))
-        if own.shape != expected:
-            raise CorruptStreamError(f"{name} of shape {list(own.shape)}, not {list(expected)}")
+        if shape != expected:
+            raise CorruptStreamError(f"{name} of shape {list(shape)}, not {list(expected)}")
 
 
 def _write_static(network: TaskNetwork) -> bytes:

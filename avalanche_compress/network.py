@@ -153,9 +153,12 @@ class TaskNetwork(MultiTaskModule):
         :raises TaskAlreadyLearnedError: if the task is finished.
         :raises TaskStateError: if another task is open.
         :raises CapacityExhaustedError: if no weights are left for it.
+        :raises CorruptStreamError: if a finished task is damaged (see :meth:`verify`).
         """
         self._check_label(task)
+        self.private.read_on()
         for store in self.weight_stores:
+            store.read_on()
             store.check_open(self.tasks if reusable is None else reusable)
         free = [store.free_weights for store in self.weight_stores]
         if any(count is not None for count in free) and not any(count != 0 for count in free):
@@ -475,6 +478,16 @@ class TaskNetwork(MultiTaskModule):
         name = self.spoiled()
         if name is not None:
             raise non_finite(name)
+
+    def verify(self) -> None:
+        """Read every finished task with all checks, which is for archives of strangers.
+
+        A loaded network reads a task when it is first used, and refuses a damaged one then.
+
+        :raises CorruptStreamError: if a task is not as a network writes it.
+        """
+        for store in [self.private, *self.weight_stores]:
+            store.verify()
 
     # ------------------------------------------------------------------ looking inside
 

@@ -1,11 +1,13 @@
 """Damage archives of every kind in every way: each has to load exactly or say what is wrong.
 
 Run ``python -m benchmarks.fuzz --count 20000 --seed 0``. A process of its own, whose memory is
-limited, loads each file and computes with what it holds. What counts as a failure:
+limited, loads each file, computes with every task of it, in an order of the case's own, and reads
+all at once. What counts as a failure:
 
 - any error but the named ones, or the end of the process,
 - more time or memory than an honest file takes by far,
-- other weights without an error, where the checksum was not computed anew.
+- other weights without an error, where the checksum was not computed anew,
+- a task that is refused when it is used, in a file that is sound when all is read at once.
 
 A file that somebody has changed and sealed with a new checksum may hold other weights; it may not
 do any harm. Case n of a seed is always the same: ``--first n --count 1`` repeats it.
@@ -38,6 +40,7 @@ from avalanche_compress import (
     load_archive,
     save_archive,
 )
+from avalanche_compress.coding import CorruptStreamError
 from benchmarks.fuzz_examples import EXAMPLES, SmallNet, inputs, train
 from benchmarks.mutations import MUTATIONS, mutate
 
@@ -136,8 +139,14 @@ def _outcome(case: Case, expected: set[str], path: Path) -> str:
         network = load_archive(path, SmallNet)
     except ArchiveError as error:
         return REFUSED if str(path) in str(error) else f"an error that names no file: {error}"
+    sound = _is_sound(network)
     with torch.no_grad():
-        digest = digest_of(network)
+        try:
+            for task in Random(case.number).sample(network.tasks, len(network.tasks)):
+                network.activate(task)
+            digest = digest_of(network)
+        except CorruptStreamError as error:
+            return f"sound at once, and then: {error}" if sound else REFUSED
         if network.statistics:
             with suppress(TaskInferenceError):
                 infer(network, inputs(), "prototype")
@@ -149,6 +158,14 @@ def _outcome(case: Case, expected: set[str], path: Path) -> str:
     if digest in expected:  # of a splice, the beginning may be empty
         return EXACT
     return OTHER if case.mutation.startswith("sealed") else "silently other weights"
+
+
+def _is_sound(network: TaskNetwork) -> bool:
+    try:
+        network.verify()
+    except CorruptStreamError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------------- processes

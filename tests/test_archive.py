@@ -27,7 +27,12 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.archive import archive_bytes
-from avalanche_compress.coding import ByteWriter, quantise_codebook, quantise_fixed_point
+from avalanche_compress.coding import (
+    ByteWriter,
+    CorruptStreamError,
+    quantise_codebook,
+    quantise_fixed_point,
+)
 from avalanche_compress.stores import MaskedStore
 from benchmarks.fuzz_examples import SmallNet, inputs
 
@@ -289,12 +294,36 @@ def test_swapped_sections_are_refused(example, tmp_path):
     refused(tmp_path / "file", rewritten(example[2], swap))
 
 
-def test_swapped_tasks_are_refused(tmp_path):
-    """Even if somebody computes the checksum anew: a mask depends on the one before."""
-    network, _ = trained()
+def with_swapped_tasks():
+    """A file that fits its checksum; a mask depends on the one before."""
+    network, x = trained()
     store = network.weight_stores[0]
     store.sections[5], store.sections[2] = store.sections[2], store.sections[5]
-    refused(tmp_path / "file", archive_bytes(network))
+    return archive_bytes(network), x
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda network, x: network.verify(),
+        lambda network, x: network.activate(5),
+        lambda network, x: network(x, 2),
+        lambda network, x: network.open(8, [0, 1]),
+        lambda network, x: network.state_dict(),
+        lambda network, x: network.weight_of("0.weight", -1),
+        lambda network, x: network.weight_stores[0].free_weights,
+        lambda network, x: network.weight_stores[0].value_bits(5),
+    ],
+)
+def test_swapped_tasks_are_refused_when_they_are_used_and_whenever_they_are(use, tmp_path):
+    data, x = with_swapped_tasks()
+    (tmp_path / "file").write_bytes(data)
+    network = load_archive(tmp_path / "file", mlp)
+    for _ in range(2):
+        with pytest.raises(CorruptStreamError, match=r"0\.weight of task .* is damaged"):
+            use(network, x)
+    assert network.tasks == [5, -1, 2] and network.open_task is None
+    assert archive_bytes(network) == data
 
 
 def test_a_header_that_claims_terabytes_is_refused_at_once(example, tmp_path):

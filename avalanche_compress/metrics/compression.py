@@ -49,6 +49,8 @@ def union_density(network: TaskNetwork) -> float:
     :param network: any; 0 without masked weights.
     """
     stores = _masked(network)
+    for store in stores:
+        store.read_on()
     used = sum(int((store.free == 0).sum()) for store in stores)
     return 100 * used / max(1, sum(store.shape.numel() for store in stores))
 

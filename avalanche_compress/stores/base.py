@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,9 @@ class Store(nn.Module, ABC):
     and loading it from a file take one road, encode then decode, so what is evaluated after a
     commit is what a file gives back, bit for bit.
 
+    A section of an archive is taken as it is (:meth:`defer`) and read when it is first needed, all
+    that depend on it after it. What a store holds besides is the state after the tasks read.
+
     :param name: dotted name of what is stored, for messages and archives.
     """
 
@@ -53,6 +58,7 @@ class Store(nn.Module, ABC):
         super().__init__()
         self.name = name
         self.sections: dict[int, bytes] = {}
+        self._taken = 0  # how many of them have been read, from the first on
 
     @abstractmethod
     def check_commit(self) -> None:
@@ -73,6 +79,14 @@ class Store(nn.Module, ABC):
         :return: what :meth:`accept` takes.
         :raises CorruptStreamError: if the section does not fit.
         """
+
+    def recall(self, reader: ByteReader) -> Any:
+        """:meth:`decode` of a section that a checksum vouches for, where that can be quicker.
+
+        :param reader: the section, from its start.
+        :raises CorruptStreamError: if the section does not fit.
+        """
+        return self.decode(reader)
 
     @abstractmethod
     def accept(self, task: int, content: Any) -> None:
@@ -104,11 +118,61 @@ class Store(nn.Module, ABC):
         :param section: what :meth:`encode` gave when it was learned.
         :raises CorruptStreamError: if the section does not fit; then nothing has changed.
         """
-        reader = ByteReader(section)
-        content = self.decode(reader)
-        reader.finish()
-        self.accept(task, content)
+        self.read_on()
+        with self.reading():
+            self._take(task, section, self.decode)
         self.sections[task] = section
+
+    def defer(self, task: int, section: bytes) -> None:
+        """Make ``task`` a finished task whose section is read when it is first needed.
+
+        :param task: its label.
+        :param section: of an archive whose checksum fits.
+        """
+        self.sections[task] = section
+
+    def read_on(self, count: int | None = None) -> None:
+        """Read sections that were deferred.
+
+        :param count: how many tasks are to have been read, in order of learning; None for all.
+        :raises CorruptStreamError: if one does not fit; those before it have been read.
+        """
+        waiting = list(self.sections.items())[self._taken : count]
+        if not waiting:
+            return
+        with self.reading():
+            for task, section in waiting:
+                self._take(task, section, self.recall)
+
+    def _take(self, task: int, section: bytes, decode: Callable[[ByteReader], Any]) -> None:
+        reader = ByteReader(section)
+        try:
+            content = decode(reader)
+            reader.finish()
+        except CorruptStreamError as error:
+            raise CorruptStreamError(f"{self.name} of task {task} is damaged: {error}") from error
+        self.accept(task, content)
+        self._taken += 1
+
+    def _reach(self, task: int) -> int:
+        """The position of a finished task that has been read, and all tasks before it too.
+
+        :param task: its label.
+        """
+        position = self.position_of(task)
+        self.read_on(position + 1)
+        return position
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Surrounds the reading of sections."""
+        return nullcontext()
+
+    def verify(self) -> None:
+        """Read all finished tasks once more, with all checks; the store stays as it is.
+
+        :raises CorruptStreamError: if a section is not what :meth:`encode` gives.
+        """
+        copy.deepcopy(self)._restore_all(self.sections)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The sections as tensors, so that ``state_dict`` carries the finished tasks."""
@@ -119,21 +183,29 @@ class Store(nn.Module, ABC):
 
         :raises CorruptStreamError: if a section does not fit; the tasks are then those from before.
         """
-        before = dict(self.sections)
+        before, taken = dict(self.sections), self._taken
         try:
             self._restore_all({int(t): own.cpu().numpy().tobytes() for t, own in state.items()})
         except CorruptStreamError:
-            self._restore_all(before)
+            self.forget()
+            for task, section in before.items():
+                self.defer(task, section)
+            self.read_on(taken)
             raise
 
-    def _restore_all(self, sections: dict[int, bytes]) -> None:
+    def _restore_all(self, sections: Mapping[int, bytes]) -> None:
         self.forget()
         for task, section in sections.items():
             self.restore(task, section)
 
     def forget(self) -> None:
         """Drop every finished task, before others are loaded."""
-        self.sections.clear()
+        self.sections = {}
+        self._taken = 0
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.read_on()
+        super()._save_to_state_dict(*args, **kwargs)
 
 
 class WeightStore(Store):

@@ -226,6 +226,7 @@ class FactoredStore(WeightStore):
     @property
     def ranks(self) -> dict[int, int]:
         """How many terms each finished task added; those of a dense difference count too."""
+        self.read_on()
         return dict(zip(self.sections, self._sizes.column(0)))
 
     def encode(self) -> bytes:
@@ -243,7 +244,7 @@ class FactoredStore(WeightStore):
 
     @torch.no_grad()
     def decode(self, reader: ByteReader) -> _Block:
-        return _read_block(reader, len(self.sections), self.rows, self.columns, self.shared.dtype)
+        return _read_block(reader, self._taken, self.rows, self.columns, self.shared.dtype)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Block) -> None:
@@ -262,13 +263,13 @@ class FactoredStore(WeightStore):
         return LowRankWeight(terms, self._spatial)
 
     def rank_of(self, task: int) -> int | None:
-        return self._sizes[self.position_of(task)][0] if self.factored else None
+        return self._sizes[self._reach(task)][0] if self.factored else None
 
     def stored_values(self, task: int) -> int:
-        return self._sizes[self.position_of(task)][1]
+        return self._sizes[self._reach(task)][1]
 
     def value_bits(self, task: int) -> int:
-        return self._sizes[self.position_of(task)][2]
+        return self._sizes[self._reach(task)][2]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The finished tasks, and what the open one builds on."""
@@ -334,6 +335,7 @@ class FactoredStore(WeightStore):
     def _read(self, task: int, position: int) -> Factors | Tensor:
         reader, device = ByteReader(self.sections[task]), self.shared.device
         content = _read_block(reader, position, self.rows, self.columns, self.shared.dtype).content
+        reader.finish()
         if isinstance(content, Tensor):
             return content.to(device)
         return Factors(*(part.to(device) for part in content))
@@ -350,6 +352,7 @@ class FactoredStore(WeightStore):
         """Blocks added up in the order of learning, which is the order of ``_sum`` too."""
         finished = tuple(self.sections)
         if tasks == finished:
+            self.read_on()
             return self._sum
         # what was added up last is often the beginning: tasks are evaluated one after another
         done, total = self._partial

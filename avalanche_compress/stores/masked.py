@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avalanche_compress.coding import ByteReader, ByteWriter, kept_count, recall_mask, top_mask_
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.stores.base import Place
-from avalanche_compress.stores.subnetwork import SubnetworkStore, gradient_where, mask_context
+from avalanche_compress.stores.subnetwork import (
+    MaskReader,
+    SubnetworkStore,
+    gradient_where,
+    mask_context,
+)
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values
 
 _NOBODY = torch.iinfo(torch.int32).max
@@ -59,6 +67,7 @@ class MaskedStore(SubnetworkStore):
         self.register_buffer("_owner", owner, persistent=False)  # the sections tell
         self.scores = nn.Parameter(_initial_scores(scratch)) if scored else None
         self._bar: tuple[Tensor, Tensor] | None = None
+        self._draft: _Draft | None = None
 
     @property
     def scored(self) -> bool:
@@ -70,7 +79,10 @@ class MaskedStore(SubnetworkStore):
 
     @property
     def free_weights(self) -> int | None:
-        return int(self.free.sum()) if self.scores is None else None
+        if self.scores is not None:
+            return None
+        self.read_on()
+        return int(self.free.sum())
 
     def config(self) -> dict[str, Any]:
         return {"scored": self.scored}
@@ -122,25 +134,40 @@ class MaskedStore(SubnetworkStore):
         self._write_open(writer, self.free == 0)
         return writer.getvalue()
 
-    @torch.no_grad()
-    def decode(self, reader: ByteReader) -> _Section:
-        mask = self._read_mask(reader, self.free == 0)
-        own = mask & self.writable
-        return _Section(mask, own, read_values(reader, int(own.sum()), self.value.dtype))
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        owner = self._owner.flatten().cpu().clone()
+        value = self.value.flatten().cpu().clone()
+        self._draft = draft = _Draft(value, owner, owner != _NOBODY, self._newest_mask())
+        try:
+            yield
+        finally:
+            self._draft = None
+            # new tensors: the open task's views of the old ones stay valid until open()
+            self.value = draft.value.view(self.shape).to(self.value.device)
+            self.free = (~draft.closed).view(self.shape).to(self.free)
+            self._owner = draft.owner.view(self.shape).to(self._owner.device)
+
+    def _read_section(self, reader: ByteReader, read_mask: MaskReader) -> _Section:
+        draft = self._draft
+        assert draft is not None
+        context = mask_context(draft.last, draft.closed)
+        mask = read_mask(reader.read_bytes(), context.numel(), context)
+        own = torch.from_numpy(np.flatnonzero(mask.numpy() > draft.closed.numpy()))
+        return _Section(mask, own, read_values(reader, own.numel(), self.value.dtype))
 
     @torch.no_grad()
     def accept(self, task: int, content: _Section) -> None:
+        draft = self._draft
+        assert draft is not None
         mask, own, values = content
-        floats = decoded(values)
         self._quantised = None  # the codes are in the section now
-        # new tensors, not in place: the open task's views of the old ones stay valid until open()
-        position = len(self.sections)
-        if floats.numel():
-            self.value = self.value.index_put((own,), floats.to(self.value))
-            self.free = self.free * ~own
-            self._owner.masked_fill_(own, position)
-        self._masks.add(position, mask, anchor=position)
-        self._kept_by.append(floats.numel(), bits_of(values))
+        draft.value.scatter_(0, own, decoded(values).to(draft.value))
+        draft.owner.scatter_(0, own, self._taken)
+        draft.closed.scatter_(0, own, True)
+        draft.last = mask
+        self._masks.add(self._taken, mask)
+        self._kept_by.append(own.numel(), bits_of(values))
 
     def committed(self, task: int) -> Tensor:
         return torch.where(self.mask_of(task), self.value, 0.0)
@@ -193,9 +220,22 @@ class _Section(NamedTuple):
     """What one task keeps, as its section tells."""
 
     mask: Tensor
+    """(n,) bool."""
     own: Tensor
-    """The slots of the mask that the task wrote (bool)."""
+    """Indices of the slots of the mask that the task wrote."""
     values: Values
+
+
+@dataclass
+class _Draft:
+    """What the buffers are to be after some sections, in one row each, on the CPU."""
+
+    value: Tensor
+    owner: Tensor
+    closed: Tensor
+    """Where a finished task uses the slot (bool)."""
+    last: Tensor | None
+    """The newest mask."""
 
 
 def _initial_scores(weight: Tensor) -> Tensor:

@@ -298,7 +298,7 @@ class PerturbedStore(WeightStore):
 
     @torch.no_grad()
     def decode(self, reader: ByteReader) -> _Block:
-        return self._read_block(reader, first=not self.sections, read_mask=decode_mask)
+        return self._read_block(reader, first=not self._taken, read_mask=decode_mask)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Block) -> None:
@@ -308,8 +308,11 @@ class PerturbedStore(WeightStore):
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
-        first = self.position_of(task) == 0
-        block = self._read_block(ByteReader(self.sections[task]), first, recall_mask)
+        position, reader = self.position_of(task), ByteReader(self.sections[task])
+        self.read_on(1)  # the base
+        read_mask = recall_mask if position < self._taken else decode_mask
+        block = self._read_block(reader, position == 0, read_mask)
+        reader.finish()
         content = [part.to(self.scratch.device) for part in block.content]
         return content[0].view(self.shape) if len(content) == 1 else self._compose(*content)
 
@@ -431,7 +434,7 @@ class PerturbedStore(WeightStore):
         return x.numel() + x.shape[0] * outputs <= 2 * self.scratch.numel()
 
     def _sizes_of(self, task: int) -> _Sizes:
-        return _Sizes(*self._sizes[self.position_of(task)])
+        return _Sizes(*self._sizes[self._reach(task)])
 
     def _read_block(self, reader: ByteReader, first: bool, read_mask: _MaskReader) -> _Block:
         """A section as it was written.

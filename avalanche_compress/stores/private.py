@@ -41,16 +41,24 @@ class PrivateStore(Store):
         return writer.getvalue()
 
     def decode(self, reader: ByteReader) -> list[Tensor]:
-        tensors = []
+        # cloned into torch's memory: results may depend on how NumPy's happened to be aligned
+        return [
+            reader.read_tensor(place.tensor.dtype, _read_shape(place.tensor, reader)).clone()
+            for place in self.places
+        ]
+
+    def shapes_of(self, task: int) -> list[torch.Size]:
+        """The sizes of the tensors of a finished task, in the order of the places.
+
+        :param task: its label.
+        :raises CorruptStreamError: if its section has not the length that they take.
+        """
+        reader, shapes = ByteReader(self.sections[task]), []
         for place in self.places:
-            own = place.tensor
-            rows = reader.read_uint()
-            shape = (rows, *own.shape[1:]) if own.dim() else ()
-            if rows > max(1, *own.shape, reader.remaining):
-                raise CorruptStreamError(f"{rows} rows in {reader.remaining} bytes")
-            # cloned into torch's memory: results may depend on how NumPy's happened to be aligned
-            tensors.append(reader.read_tensor(own.dtype, shape).clone())
-        return tensors
+            shapes.append(_read_shape(place.tensor, reader))
+            reader.read_raw(place.tensor.element_size() * shapes[-1].numel())
+        reader.finish()
+        return shapes
 
     def accept(self, task: int, content: list[Tensor]) -> None:
         """Nothing: the section is all that is kept."""
@@ -65,4 +73,13 @@ class PrivateStore(Store):
         return [tensor.to(place.tensor.device) for tensor, place in zip(tensors, self.places)]
 
     def stored_values(self, task: int) -> int:
-        return sum(tensor.numel() for tensor in self.committed(task))
+        self.position_of(task)
+        return sum(shape.numel() for shape in self.shapes_of(task))
+
+
+def _read_shape(own: Tensor, reader: ByteReader) -> torch.Size:
+    """The size of a task's copy of a tensor; what it holds follows."""
+    rows = reader.read_uint()
+    if rows > max(1, *own.shape, reader.remaining):
+        raise CorruptStreamError(f"{rows} rows in {reader.remaining} bytes")
+    return torch.Size((rows, *own.shape[1:]) if own.dim() else ())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,15 @@ from avalanche_compress.coding import (
     decode_mask,
     encode_mask,
     magnitude_mask,
+    recall_mask,
 )
+from avalanche_compress.stores.at_hand import MasksAtHand
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
 from avalanche_compress.stores.ledger import Ledger
-from avalanche_compress.stores.masks_at_hand import MasksAtHand
 from avalanche_compress.stores.values import Values, decoded, write_values
+
+MaskReader = Callable[[bytes, int, Tensor], Tensor]
+"""One of :func:`decode_mask` and :func:`recall_mask`."""
 
 
 class SubnetworkStore(WeightStore):
@@ -121,13 +126,13 @@ class SubnetworkStore(WeightStore):
         :param task: its label.
         :return: bool, of the weight's shape.
         """
-        return self._shaped(self._mask_at(self.position_of(task)))
+        return self._shaped(self._mask_at(self._reach(task)))
 
     def stored_values(self, task: int) -> int:
-        return self._kept_by[self.position_of(task)][0]
+        return self._kept_by[self._reach(task)][0]
 
     def value_bits(self, task: int) -> int:
-        added, bits, *_ = self._kept_by[self.position_of(task)]
+        added, bits, *_ = self._kept_by[self._reach(task)]
         return added * bits
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -178,16 +183,22 @@ class SubnetworkStore(WeightStore):
         writer.write_bytes(encode_mask(self.mask.flatten().cpu(), context))
         write_values(self._kept(), writer)
 
-    def _read_mask(self, reader: ByteReader, closed: Tensor) -> Tensor:
-        """The inverse of :meth:`_write_open`, up to the values.
+    def decode(self, reader: ByteReader) -> Any:
+        return self._read_section(reader, decode_mask)
 
-        :return: bool, of the weight's shape.
+    def recall(self, reader: ByteReader) -> Any:
+        return self._read_section(reader, recall_mask)
+
+    @abstractmethod
+    def _read_section(self, reader: ByteReader, read_mask: MaskReader) -> Any:
+        """What :meth:`accept` takes.
+
+        :param reader: the section, from its start.
+        :param read_mask: how to read its mask.
         """
-        context = mask_context(self._newest_mask(), closed.flatten().cpu())
-        return self._shaped(decode_mask(reader.read_bytes(), closed.numel(), context))
 
     def _newest_mask(self) -> Tensor | None:
-        return self._mask_at(len(self.sections) - 1) if self.sections else None
+        return self._mask_at(self._taken - 1) if self._taken else None
 
     def _mask_at(self, position: int) -> Tensor:
         """(n,) The mask of a finished task, on the CPU.
@@ -214,12 +225,14 @@ class SubnetworkStore(WeightStore):
 def mask_context(last: Tensor | None, closed: Tensor) -> Tensor:
     """What decoder and encoder both know of a slot: last task's mask + 2 * closed.
 
-    :param last: (n,) bool, None for the first task.
-    :param closed: (n,) bool.
+    :param last: (n,) bool on the CPU, None for the first task.
+    :param closed: (n,) bool on the CPU.
     :return: (n,) uint8.
     """
-    context = 2 * closed.to(torch.uint8)
-    return context if last is None else context.add_(last)
+    context = closed.numpy().view(np.uint8) * np.uint8(2)  # a quarter of the time it takes in torch
+    if last is not None:
+        context += last.numpy().view(np.uint8)
+    return torch.from_numpy(context)
 
 
 class _MaskedWeight(torch.autograd.Function):

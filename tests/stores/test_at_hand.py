@@ -8,44 +8,39 @@ from torch import nn
 
 from avalanche_compress.coding import quantise_codebook
 from avalanche_compress.stores import MaskedStore, Place, SlottedStore
-from avalanche_compress.stores.masks_at_hand import MOST, MasksAtHand
+from avalanche_compress.stores.at_hand import LOOSE, SPREAD, MasksAtHand
 
-TASKS = 5 * MOST
+TASKS = 5 * SPREAD
 
 
-def spread(count, anchored):
+def spread(count):
     masks = MasksAtHand(70)
     for task in range(count):
-        masks.add(task, torch.arange(70) == task % 70, anchor=task if anchored else None)
+        masks.add(task, torch.arange(70) == task % 70)
     return masks
 
 
-@pytest.mark.parametrize("count", [1, MOST, MOST + 1, TASKS])
+@pytest.mark.parametrize("count", [1, SPREAD, SPREAD + LOOSE, SPREAD + LOOSE + 1, TASKS])
 def test_masks_at_hand_are_those_that_were_given(count):
-    masks = spread(count, anchored=True)
+    masks = spread(count)
     at_hand = [task for task in range(count) if masks.get(task) is not None]
-    assert len(at_hand) == min(count, MOST)
+    assert len(at_hand) == min(count, SPREAD + LOOSE)
     for task in at_hand:
         assert masks.get(task).nonzero().flatten().tolist() == [task % 70]
 
 
-def test_masks_at_hand_lie_evenly_and_the_newest_is_one_of_them():
-    masks = spread(TASKS, anchored=True)
-    far = max(task - masks.nearest(task) for task in range(TASKS))
-    assert far < 2 * TASKS / (MOST / 2)
-    assert masks.nearest(TASKS - 1) == TASKS - 1
-
-
-def test_masks_without_a_number_go_first():
-    masks = spread(4, anchored=True)
-    for task in range(4, TASKS):
+@pytest.mark.parametrize("count", [SPREAD + 5, TASKS, 500])
+def test_masks_at_hand_lie_evenly_and_the_newest_is_one_of_them(count):
+    masks = spread(count)
+    for task in torch.randperm(count).tolist():  # others come and go
         masks.add(task, torch.zeros(70, dtype=torch.bool))
-    assert all(masks.get(task) is not None for task in (0, 1, 2, 3, TASKS - 1))
-    assert masks.get(4) is None
+        far = max(task - masks.nearest(task) for task in range(count))
+        assert far < 2 * count / SPREAD
+        assert masks.nearest(count - 1) == count - 1
 
 
 def test_no_mask_is_at_hand_after_clearing():
-    masks = spread(TASKS, anchored=True)
+    masks = spread(TASKS)
     masks.clear()
     assert masks.nearest(TASKS) == -1 and masks.get(TASKS - 1) is None
 
@@ -90,3 +85,8 @@ def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
     other.load_state_dict(store.state_dict())
     for task in reversed(range(TASKS)):
         assert torch.equal(other.committed(task), expected[task][1])
+    unread = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
+    for task, section in store.sections.items():
+        unread.defer(task, section)
+    for task in torch.randperm(TASKS).tolist():
+        assert torch.equal(unread.committed(task), expected[task][1])
