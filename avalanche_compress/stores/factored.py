@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_compress.coding import (
@@ -14,6 +15,7 @@ from avalanche_compress.coding import (
     pack_mask,
     unpack_mask,
 )
+from avalanche_compress.coding.factored_layers import factored_linear, saves_work
 from avalanche_compress.coding.low_rank import (
     Factors,
     break_even_rank,
@@ -24,6 +26,7 @@ from avalanche_compress.coding.low_rank import (
 )
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import LowRankWeight, Place, WeightStore, non_finite
+from avalanche_compress.stores.deferred import DeferredWeight
 from avalanche_compress.stores.ledger import Ledger
 from avalanche_compress.stores.values import (
     Values,
@@ -162,6 +165,18 @@ class FactoredStore(WeightStore):
                 self.sigma.abs().unsqueeze(1) * self.right,
             )
         return self._to_weight(matrix)
+
+    def loan(self) -> Tensor:
+        """The weight; in training of a linear layer, a stand-in that may do without it.
+
+        Evaluation, and layers for which that would be slower, take the whole weight. So does
+        training under autocast, where terms are composed in their own type.
+        """
+        linear = type(self.place.module) is nn.Linear and not self._dense
+        rounded = torch.is_autocast_enabled(self.shared.device.type)
+        if not linear or rounded or not torch.is_grad_enabled():
+            return self.weight()
+        return DeferredWeight(self.shared, self.weight, self._compute)
 
     @torch.no_grad()
     def check_finite(self) -> None:
@@ -304,6 +319,16 @@ class FactoredStore(WeightStore):
     def _full_precision(self) -> torch.autocast:
         """Terms are composed in their own type, or a commit under autocast would round them."""
         return torch.autocast(self.shared.device.type, enabled=False)
+
+    def _compute(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        """A linear layer's output from the terms, where that is less work; else None."""
+        x, *others = args
+        if function is not F.linear or kwargs or not isinstance(x, Tensor):
+            return None
+        samples = x.numel() // self.columns
+        if not saves_work(self.rows, self.columns, self.sigma.numel(), samples):
+            return None
+        return factored_linear(x, self.shared, self.terms, *others[1:])
 
     def _starting_terms(self, rank: int) -> Factors:
         if self.start == "svd" and not self.sections:

@@ -864,3 +864,67 @@ def test_a_section_that_claims_terabytes_is_refused_at_once():
     for dense in (b"\0", b"\1"):
         with pytest.raises(CorruptStreamError):
             store_of().restore(0, huge + dense + b"\0" + b"\0" * 40)
+
+
+# ------------------------------------------------------------------ computing without the whole
+
+
+def from_terms_and_whole(layer, x):
+    """Output and gradients of a layer, from the store's stand-in and from the whole weight."""
+    store = behind(layer.double())
+    learn(store, 0, rank=3)
+    store.rank = 2
+    store.open([0])
+    parts = [*store.terms, *([] if layer.bias is None else [layer.bias])]
+    found = []
+    for weight in (store.loan(), store.weight()):
+        own = x.double().requires_grad_()
+        layer.__dict__["weight"] = weight
+        out = layer(own)
+        del layer.__dict__["weight"]
+        found.append((out, *torch.autograd.grad(out.square().sum(), [own, *parts])))
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(3, 40), (2, 3, 40), (40,), (0, 40)])
+def test_a_linear_layer_computes_from_the_terms_what_it_does_from_the_weight(
+    shape, bias, monkeypatch
+):
+    torch.manual_seed(3)
+    composed = []
+    weight = FactoredStore.weight
+    monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
+    parts, whole = from_terms_and_whole(nn.Linear(40, 30, bias=bias), torch.randn(shape))
+    assert len(composed) == 1  # the whole weight's turn alone
+    for found, expected in zip(parts, whole):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_stand_in_computes_from_terms_only_where_that_is_fewer_products(monkeypatch):
+    store = store_of(100, 784)
+    store.open([])
+    calls = []
+    monkeypatch.setattr(
+        "avalanche_compress.stores.factored.factored_linear", lambda *_: calls.append(1)
+    )
+    for samples, cheaper in ((32, True), (128, True), (1024, False)):
+        calls.clear()
+        F.linear(torch.randn(samples, 784), store.loan())
+        assert bool(calls) == cheaper
+
+
+def test_evaluation_autocast_convolutions_and_dense_differences_take_the_whole_weight():
+    store, convolution = store_of(), conv_store()
+    for own in (store, convolution):
+        own.open([])
+    assert type(store.loan()) is not torch.Tensor  # the stand-in
+    assert type(convolution.loan()) is torch.Tensor
+    with torch.no_grad():
+        assert type(store.loan()) is torch.Tensor
+    with torch.autocast("cpu", torch.bfloat16):
+        assert type(store.loan()) is torch.Tensor
+    store.rank = 8
+    store.open([])
+    store.truncate(0.0)
+    assert type(store.loan()) is torch.Tensor
