@@ -193,9 +193,7 @@ class PerturbedStore(WeightStore):
         A layer's gradient then has no part of the weight's size. Evaluation, and layers for which
         that would be slower, take the whole weight, as committed tasks do.
         """
-        device = self.scratch.device.type
-        applies = self._stands_in and not self._dense and torch.is_grad_enabled()
-        if not applies or torch.is_autocast_enabled(device):
+        if not self._stands_in or self._dense or not torch.is_grad_enabled():
             return self.weight()
         return DeferredWeight(self._frozen(), self.weight, self._compute)
 
@@ -415,9 +413,14 @@ class PerturbedStore(WeightStore):
         return None
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """W, r, s, U and A of the open task, of a weight in one group."""
+        """W, r, s, U and A of the open task, of a weight in one group; rounded under autocast."""
         left, right = self.factors
-        return self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
+        parts = self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
+        device = self.scratch.device.type
+        if self.scratch.dtype is not torch.float32 or not torch.is_autocast_enabled(device):
+            return parts
+        dtype = torch.get_autocast_dtype(device)
+        return tuple(part.to(dtype) for part in parts)  # type: ignore[return-value]
 
     def _pays(self, rows: int) -> bool:
         """Whether a linear layer is faster from scales and factors.

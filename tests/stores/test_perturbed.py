@@ -867,15 +867,70 @@ def test_whoever_reads_the_weight_itself_gets_it_with_its_gradients():
     assert torch.equal(found, expected)
 
 
-def test_evaluation_and_autocast_take_the_whole_weight():
+def test_evaluation_takes_the_whole_weight():
     store = linear_store(base="given")
     store.open([])
     assert store.loan() is store.scratch  # no factors yet
     perturb(store)
     with torch.no_grad():
         assert type(store.loan()) is torch.Tensor
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(50, 70), (30, 50)),
+        (nn.Linear(50, 70, bias=False), (2, 15, 50)),
+        (nn.Conv2d(16, 24, 3, stride=2, padding=1), (4, 16, 9, 8)),
+        (nn.Conv2d(16, 24, 4, bias=False), (4, 16, 9, 8)),
+    ],
+)
+def test_under_autocast_the_factors_give_what_the_weight_does_but_for_rounding(
+    layer, shape, channels_last, monkeypatch
+):
+    torch.manual_seed(3)
+    monkeypatch.setattr(PerturbedStore, "_pays_to_convolve", lambda self, x, stride: True)
+    store = behind(layer, base="given")
+    store.open([])
+    perturb(store, 4)
+    prune(store)
+    x = torch.randn(shape)
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    trained = [store.row_scale, store.column_scale, store.left, store.right]
+    trained += [] if layer.bias is None else [layer.bias]
+
+    def computed(weight):
+        own = x.clone().requires_grad_()
+        layer.__dict__["weight"] = weight
+        out = layer(own)
+        del layer.__dict__["weight"]
+        return out, *torch.autograd.grad(out.float().square().sum(), [own, *trained])
+
+    expected = computed(store.weight())
+    composed = []
+    weight = PerturbedStore.weight
+    monkeypatch.setattr(PerturbedStore, "weight", lambda own: composed.append(own) or weight(own))
     with torch.autocast("cpu", torch.bfloat16):
-        assert type(store.loan()) is torch.Tensor
+        found = computed(store.loan())
+        assert not composed
+        rounded = computed(store.weight())
+    assert found[0].dtype is torch.bfloat16
+    for exact, ours, theirs in zip(expected, found, rounded):
+        assert ours.dtype is theirs.dtype
+        error, usual = ((own.float() - exact).norm() / exact.norm() for own in (ours, theirs))
+        assert error < 2 * usual + 2**-8  # the distance of two numbers in bfloat16, near 1
+
+
+def test_double_precision_stays_as_it_is_under_autocast():
+    store = behind(nn.Linear(12, 8).double(), base="given")
+    store.open([])
+    perturb(store)
+    x = torch.randn(5, 12, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = F.linear(x, store.loan())
+        torch.testing.assert_close(found, F.linear(x, store.weight()), rtol=1e-12, atol=1e-12)
 
 
 def test_what_hides_from_torch_cannot_read_the_scratch_by_mistake():
