@@ -377,6 +377,7 @@ class TaskNetwork(MultiTaskModule):
         """Build the weights of finished tasks once; they are kept until another one is activated.
 
         :param tasks: their labels; all of them are in memory at a time.
+        :raises CorruptStreamError: if one is damaged, in a network that was loaded.
         """
         if all(task in self._active for task in tasks):
             return
@@ -424,8 +425,11 @@ class TaskNetwork(MultiTaskModule):
 
     def _build(self, task: int) -> Loans:
         with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
-            loans = [(store.place, store.committed(task)) for store in self.weight_stores]
-            loans += zip(self.private.places, self.private.committed(task))
+            try:
+                loans = [(store.place, store.committed(task)) for store in self.weight_stores]
+                loans += zip(self.private.places, self.private.committed(task))
+            except CorruptStreamError as error:
+                raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
         return loans
 
     def _run_finished(self, x: Tensor, task: int) -> Tensor:

@@ -72,7 +72,9 @@ class Moment:
     :param close: what comes after its last one.
     :param activate: from another task to one, the mean over tasks spread over all there are.
     :param save: writing the archive.
-    :param load: reading the archive and activating a task, beyond reading the bytes.
+    :param load_first: reading the archive and activating the first task, beyond reading the bytes.
+    :param load_middle: the same with the task in the middle.
+    :param load_last: the same with the newest task.
     """
 
     strategy: str
@@ -86,7 +88,9 @@ class Moment:
     close: float
     activate: float
     save: float
-    load: float
+    load_first: float
+    load_middle: float
+    load_last: float
 
 
 class TaskTimer(SupervisedPlugin):
@@ -135,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     moments = []
     for name in given.strategies:
         moments += grow(name, given.tasks)
-        Console(width=110).print(_table(moments[-len(given.tasks) :]))
+        Console(width=140).print(_table(moments[-len(given.tasks) :]))
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(moment) for moment in moments], indent=2))
     return 0
@@ -180,7 +184,8 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
         size = path.stat().st_size
         reads = [seconds_of(path.read_bytes) for _ in range(3)]
         loads = [
-            seconds_of(lambda: load_archive(path, _build).activate(tasks[-1])) for _ in range(3)
+            statistics.median(seconds_of(partial(_use, path, task)) for _ in range(3))
+            for task in (tasks[0], tasks[len(tasks) // 2], tasks[-1])
         ]
     return Moment(
         name,
@@ -194,8 +199,13 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
         1e3 * statistics.median(timer.closing[-LOOKS:]),
         1e3 * statistics.mean(activations),
         1e3 * statistics.median(saves),
-        1e3 * (statistics.median(loads) - statistics.median(reads)),
+        *(1e3 * (load - statistics.median(reads)) for load in loads),
     )
+
+
+def _use(path: Path, task: int) -> None:
+    """Load an archive for one task."""
+    load_archive(path, _build).activate(task)
 
 
 def held_bytes(network: TaskNetwork) -> int:
@@ -254,7 +264,7 @@ def slope(moments: Sequence[Moment], name: str) -> float:
     :param moments: of one strategy.
     :param name: of a number of bytes.
 
-    >>> early, late = (Moment("wsn", n, 9 * n, 8 * n, 0, 5, 1, 1, 1, 1, 1, 1) for n in (2, 10))
+    >>> early, late = (Moment("wsn", n, 9 * n, 8 * n, 0, 5, *8 * [1]) for n in (2, 10))
     >>> slope([early, late], "held_bytes")
     9.0
     """
@@ -272,8 +282,9 @@ def _table(moments: Sequence[Moment]) -> Table:
             f"{held / stored:.3f}; resident {resident:,.0f}"
         )
     table = Table(title=title)
-    times = ("step", "open", "close", "activate", "save", "load")
-    for heading in ("tasks", "held", "archive", "optimised", *(f"{own} ms" for own in times)):
+    times = ("step", "open", "close", "activate", "save", "load_first", "load_middle", "load_last")
+    headings = (f"{own.replace('_', ' ')} ms" for own in times)
+    for heading in ("tasks", "held", "archive", "optimised", *headings):
         table.add_column(heading, justify="right")
     for own in moments:
         table.add_row(

@@ -141,7 +141,7 @@ def test_a_crafted_section_is_refused_by_name_when_its_task_is_used(path, cut, t
             with pytest.raises(CorruptStreamError):
                 network.verify()
             for _ in range(2):
-                with pytest.raises(CorruptStreamError):
+                with pytest.raises(CorruptStreamError, match=f"task {task} cannot be used"):
                     network.activate(task)
                 with pytest.raises(CorruptStreamError):
                     network.open(3, [0, 1])
