@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ class Lending:
     """While it lasts, modules read the lent tensors in place of their own.
 
     An entry in a module's ``__dict__`` comes before its Parameters and buffers in attribute
-    look-up, so nothing is moved or registered, and nothing is left behind.
+    look-up, so nothing is moved or registered, and nothing is left behind. May be entered again.
 
     :param loans: where each tensor is read, and the tensor.
 
@@ -25,18 +25,18 @@ class Lending:
     2.0
     """
 
-    def __init__(self, loans: Sequence[tuple[Place, Tensor]]):
-        self._loans = loans
+    def __init__(self, loans: list[tuple[Place, Tensor]]):
+        self.loans = loans
         self._recurrent = [own for (own, _), _ in loans if isinstance(own, nn.RNNBase)]
 
     def __enter__(self) -> None:
-        for (module, name), tensor in self._loans:
+        for (module, name), tensor in self.loans:
             module.__dict__[name] = tensor
         for module in self._recurrent:
             _point_flat_weights(module)
 
     def __exit__(self, *error: Any) -> None:
-        for (module, name), _ in self._loans:
+        for (module, name), _ in self.loans:
             module.__dict__.pop(name, None)
         for module in self._recurrent:
             _point_flat_weights(module)

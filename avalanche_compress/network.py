@@ -101,6 +101,7 @@ class TaskNetwork(MultiTaskModule):
             raise
         self.options = {"head": self.head_name, "exclude": list(exclude), "include": list(include)}
         self.backbone = model
+        self._takes_task = isinstance(model, MultiTaskModule)
         self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
         self.stores = nn.ModuleDict(
             {name.replace(".", "/"): store(place, name) for name, place in tensors.shared.items()}
@@ -118,7 +119,7 @@ class TaskNetwork(MultiTaskModule):
         self.open_task: int | None = None
         self._open_classes: tuple[int, ...] = ()
         self._planned_reuse: Sequence[int] | None = None
-        self._active: dict[int, Loans] = {}
+        self._active: dict[int, Lending] = {}
         self._stack: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
 
     # ------------------------------------------------------------------ life of a task
@@ -315,16 +316,9 @@ class TaskNetwork(MultiTaskModule):
         :param task: finished or open.
         :return: ``(N, C_t)``, in ascending order of class number (:meth:`classes_of`).
         """
-        if task == self.open_task:
-            loans = [(store.place, store.loan()) for store in self.weight_stores]
-            try:
-                logits = self._lend(loans, x, task)
-            except RuntimeError as error:
-                self._check_head_is_last(lambda: self._lend(loans, x, task), task, error)
-                raise
-        else:
-            logits = self._run_finished(x, task)
-        self._check_logits(logits, task)
+        logits = self._run_open(x, task) if task == self.open_task else self._run_finished(x, task)
+        if logits.shape[-1] != len(self.classes_of(task)):
+            raise self._not_the_head(logits, task)
         return logits
 
     def _forward_mixed(self, x: Tensor, task_labels: Tensor, labels: Sequence[int]) -> Tensor:
@@ -362,14 +356,12 @@ class TaskNetwork(MultiTaskModule):
         finally:
             hook.remove()
 
-    def _check_logits(self, logits: Tensor, task: int) -> None:
-        classes = len(self.classes_of(task))
-        if logits.shape[-1] != classes:
-            raise UnsupportedModuleError(
-                f"the model gives an output of shape {tuple(logits.shape)} and task {task} has "
-                f"{classes} classes, so {self.head_name!r} is not the layer that gives the "
-                "logits: name that one with head=."
-            )
+    def _not_the_head(self, logits: Tensor, task: int) -> UnsupportedModuleError:
+        return UnsupportedModuleError(
+            f"the model gives an output of shape {tuple(logits.shape)} and task {task} has "
+            f"{len(self.classes_of(task))} classes, so {self.head_name!r} is not the layer that "
+            "gives the logits: name that one with head=."
+        )
 
     # ------------------------------------------------------------------ lending
 
@@ -385,7 +377,7 @@ class TaskNetwork(MultiTaskModule):
         self._deactivate()  # what is not asked for makes room first
         for task in tasks:
             if task not in kept:
-                kept[task] = self._build(task)
+                kept[task] = Lending(self._build(task))
         self._active = kept
 
     def loans_of(self, task: int) -> Loans:
@@ -393,6 +385,9 @@ class TaskNetwork(MultiTaskModule):
 
         :param task: its label.
         """
+        return self._activated(task).loans
+
+    def _activated(self, task: int) -> Lending:
         self.activate(task)
         return self._active[task]
 
@@ -409,7 +404,7 @@ class TaskNetwork(MultiTaskModule):
                 for prefix, module in self.backbone.named_modules()
                 for own in (*module._parameters, *module._buffers)
             }
-            columns = zip(*(self._active[task] for task in tasks))
+            columns = zip(*(self._active[task].loans for task in tasks))
             tensors = {
                 names[id(column[0][0].module), column[0][0].name]: torch.stack(
                     [tensor for _, tensor in column]
@@ -432,25 +427,31 @@ class TaskNetwork(MultiTaskModule):
                 raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
         return loans
 
-    def _run_finished(self, x: Tensor, task: int) -> Tensor:
-        loans = self.loans_of(task)
-        if not self.training and not self.backbone.training:
-            return self._lend(loans, x, task)
-        # a replayed sample of a finished task: its running statistics must not move
-        with evaluating(self.backbone):
-            return self._lend(loans, x, task)
+    def _run_open(self, x: Tensor, task: int) -> Tensor:
+        lending = Lending([(store.place, store.loan()) for store in self.weight_stores])
+        try:
+            return self._lend(lending, x, task)
+        except RuntimeError as error:
+            self._check_head_is_last(lambda: self._lend(lending, x, task), task, error)
+            raise
 
-    def _lend(self, loans: Loans, x: Tensor, task: int) -> Tensor:
+    def _run_finished(self, x: Tensor, task: int) -> Tensor:
+        lending = self._active.get(task) or self._activated(task)
+        backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
+        if not backbone.training:
+            return self._lend(lending, x, task)
+        # a replayed sample of a finished task: its running statistics must not move
+        with evaluating(backbone):
+            return self._lend(lending, x, task)
+
+    def _lend(self, lending: Lending, x: Tensor, task: int) -> Tensor:
         """Run the model while its modules read the lent tensors instead of their own."""
-        with Lending(loans):
+        with lending:
             return self._run(x, task)
 
     def _run(self, x: Tensor, task: int) -> Tensor:
-        logits: Tensor
-        if isinstance(self.backbone, MultiTaskModule):
-            logits = self.backbone(x, task)
-        else:
-            logits = self.backbone(x)
+        backbone: Any = self._modules["backbone"]
+        logits: Tensor = backbone(x, task) if self._takes_task else backbone(x)
         return logits
 
     def _answering(self, task_label: int) -> int | None:

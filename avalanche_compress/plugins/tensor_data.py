@@ -85,14 +85,16 @@ class TensorLoader:
         self._loader = loader
         samples = read_samples(datasets)
         self._batches = _Batches(samples.held(device, memory), device)
-        labels = set(samples.columns[-1].unique().tolist()) if len(samples.columns) > 1 else set()
-        self._task: int | None = labels.pop() if len(labels) == 1 else None
+        labelled = all(_ends_with_task_labels(dataset) for dataset in datasets)
+        labels = samples.columns[-1].unique().tolist() if labelled else []
+        self._task: int | None = labels[0] if len(labels) == 1 else None
 
     def task_of(self, labels: Tensor) -> int | None:
         """The one task of a mini-batch, known without a look at its labels.
 
         :param labels: the mini-batch's last tensor.
-        :return: None if there are several tasks, or it is not as this loader gave it.
+        :return: None if the data sets have several tasks or none, or it is not as this loader gave
+            it.
         """
         return self._task if labels is self._batches.last_column else None
 
@@ -128,6 +130,13 @@ class _Batches(Dataset):
         columns = [column.index_select(0, index) for column in self._columns]
         self.last_column = columns[-1]
         return [inputs, *columns]
+
+
+def _ends_with_task_labels(dataset: Any) -> bool:
+    """Whether the last value of a sample is its task label."""
+    attributes = getattr(dataset, "_data_attributes", {}).values()
+    names = [attribute.name for attribute in attributes if attribute.use_in_getitem]
+    return names[-1:] == ["targets_task_labels"]
 
 
 def _torch_loader(loader: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Callable, Sequence
 
 import torch
@@ -30,6 +31,7 @@ from avalanche_compress.network import StoreFactory, TaskNetwork
 from avalanche_compress.plugins import TensorDataPlugin, shape_and_commit
 from avalanche_compress.plugins.tensor_data import TensorLoader
 from avalanche_compress.plugins.validation import load_batches, restart_comparisons
+from avalanche_compress.strategies.callbacks import StepCallbacks
 from avalanche_compress.strategies.claims import check_unclaimed, claim
 from avalanche_compress.strategies.groups import join_groups, plan_groups
 from avalanche_compress.strategies.stock_plugins import check_plugins
@@ -37,7 +39,7 @@ from avalanche_compress.task_inference import TaskInference
 from avalanche_compress.training_state import ResumableTraining
 
 
-class CompressedStrategy(ResumableTraining, SupervisedTemplate):
+class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
     """Trains a :class:`TaskNetwork` task by task; a method is a store and a list of plugins.
 
     A plain model is converted on construction and the optimiser goes on with its parameters, in
@@ -237,6 +239,10 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
 
     def _task_labels(self) -> int | Tensor:
         """The mini-batch's; one int, where the loader knows it and nobody changed them."""
+        loader = self.dataloader
+        known = loader.task_of(self.mbatch[-1]) if isinstance(loader, TensorLoader) else None
+        if known is not None:
+            return known
         if not hasattr(self.experience, "task_labels") and task_labels_of(self.experience) is None:
             raise TaskLabelError(
                 "the experience has no task labels, which say whose sub-network is to answer: "
@@ -244,9 +250,7 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
                 "stream that has none, give the strategy task_inference='entropy'."
             )
         labels: Tensor = self.mb_task_id
-        loader = self.dataloader
-        known = loader.task_of(labels) if isinstance(loader, TensorLoader) else None
-        return labels if known is None else known
+        return labels
 
     def backward(self) -> None:
         """Back-propagate, unless the loss is NaN or infinite.
@@ -254,11 +258,10 @@ class CompressedStrategy(ResumableTraining, SupervisedTemplate):
         :raises NonFiniteError: before the step that would spoil the weights.
         """
         self._check_late()
-        finite = torch.isfinite(self.loss).all()
         if self._waits_for_loss():
-            self._check_loss(bool(finite))
+            self._check_loss(math.isfinite(self.loss.detach().sum().item()))
         else:
-            self._finite = _LateFlag(finite)
+            self._finite = _LateFlag(torch.isfinite(self.loss).all())
         super().backward()
 
     def optimizer_step(self) -> None:
