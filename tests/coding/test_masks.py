@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avalanche_compress.coding import CorruptStreamError, decode_mask, encode_mask
+from avalanche_compress.coding import (
+    ByteReader,
+    CorruptStreamError,
+    decode_mask,
+    encode_mask,
+    recall_mask,
+)
 
 SIZE = 40_000
 
@@ -130,8 +136,34 @@ def test_damaged_data_is_corrupt_or_another_mask(position, byte, cut, tail):
 @given(st.binary(max_size=30), st.integers(0, 200))
 def test_any_bytes_are_a_mask_or_corrupt(data, count):
     for head in (b"", b"\x00", b"\x01", b"\x02", b"\x03"):
-        with contextlib.suppress(CorruptStreamError):
-            assert decode_mask(head + data, count).shape == (count,)
+        for read in (decode_mask, recall_mask):
+            with contextlib.suppress(CorruptStreamError):
+                assert read(head + data, count).shape == (count,)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_a_mask_that_a_checksum_vouches_for_is_refused_or_has_the_ones_that_are_announced(
+    position, byte
+):
+    original, context = coded_example()
+    data = bytearray(original)
+    data[position % len(data)] ^= byte
+    try:
+        mask = recall_mask(bytes(data), 2000, context)
+    except CorruptStreamError:
+        return
+    if data[0] == 3:
+        reader = ByteReader(bytes(data[1:]))
+        ones = [int(mask[context == own].sum()) for own in (0, 1)]
+        assert ones == [reader.read_uint(), reader.read_uint()]
+
+
+def test_words_that_are_left_over_are_refused_even_behind_a_checksum():
+    original, context = coded_example()
+    assert torch.equal(recall_mask(original, 2000, context), decode_mask(original, 2000, context))
+    with pytest.raises(CorruptStreamError, match="left over"):
+        recall_mask(original + bytes(12), 2000, context)
 
 
 def test_every_truncation_and_every_extra_byte_is_corrupt():

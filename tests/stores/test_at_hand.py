@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from avalanche_compress.coding import quantise_codebook
-from avalanche_compress.stores import MaskedStore, Place, SlottedStore
+from avalanche_compress.stores import MaskedStore, Place, SlottedStore, slotted
 from avalanche_compress.stores.at_hand import LOOSE, SPREAD, MasksAtHand
 
 TASKS = 5 * SPREAD
@@ -90,3 +90,25 @@ def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
         unread.defer(task, section)
     for task in torch.randperm(TASKS).tolist():
         assert torch.equal(unread.committed(task), expected[task][1])
+
+
+def test_how_full_slots_were_is_recalled_without_the_start_of_the_page(monkeypatch):
+    torch.manual_seed(0)
+    store = SlottedStore(Place(nn.Linear(40, 50, bias=False), "weight"))
+    expected = {}
+    for task in range(TASKS):
+        store.open([])
+        store.fix_mask(torch.rand(store.shape) < 0.03)
+        store.keep_values([quantise_codebook(values, 1) for values in store.kept_values()])
+        expected[task] = store.mask.clone()
+        store.restore(task, store.encode())
+    assert store.pages == 1
+    decoded = []
+    recall = slotted.recall_mask
+    monkeypatch.setattr(
+        slotted, "recall_mask", lambda *given: decoded.append(given) or recall(*given)
+    )
+    for task in torch.randperm(TASKS).tolist():
+        decoded.clear()
+        assert torch.equal(store.mask_of(task), expected[task])
+        assert len(decoded) < TASKS / 4  # as many as eight anchors leave between two of them
