@@ -34,6 +34,13 @@ def test_steps_are_compared_with_naives_and_with_a_plain_loops():
     }
 
 
+def test_an_evaluation_is_timed_by_the_pass():
+    figure = speed.evaluation("mlp", 2, passes=3)
+    assert figure.what == "evaluation of an active task, mlp, batch 2"
+    assert 0 < figure.milliseconds < 1
+    assert figure.reference == "plain backbone"
+
+
 def test_on_a_gpu_the_clock_waits_for_what_is_queued(monkeypatch):
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
