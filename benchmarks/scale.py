@@ -67,7 +67,8 @@ class Moment:
     :param archive_bytes: of its archive.
     :param resident_bytes: that the process has in memory.
     :param optimised: tensors that the optimiser has.
-    :param step: a training step with its callbacks.
+    :param step: a training step with its callbacks, in the last epoch of tasks but the first:
+        HALRP's first task, and the first epoch of others, train whole weights.
     :param open: what comes before the first step of a task.
     :param close: what comes after its last one.
     :param activate: from another task to one, the mean over tasks spread over all there are.
@@ -194,13 +195,20 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
         size,
         _resident_bytes(),
         sum(len(group["params"]) for group in strategy.optimizer.param_groups),
-        1e3 * statistics.median(timer.steps[-LOOKS * EPOCHS * STEPS :]),
+        1e3 * statistics.median(_like_steps(timer.steps, len(tasks))),
         1e3 * statistics.median(timer.opening[-LOOKS:]),
         1e3 * statistics.median(timer.closing[-LOOKS:]),
         1e3 * statistics.mean(activations),
         1e3 * statistics.median(saves),
         *(1e3 * (load - statistics.median(reads)) for load in loads),
     )
+
+
+def _like_steps(steps: Sequence[float], tasks: int) -> list[float]:
+    """Those of all steps that do the same work: of the newest tasks' last epochs."""
+    first = max(min(1, tasks - 1), tasks - LOOKS)
+    ends = range((first + 1) * EPOCHS * STEPS, tasks * EPOCHS * STEPS + 1, EPOCHS * STEPS)
+    return [own for end in ends for own in steps[end - STEPS : end]]
 
 
 def _use(path: Path, task: int) -> None:
