@@ -32,6 +32,7 @@ from avalanche_compress.metrics import (
 from avalanche_compress.network import TaskNetwork
 from avalanche_compress.plugins import (
     AutocastPlugin,
+    ChannelsLastPlugin,
     DensityRange,
     DensitySearch,
     FactorizationPlugin,
@@ -74,6 +75,7 @@ __all__ = [
     "AutocastPlugin",
     "ByteValues",
     "CapacityExhaustedError",
+    "ChannelsLastPlugin",
     "CheckpointError",
     "CompressError",
     "CompressedStrategy",

@@ -57,7 +57,7 @@ class Options:
     :param address: of a Ray cluster.
     :param device: ``"cpu"`` or ``"cuda"``.
     :param backbone: of all streams; None: each stream's own.
-    :param bf16: whether to train in bfloat16, with images channels last.
+    :param bf16: whether to train in bfloat16.
     :param save_every: seconds between two states within a task of ours, at least.
     """
 
@@ -268,7 +268,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--bf16",
         action="store_true",
-        help="train in bfloat16, images channels last; tables, files and records say so",
+        help="train in bfloat16; tables, files and records say so",
     )
     parser.add_argument(
         "--save-every",

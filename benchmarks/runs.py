@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avalanche_compress import AutocastPlugin, TensorDataPlugin
+from avalanche_compress import AutocastPlugin, ChannelsLastPlugin, TensorDataPlugin
 from benchmarks import pictures, recipe
 from benchmarks.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
 from benchmarks.display import Display, EpochWatcher
@@ -181,9 +181,10 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
     key, stream = job.key, settings.stream
     now = _Now(display, key)
     # the same way to the mini-batches for all strategies, so that their times compare
-    settings.plugins.extend([EpochWatcher(now.epoch), now.watch, TensorDataPlugin()])
+    data = TensorDataPlugin(), ChannelsLastPlugin()
+    settings.plugins.extend([EpochWatcher(now.epoch), now.watch, *data])
     if job.budget.bf16:
-        settings.plugins.append(AutocastPlugin(channels_last=True))
+        settings.plugins.append(AutocastPlugin())
     history = open_history(job.checkpoints)
     _seed_everything(key.seed)
     learner = recipe.build(key.strategy, settings)

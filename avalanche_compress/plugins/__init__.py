@@ -2,6 +2,7 @@
 
 from avalanche_compress.plugins.autocast import AutocastPlugin
 from avalanche_compress.plugins.base import ShapingPlugin, shape_and_commit
+from avalanche_compress.plugins.channels_last import ChannelsLastPlugin
 from avalanche_compress.plugins.factorization import FactorizationPlugin
 from avalanche_compress.plugins.growth import growth
 from avalanche_compress.plugins.masking import DensityRange, DensitySearch, MaskingPlugin
@@ -13,6 +14,7 @@ from avalanche_compress.plugins.validation import ValidationPlugin
 
 __all__ = [
     "AutocastPlugin",
+    "ChannelsLastPlugin",
     "DensityRange",
     "DensitySearch",
     "FactorizationPlugin",

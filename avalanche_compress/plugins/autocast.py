@@ -17,23 +17,13 @@ class AutocastPlugin(SupervisedPlugin):
     float32, so that what is stored, and the logits of a learned task, do not depend on it. Where a
     processor has no instructions for bfloat16, training gets slower and not faster.
 
-    :param channels_last: whether images ``(B, C, H, W)`` of training are laid out with their
-        channels last, which most convolutions are faster with.
-
     >>> from avalanche.training import Naive
     >>> model = torch.nn.Linear(2, 2)
     >>> strategy = Naive(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     ...                  evaluator=None, plugins=[AutocastPlugin()])
     """
 
-    def __init__(self, channels_last: bool = False):
-        super().__init__()
-        self.channels_last = channels_last
-
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        inputs = strategy.mb_x
-        if self.channels_last and isinstance(inputs, Tensor) and inputs.dim() == 4:
-            strategy.mbatch[0] = inputs.contiguous(memory_format=torch.channels_last)
         # Avalanche's multi-task models gather their heads' logits in float32 and take no others
         heads = [own for own in strategy.model.modules() if isinstance(own, DynamicModule)]
         handles = [own.register_forward_hook(_in_float32) for own in heads]

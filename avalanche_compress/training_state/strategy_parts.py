@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.plugins import AutocastPlugin, TensorDataPlugin
+from avalanche_compress.plugins import AutocastPlugin, ChannelsLastPlugin, TensorDataPlugin
 from avalanche_compress.training_state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training_state.tree import is_plain
 
@@ -23,6 +23,7 @@ State = Dict[str, Any]
 
 KNOWN_ATTRIBUTES: dict[type, tuple[str, ...]] = {
     AutocastPlugin: (),
+    ChannelsLastPlugin: (),
     Clock: tuple(vars(Clock())),
     EarlyStoppingPlugin: ("best_state", "best_val", "best_step"),
     LRSchedulerPlugin: (
