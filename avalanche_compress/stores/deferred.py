@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -61,6 +62,25 @@ class DeferredWeight(Tensor):
     ) -> Any:
         # below autograd, where only code comes that hides its tensors from __torch_function__
         raise RuntimeError(f"{function} has to be given the whole weight: call torch's functions.")
+
+
+def rounded_under_autocast(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Parts of a weight in the type that autocast computes with; as they are where it is not on.
+
+    Their products and sums are then of that type throughout. Autocast leaves double precision
+    alone, and so does this.
+
+    :param parts: of one type, on one device.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     rounded_under_autocast(torch.ones(1))[0].dtype
+    torch.bfloat16
+    """
+    device = parts[0].device.type
+    if parts[0].dtype is not torch.float32 or not torch.is_autocast_enabled(device):
+        return parts
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(part.to(dtype) for part in parts)
 
 
 def _whole(value: Any) -> Any:

@@ -26,7 +26,7 @@ from avalanche_compress.coding.low_rank import (
 )
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import LowRankWeight, Place, WeightStore, non_finite
-from avalanche_compress.stores.deferred import DeferredWeight
+from avalanche_compress.stores.deferred import DeferredWeight, rounded_under_autocast
 from avalanche_compress.stores.ledger import Ledger
 from avalanche_compress.stores.values import (
     Values,
@@ -169,12 +169,10 @@ class FactoredStore(WeightStore):
     def loan(self) -> Tensor:
         """The weight; in training of a linear layer, a stand-in that may do without it.
 
-        Evaluation, and layers for which that would be slower, take the whole weight. So does
-        training under autocast, where terms are composed in their own type.
+        Evaluation, and layers for which that would be slower, take the whole weight.
         """
         linear = type(self.place.module) is nn.Linear and not self._dense
-        rounded = torch.is_autocast_enabled(self.shared.device.type)
-        if not linear or rounded or not torch.is_grad_enabled():
+        if not linear or not torch.is_grad_enabled():
             return self.weight()
         return DeferredWeight(self.shared, self.weight, self._compute)
 
@@ -321,14 +319,18 @@ class FactoredStore(WeightStore):
         return torch.autocast(self.shared.device.type, enabled=False)
 
     def _compute(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-        """A linear layer's output from the terms, where that is less work; else None."""
+        """A linear layer's output from the terms, where that is less work; else None.
+
+        Under autocast the parts are rounded to its type, and a composed weight is rounded whole.
+        """
         x, *others = args
         if function is not F.linear or kwargs or not isinstance(x, Tensor):
             return None
         samples = x.numel() // self.columns
         if not saves_work(self.rows, self.columns, self.sigma.numel(), samples):
             return None
-        return factored_linear(x, self.shared, self.terms, *others[1:])
+        parts = rounded_under_autocast(self.shared, *self.terms)
+        return factored_linear(x, parts[0], Factors(*parts[1:]), *others[1:])
 
     def _starting_terms(self, rank: int) -> Factors:
         if self.start == "svd" and not self.sections:

@@ -26,7 +26,7 @@ from avalanche_compress.coding.factorise import (
 from avalanche_compress.coding.perturbed_layers import perturbed_conv2d, perturbed_linear
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
-from avalanche_compress.stores.deferred import DeferredWeight
+from avalanche_compress.stores.deferred import DeferredWeight, rounded_under_autocast
 from avalanche_compress.stores.ledger import Ledger
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
 
@@ -416,11 +416,7 @@ class PerturbedStore(WeightStore):
         """W, r, s, U and A of the open task, of a weight in one group; rounded under autocast."""
         left, right = self.factors
         parts = self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
-        device = self.scratch.device.type
-        if self.scratch.dtype is not torch.float32 or not torch.is_autocast_enabled(device):
-            return parts
-        dtype = torch.get_autocast_dtype(device)
-        return tuple(part.to(dtype) for part in parts)  # type: ignore[return-value]
+        return rounded_under_autocast(*parts)  # type: ignore[return-value]
 
     def _pays(self, rows: int) -> bool:
         """Whether a linear layer is faster from scales and factors.

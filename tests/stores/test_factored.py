@@ -914,15 +914,42 @@ def test_the_stand_in_computes_from_terms_only_where_that_is_fewer_products(monk
         assert bool(calls) == cheaper
 
 
-def test_evaluation_autocast_convolutions_and_dense_differences_take_the_whole_weight():
+def test_under_autocast_the_terms_give_what_the_weight_does_but_for_rounding(monkeypatch):
+    torch.manual_seed(3)
+    layer = nn.Linear(50, 70)
+    store = behind(layer)
+    learn(store, 0, rank=5)
+    store.rank = 4
+    store.open([0])
+    x = torch.randn(30, 50)
+
+    def computed(weight):
+        own = x.clone().requires_grad_()
+        layer.__dict__["weight"] = weight
+        out = layer(own)
+        del layer.__dict__["weight"]
+        gradients = torch.autograd.grad(out.float().square().sum(), [own, *store.terms, layer.bias])
+        return out, *gradients
+
+    expected = computed(store.weight())
+    composed = []
+    weight = FactoredStore.weight
+    monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = computed(store.loan())
+    assert not composed and found[0].dtype is torch.bfloat16
+    for exact, ours in zip(expected, found):
+        # a product, its scale, their sum and the gradients of all are rounded to 2**-8 each
+        assert (ours.float() - exact).norm() < 2**-6 * exact.norm()
+
+
+def test_evaluation_convolutions_and_dense_differences_take_the_whole_weight():
     store, convolution = store_of(), conv_store()
     for own in (store, convolution):
         own.open([])
     assert type(store.loan()) is not torch.Tensor  # the stand-in
     assert type(convolution.loan()) is torch.Tensor
     with torch.no_grad():
-        assert type(store.loan()) is torch.Tensor
-    with torch.autocast("cpu", torch.bfloat16):
         assert type(store.loan()) is torch.Tensor
     store.rank = 8
     store.open([])
