@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partialmethod
-from typing import Any
+from typing import Any, Iterator
 
 from avalanche.core import BaseSGDPlugin
 from avalanche.evaluation import PluginMetric
@@ -31,18 +32,22 @@ class StepCallbacks:
 
         :param kwargs: of ``train``.
         """
-        try:
+        with self._finding_out_anew():
             super().training_epoch(**kwargs)  # type: ignore[misc]
-        finally:
-            self._plugins_then, self._called_at = None, {}
 
     def eval_epoch(self, **kwargs: Any) -> None:
         """Evaluate all mini-batches; see Avalanche.
 
         :param kwargs: of ``eval``.
         """
-        try:
+        with self._finding_out_anew():
             super().eval_epoch(**kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _finding_out_anew(self) -> Iterator[None]:
+        """What is found out in an epoch is forgotten at its end."""
+        try:
+            yield
         finally:
             self._plugins_then, self._called_at = None, {}
 
