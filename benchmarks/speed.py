@@ -50,7 +50,7 @@ from avalanche_compress.coding import (
     select_ranks,
 )
 from benchmarks.backbones import BACKBONES
-from benchmarks.images import value_table
+from benchmarks.images import Images, load_mnist, value_table
 from benchmarks.splits import PixelDataset
 
 ROUNDS = 9
@@ -144,11 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="epochs on the MNIST in this folder, not random"
+    )
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    images = random_images() if given.data is None else load_mnist(given.data)
     figures = [
-        *epochs(),
+        *epochs(images, "random" if given.data is None else "MNIST"),
         evaluation("mlp", 1),
         evaluation("mlp", 256),
         *training_steps("mlp", 10, 200),
@@ -166,37 +170,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *rank_estimation(),
         *on_gpu(),
     ]
-    Console().print(_table(figures))
+    Console().print(table_of(figures))
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
     return 0
 
 
-def epochs(images: int = 60_000, batch: int = 256, rounds: int = 3) -> list[Figure]:
-    """An epoch of Permuted-MNIST-like data, against a plain loop over tensors and against Naive's.
+def random_images(count: int = 60_000) -> Images:
+    """Random bytes in the form of MNIST, so that no files are needed.
 
-    Bytes are random, so that no files are needed. Of two epochs a task the mean counts; decoding
-    the bytes is part of the first. The plain loop has floats.
+    :param count: how many; there are none to test on.
+    """
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (count, 784), dtype=np.uint8)
+    train = pixels, draw.integers(0, CLASSES, count)
+    test = pixels[:0], train[1][:0]
+    return Images(train, test, value_table(255, 0.1307, 0.3081), SHAPES["mlp"])
 
-    :param images: of a task.
+
+def epochs(images: Images, kind: str, batch: int = 256, rounds: int = 3) -> list[Figure]:
+    """An epoch on permuted pixels, against a plain loop over tensors and against Naive's.
+
+    Of two epochs a task the mean counts; decoding the bytes is part of the first. The plain loop
+    has floats.
+
+    :param images: whose training set each task has, under a permutation of its own.
+    :param kind: what they are, in a word.
     :param batch: samples in a step.
     :param rounds: tasks, beside one to warm up.
     """
     draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (images, 784), dtype=np.uint8)
-    labels = draw.integers(0, CLASSES, images)
-    table = value_table(255, 0.1307, 0.3081)
+    pixels, labels = images.train
+    rows = np.arange(len(pixels))
     tasks = [
-        PixelDataset(
-            pixels, np.arange(images), labels, task, table, SHAPES["mlp"], draw.permutation(784)
-        )
+        PixelDataset(pixels, rows, labels, task, images.values, images.shape, draw.permutation(784))
         for task in range(rounds + 1)
     ]
     stream = dataset_benchmark(tasks, tasks)
     own_loader, plain = "naive on its own loader", "plain loop"
     runs = {own_loader: _trainer("naive", "mlp", batch, epochs=2, tensor_data=False)}
     runs.update({name: _trainer(name, "mlp", batch, epochs=2) for name in ("naive", *OURS)})
-    x, y = torch.from_numpy(table[pixels]).view(-1, *SHAPES["mlp"]), torch.from_numpy(labels)
+    x = torch.from_numpy(images.values[pixels]).view(-1, *images.shape)
+    y = torch.tensor(labels)
     plain_epoch = _plain_loop(x, y, batch)
     seconds: dict[str, list[float]] = {name: [] for name in (plain, *runs)}
     for experience in stream.train_stream:
@@ -205,10 +220,10 @@ def epochs(images: int = 60_000, batch: int = 256, rounds: int = 3) -> list[Figu
             strategy.train(experience)
             seconds[name].append(timer.seconds)
     seconds = {name: own[1:] for name, own in seconds.items()}
-    what = f"epoch of {images:,} images, mlp, batch {batch}"
+    what = f"epoch of {len(pixels):,} {kind} images, mlp, batch {batch}"
     against = [(name, plain) for name in runs] + [(name, own_loader) for name in ("naive", *OURS)]
     return [
-        _figure(f"{name}, {what}", seconds[name], reference, seconds[reference])
+        figure_of(f"{name}, {what}", seconds[name], reference, seconds[reference])
         for name, reference in against
     ]
 
@@ -249,7 +264,7 @@ def evaluation(backbone: str, batch: int, passes: int = 40) -> Figure:
         own.append(seconds_of(lambda: [network(x, 0) for _ in range(passes)]) / passes)
         reference.append(seconds_of(lambda: [plain(x) for _ in range(passes)]) / passes)
     what = f"evaluation of an active task, {backbone}, batch {batch}"
-    return _figure(what, own, "plain backbone", reference)
+    return figure_of(what, own, "plain backbone", reference)
 
 
 def threshold(count: int = 1_000_000) -> Figure:
@@ -260,7 +275,7 @@ def threshold(count: int = 1_000_000) -> Figure:
     scores = torch.rand(count, generator=torch.Generator().manual_seed(0))
     own = [seconds_of(lambda: kth_smallest(scores, count // 2)) for _ in range(ROUNDS)]
     reference = [seconds_of(lambda: scores.kthvalue(count // 2)) for _ in range(ROUNDS)]
-    return _figure(f"kth_smallest, {count:,} values", own, "torch.kthvalue", reference)
+    return figure_of(f"kth_smallest, {count:,} values", own, "torch.kthvalue", reference)
 
 
 def training_steps(
@@ -296,7 +311,7 @@ def training_steps(
     seconds = {name: own[1:] for name, own in seconds.items()}
     where = "" if device == "cpu" else f", {device}"
     return [
-        _figure(
+        figure_of(
             f"{name} step, {backbone}, batch {batch}{where}",
             seconds[name],
             reference,
@@ -336,7 +351,7 @@ def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
             strategy.train(stream.train_stream[first - 1 + turn])
             seconds[first].append(timer.seconds / 4)
     what = f"cacl step, cacl_net, batch {batch}, task {late}"
-    return _figure(what, seconds[late], f"task {early}", seconds[early])
+    return figure_of(what, seconds[late], f"task {early}", seconds[early])
 
 
 @torch.no_grad()
@@ -365,7 +380,7 @@ def task_inference(backbone: str, batch: int) -> list[Figure]:
             own.append(seconds_of(partial(infer, network, x)))
             reference.append(seconds_of(lambda: [model(x) for model in plain]))
         what = f"inference by {name}, {backbone}, batch {batch}"
-        figures.append(_figure(what, own[1:], f"{TASKS} plain passes", reference[1:]))
+        figures.append(figure_of(what, own[1:], f"{TASKS} plain passes", reference[1:]))
     return figures
 
 
@@ -384,7 +399,7 @@ def kmeans(count: int = 1_000_000) -> list[Figure]:
         for _ in range(3):
             ours.append(seconds_of(partial(kmeans_1d, values, k)))
             theirs.append(seconds_of(partial(KMeans(k, n_init=1, random_state=0).fit, column)))
-        figures.append(_figure(f"kmeans_1d, {count:,} values, k={k}", ours, "sklearn", theirs))
+        figures.append(figure_of(f"kmeans_1d, {count:,} values, k={k}", ours, "sklearn", theirs))
     return figures
 
 
@@ -401,7 +416,7 @@ def mask_coding(count: int = 1_000_000) -> Figure:
     coded = encode_mask(mask, context)
     encode = [seconds_of(lambda: encode_mask(mask, context)) for _ in range(ROUNDS)]
     decode = [seconds_of(lambda: decode_mask(coded, count, context)) for _ in range(ROUNDS)]
-    return _figure(f"encode_mask, {count:,} weights", encode, "decode_mask", decode)
+    return figure_of(f"encode_mask, {count:,} weights", encode, "decode_mask", decode)
 
 
 def rank_estimation(rank: int = 100) -> list[Figure]:
@@ -425,7 +440,7 @@ def rank_estimation(rank: int = 100) -> list[Figure]:
         for _ in range(3):
             ours.append(seconds_of(partial(_ranks, tuned, base, rank)))
             theirs.append(seconds_of(partial(_decomposed, tuned)))
-        figures.append(_figure(f"rank estimation, {what}", ours, "linalg.svd", theirs))
+        figures.append(figure_of(f"rank estimation, {what}", ours, "linalg.svd", theirs))
     return figures
 
 
@@ -501,14 +516,28 @@ def seconds_of(work: Callable[[], Any], now: Callable[[], float] = time.process_
     return now() - start
 
 
-def _figure(what: str, own: list[float], reference: str, other: list[float]) -> Figure:
+def figure_of(what: str, own: Sequence[float], reference: str, other: Sequence[float]) -> Figure:
+    """A line of the table.
+
+    :param what: what was timed.
+    :param own: seconds of each run.
+    :param reference: what it is compared with.
+    :param other: seconds of the run next to each.
+
+    >>> figure_of("ours", [0.1, 0.4, 0.2], "theirs", [0.1, 0.1, 0.1]).ratio
+    2.0
+    """
     ratio = statistics.median([a / b for a, b in zip(own, other)])
     return Figure(
         what, 1e3 * statistics.median(own), reference, 1e3 * statistics.median(other), ratio
     )
 
 
-def _table(figures: Sequence[Figure]) -> Table:
+def table_of(figures: Sequence[Figure]) -> Table:
+    """Figures as lines to print.
+
+    :param figures: any number.
+    """
     table = Table(title=f"medians, {torch.get_num_threads()} thread, torch {torch.__version__}")
     for heading in ("", "ms", "compared with", "ms", "ratio"):
         table.add_column(heading, justify="left" if heading in ("", "compared with") else "right")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from published_files import write_mnist
 
 from benchmarks import speed
+from benchmarks.images import load_mnist
 
 
 @pytest.fixture(scope="module")
 def figures():
-    return speed.epochs(images=600, batch=100, rounds=1)
+    return speed.epochs(speed.random_images(600), "random", batch=100, rounds=1)
 
 
 def test_epochs_compare_every_strategy_with_a_plain_loop_and_with_naive(figures):
@@ -21,6 +24,56 @@ def test_epochs_compare_every_strategy_with_a_plain_loop_and_with_naive(figures)
         *((name, "plain loop") for name in strategies),
         *((name, "naive on its own loader") for name in strategies),
     }
+
+
+def test_epochs_say_which_images_they_are_of(figures):
+    assert {own.what.split(", ", 1)[1] for own in figures} == {
+        "epoch of 600 random images, mlp, batch 100"
+    }
+
+
+def test_a_folder_gives_epochs_its_training_images_of_mnist(tmp_path, monkeypatch):
+    write_mnist(tmp_path, train=40)
+    given = []
+    monkeypatch.setattr(speed, "epochs", lambda *arguments: given.append(arguments) or [])
+    for name in ("training_steps", "task_inference", "kmeans", "rank_estimation", "on_gpu"):
+        monkeypatch.setattr(speed, name, lambda *arguments, **options: [])
+    figure = speed.figure_of("ours", [1.0], "theirs", [1.0])
+    for name in ("evaluation", "growing", "threshold", "mask_coding"):
+        monkeypatch.setattr(speed, name, lambda *arguments: figure)
+    speed.main(["--data", str(tmp_path)])
+    speed.main([])
+    (mnist, kind), (random, other) = given
+    assert (kind, other) == ("MNIST", "random")
+    for ours, theirs in zip(mnist.train, load_mnist(tmp_path).train):
+        assert np.array_equal(ours, theirs)
+    assert random.train[0].shape == (60_000, 784)
+
+
+def test_an_epoch_trains_on_the_images_that_it_was_given(monkeypatch):
+    seen = []
+    monkeypatch.setattr(speed, "OURS", {})
+    monkeypatch.setattr(speed, "_trainer", lambda *given, **options: (Watch(seen), Watch(seen)))
+    images = speed.random_images(50)
+    speed.epochs(images, "random", batch=10, rounds=1)
+    assert len(seen) == 4  # two loaders, in the round that warms up and in one more
+    values = images.values[images.train[0]]
+    for dataset in seen:
+        x, y, _ = dataset[7]
+        assert y == images.train[1][7]
+        assert np.array_equal(np.sort(x.numpy().ravel()), np.sort(values[7]))
+
+
+class Watch:
+    """Stands for a strategy and for its timer."""
+
+    seconds = 1.0
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def train(self, experience):
+        self.seen.append(experience.dataset)
 
 
 def test_steps_are_compared_with_naives_and_with_a_plain_loops():
