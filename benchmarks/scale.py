@@ -1,7 +1,8 @@
 """What a hundred tasks cost and five hundred: memory, steps, opening, activation, archives.
 
 Run ``python -m benchmarks.scale``; each strategy learns tasks of a few random samples with an MLP
-of 784-100-100, and is looked at after some of them. Times are medians of this process's CPU time.
+of 784-100-100, and is looked at after some of them. Times are medians of this process's CPU time;
+whether steps become slower is found by taking turns with a strategy at its second task.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from avalanche_compress import (
     save_archive,
 )
 from benchmarks.backbones import BACKBONES
-from benchmarks.speed import seconds_of
+from benchmarks.speed import Figure, figure_of, seconds_of, table_of
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -48,6 +49,8 @@ STEPS = 4
 EPOCHS = 2
 LOOKS = 9
 """Tasks at which a moment's times are taken; the median counts."""
+TURNS = 31
+"""Tasks that an early and a late strategy train in turns."""
 STRATEGIES: dict[str, Callable[..., Any]] = {
     # parts of the free weights such that some are left for the last task
     "packnet": partial(PackNet, prune_proportion=0.98),
@@ -56,6 +59,7 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
     "tinysubnets": partial(TinySubNets, density=0.5),
     "halrp": HALRP,
     "cacl": CACL,
+    "cacl_new": partial(CACL, reg_scope="new"),
 }
 
 
@@ -141,8 +145,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in given.strategies:
         moments += grow(name, given.tasks)
         Console(width=140).print(_table(moments[-len(given.tasks) :]))
+    steps = [in_turns(name, tasks) for name in given.strategies for tasks in given.tasks]
+    Console().print(table_of(steps))
     if given.json is not None:
-        given.json.write_text(json.dumps([asdict(moment) for moment in moments], indent=2))
+        figures = {
+            "moments": [asdict(moment) for moment in moments],
+            "steps": [asdict(step) for step in steps],
+        }
+        given.json.write_text(json.dumps(figures, indent=2))
     return 0
 
 
@@ -152,6 +162,47 @@ def grow(name: str, looks: Sequence[int]) -> list[Moment]:
     :param name: one of :data:`STRATEGIES`.
     :param looks: numbers of tasks after which it is looked at, ascending.
     """
+    strategy, timer = _learner(name)
+    moments = []
+    for number, experience in enumerate(_stream(looks[-1]).train_stream, 1):
+        strategy.train(experience)
+        if number in looks:
+            moments.append(_look(name, strategy, timer))
+    return moments
+
+
+def in_turns(name: str, tasks: int, turns: int = TURNS) -> Figure:
+    """A training step of a late task against one of task 2, by strategies that take turns.
+
+    In each turn one strategy trains its next task and the other, which is new, its second: both
+    find the machine as busy. Steps are those of last epochs.
+
+    :param name: one of :data:`STRATEGIES`.
+    :param tasks: number of the late task; each turn is one task later.
+    :param turns: how many.
+    """
+    stream = _stream(max(2, tasks + turns - 1)).train_stream
+    late = _learner(name)
+    for experience in stream[: tasks - 1]:
+        late[0].train(experience)
+    late_steps, early_steps = [], []
+    for experience in stream[tasks - 1 : tasks - 1 + turns]:
+        early = _learner(name)
+        early[0].train(stream[0])
+        early_steps.append(_step(*early, stream[1]))
+        late_steps.append(_step(*late, experience))
+    what = f"{name} step, mlp, batch {BATCH}, task {tasks}"
+    return figure_of(what, late_steps, "task 2", early_steps)
+
+
+def _step(strategy: Any, timer: TaskTimer, experience: Any) -> float:
+    """Seconds of one in the last epoch of a task, which is trained."""
+    strategy.train(experience)
+    return statistics.median(timer.steps[-STEPS:])
+
+
+def _learner(name: str) -> tuple[Any, TaskTimer]:
+    """A strategy that has learned nothing yet, and what times it."""
     torch.manual_seed(0)
     model, timer = _build(), TaskTimer()
     strategy = STRATEGIES[name](
@@ -162,12 +213,7 @@ def grow(name: str, looks: Sequence[int]) -> list[Moment]:
         evaluator=None,
         plugins=[timer],
     )
-    moments = []
-    for number, experience in enumerate(_stream(looks[-1]).train_stream, 1):
-        strategy.train(experience)
-        if number in looks:
-            moments.append(_look(name, strategy, timer))
-    return moments
+    return strategy, timer
 
 
 def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
