@@ -282,10 +282,10 @@ class TaskNetwork(MultiTaskModule):
             task's logits.
         :return: ``(N, C)``.
         """
-        if task_labels is None:
-            return self.forward_all_tasks(x)
         if isinstance(task_labels, int):
             return self.forward_single_task(x, task_labels)
+        if task_labels is None:
+            return self.forward_all_tasks(x)
         task_labels = torch.as_tensor(task_labels)
         if task_labels.numel():
             first = int(task_labels.flatten()[0])
@@ -300,14 +300,15 @@ class TaskNetwork(MultiTaskModule):
         :param task_label: an int.
         :return: ``(N, C)``.
         """
-        task = self._answering(task_label)
+        task = task_label if task_label in self.classes else self._answering(task_label)
         if task is None:
             logits = self._run(x, task_label)
             return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
-        logits = self.own_logits(x, task)
-        # an unseen task's classes may lie beyond those of the task that answers
-        width = self.max_class_label if task_label != task else 0
-        return spread_logits(logits, self.classes_of(task), width)
+        logits, classes = self.own_logits(x, task), self.classes_of(task)
+        if task_label != task:
+            # an unseen task's classes may lie beyond those of the task that answers
+            return spread_logits(logits, classes, self.max_class_label)
+        return logits if classes[-1] + 1 == len(classes) else spread_logits(logits, classes)
 
     def own_logits(self, x: Tensor, task: int) -> Tensor:
         """Logits of one task's classes alone.
@@ -439,7 +440,8 @@ class TaskNetwork(MultiTaskModule):
         lending = self._active.get(task) or self._activated(task)
         backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
         if not backbone.training:
-            return self._lend(lending, x, task)
+            with lending:
+                return self._run(x, task)
         # a replayed sample of a finished task: its running statistics must not move
         with evaluating(backbone):
             return self._lend(lending, x, task)
