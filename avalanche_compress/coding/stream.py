@@ -136,6 +136,9 @@ class ByteReader:
         :raises CorruptStreamError: if the data ends early, the integer is longer than 9 bytes, or
             it is written with more bytes than it needs.
         """
+        if self._position < len(self._view) and self._view[self._position] < 0x80:
+            self._position += 1
+            return self._view[self._position - 1]
         value = 0
         for place in range(_LONGEST_UINT):
             byte = self._take(1)[0]
@@ -204,13 +207,14 @@ class ByteReader:
             )
 
     def _take(self, count: int) -> memoryview:
-        if not 0 <= count <= self.remaining:
+        end = self._position + count
+        if not self._position <= end <= len(self._view):
             raise CorruptStreamError(
                 f"{count} bytes were expected at position {self._position}, only "
                 f"{self.remaining} are there; the data is truncated."
             )
-        part = self._view[self._position : self._position + count]
-        self._position += count
+        part = self._view[self._position : end]
+        self._position = end
         return part
 
 

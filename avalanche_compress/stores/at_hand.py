@@ -86,16 +86,15 @@ class RowsAtHand:
 class MasksAtHand:
     """Of a weight's masks up to 32, and of more than that evenly spread ones.
 
-    A mask is coded given the one before it, so that the others are decoded from the nearest one at
-    hand.
+    A mask is coded given one before it, so that others are decoded by way of those at hand.
 
     :param count: elements of a mask.
 
     >>> masks = MasksAtHand(10)
     >>> for task in range(40):
     ...     masks.add(task, torch.arange(10) == task % 10)
-    >>> masks.get(3) is None, masks.nearest(3), masks.get(39).nonzero().item()
-    (True, 2, 9)
+    >>> masks.get(3) is None, masks.get(39).nonzero().item()
+    (True, 9)
     """
 
     def __init__(self, count: int):
@@ -117,13 +116,6 @@ class MasksAtHand:
         """
         row = self._rows.get(position)
         return None if row is None else unpack_mask(row, self._count)
-
-    def nearest(self, position: int) -> int:
-        """The last mask at hand up to a position; -1 if there is none.
-
-        :param position: of a task.
-        """
-        return self._rows.nearest(position)
 
     def clear(self) -> None:
         """Forget all masks; the memory stays."""

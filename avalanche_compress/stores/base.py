@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,8 @@ class Store(nn.Module, ABC):
     def recall(self, reader: ByteReader) -> Any:
         """:meth:`decode` of a section that a checksum vouches for, where that can be quicker.
 
+        What no later task depends on may be passed over until this task is used.
+
         :param reader: the section, from its start.
         :raises CorruptStreamError: if the section does not fit.
         """
@@ -146,13 +148,22 @@ class Store(nn.Module, ABC):
 
     def _take(self, task: int, section: bytes, decode: Callable[[ByteReader], Any]) -> None:
         reader = ByteReader(section)
-        try:
+        with self._damage_named(task):
             content = decode(reader)
             reader.finish()
-        except CorruptStreamError as error:
-            raise CorruptStreamError(f"{self.name} of task {task} is damaged: {error}") from error
         self.accept(task, content)
         self._taken += 1
+
+    @contextmanager
+    def _damage_named(self, task: int) -> Iterator[None]:
+        """Have what is wrong with a section say whose it is.
+
+        :param task: the section's.
+        """
+        try:
+            yield
+        except CorruptStreamError as error:
+            raise CorruptStreamError(f"{self.name} of task {task} is damaged: {error}") from error
 
     def _reach(self, task: int) -> int:
         """The position of a finished task that has been read, and all tasks before it too.

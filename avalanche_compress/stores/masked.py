@@ -6,22 +6,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator, NamedTuple, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader, ByteWriter, kept_count, recall_mask, top_mask_
+from avalanche_compress.coding import (
+    ByteReader,
+    ByteWriter,
+    decode_mask,
+    encode_mask,
+    kept_count,
+    recall_mask,
+    top_mask_,
+)
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.stores.base import Place
 from avalanche_compress.stores.subnetwork import (
-    MaskReader,
     SubnetworkStore,
     gradient_where,
-    mask_context,
+    positions,
+    with_bits,
 )
-from avalanche_compress.stores.values import Values, bits_of, decoded, read_values
+from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
 
 _NOBODY = torch.iinfo(torch.int32).max
+_LEAP = 32
 
 
 class MaskedStore(SubnetworkStore):
@@ -35,6 +43,10 @@ class MaskedStore(SubnetworkStore):
       ``M = top(|scores|)``, gradients passed straight through the threshold to the scores.
 
     A committed slot keeps its owner's value for ever; later tasks may read it.
+
+    A section says which slots the task wrote, which of the others it reads, and the values. What is
+    read is told by the mask of :func:`told_by` a task, so that of many tasks few masks are decoded
+    for one of them.
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
@@ -130,30 +142,49 @@ class MaskedStore(SubnetworkStore):
         self.trainable = self.free * self.mask
 
     def encode(self) -> bytes:
+        mask, free = self.mask.flatten().cpu(), self.free.flatten().cpu() != 0
+        used = positions(~free)
         writer = ByteWriter()
-        self._write_open(writer, self.free == 0)
+        writer.write_bytes(encode_mask(mask[free]))
+        writer.write_bytes(encode_mask(mask[~free], self._context(self._taken, used)))
+        write_values(self._kept(), writer)
         return writer.getvalue()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         owner = self._owner.flatten().cpu().clone()
-        value = self.value.flatten().cpu().clone()
-        self._draft = draft = _Draft(value, owner, owner != _NOBODY, self._newest_mask())
+        self._draft = draft = _Draft(self.value.flatten().cpu().clone(), owner)
         try:
             yield
         finally:
             self._draft = None
             # new tensors: the open task's views of the old ones stay valid until open()
             self.value = draft.value.view(self.shape).to(self.value.device)
-            self.free = (~draft.closed).view(self.shape).to(self.free)
+            self.free = (draft.owner == _NOBODY).view(self.shape).to(self.free)
             self._owner = draft.owner.view(self.shape).to(self._owner.device)
 
-    def _read_section(self, reader: ByteReader, read_mask: MaskReader) -> _Section:
-        draft = self._draft
-        assert draft is not None
-        context = mask_context(draft.last, draft.closed)
-        mask = read_mask(reader.read_bytes(), context.numel(), context)
-        own = torch.from_numpy(np.flatnonzero(mask.numpy() > draft.closed.numpy()))
+    def decode(self, reader: ByteReader) -> _Section:
+        free, used = self._draft_slots(True), self._draft_slots(False)
+        written = decode_mask(reader.read_bytes(), free.numel())
+        context = self._context(self._taken, used)
+        read = decode_mask(reader.read_bytes(), used.numel(), context)
+        own = free.index_select(0, positions(written))
+        mask = with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
+        return self._read_values(reader, own, with_bits(mask, free, written))
+
+    def recall(self, reader: ByteReader) -> _Section:
+        free = self._draft_slots(True)
+        written = recall_mask(reader.read_bytes(), free.numel())
+        reader.read_bytes()  # what the task reads matters to nobody else
+        return self._read_values(reader, free.index_select(0, positions(written)), None)
+
+    def _draft_slots(self, free: bool) -> Tensor:
+        """Indices of the slots that nobody has written, or of the others."""
+        assert self._draft is not None
+        unwritten = self._draft.owner.numpy() == _NOBODY  # an eighth of the time it takes in torch
+        return positions(torch.from_numpy(unwritten if free else ~unwritten))
+
+    def _read_values(self, reader: ByteReader, own: Tensor, mask: Tensor | None) -> _Section:
         return _Section(mask, own, read_values(reader, own.numel(), self.value.dtype))
 
     @torch.no_grad()
@@ -164,9 +195,8 @@ class MaskedStore(SubnetworkStore):
         self._quantised = None  # the codes are in the section now
         draft.value.scatter_(0, own, decoded(values).to(draft.value))
         draft.owner.scatter_(0, own, self._taken)
-        draft.closed.scatter_(0, own, True)
-        draft.last = mask
-        self._masks.add(self._taken, mask)
+        if mask is not None:
+            self._masks.add(self._taken, mask)
         self._kept_by.append(own.numel(), bits_of(values))
 
     def committed(self, task: int) -> Tensor:
@@ -179,14 +209,29 @@ class MaskedStore(SubnetworkStore):
         self._owner.fill_(_NOBODY)
 
     def _recall_mask(self, position: int) -> Tensor:
-        sections, owner = list(self.sections.values()), self._owner.flatten().cpu()
-        first = self._masks.nearest(position)
-        mask = None if first < 0 else self._mask_at(first)
-        for own in range(first + 1, position + 1):
-            coded = ByteReader(sections[own]).read_bytes()
-            mask = recall_mask(coded, owner.numel(), mask_context(mask, owner < own))
-        assert mask is not None
+        waiting = [position]
+        while (known := told_by(waiting[-1])) >= 0 and self._masks.get(known) is None:
+            waiting.append(known)
+        tasks, owner = list(self.sections), self._owner.flatten().cpu()
+        for own in reversed(waiting):
+            reader = ByteReader(self.sections[tasks[own]])
+            reader.read_bytes()  # what the task wrote has its number on it
+            used = positions(owner < own)
+            with self._damage_named(tasks[own]):
+                read = recall_mask(reader.read_bytes(), used.numel(), self._context(own, used))
+            mask = with_bits(owner == own, used, read)
+            self._masks.add(own, mask)
         return mask
+
+    def _context(self, position: int, used: Tensor) -> Tensor | None:
+        """What is known of the slots in use before it is known which of them a task reads.
+
+        :param position: the task's.
+        :param used: (m,) their indices.
+        :return: (m,) uint8 or None.
+        """
+        known = told_by(position)
+        return None if known < 0 else self._mask_at(known).view(torch.uint8).index_select(0, used)
 
     def _unfixed_mask(self) -> Tensor:
         return super()._unfixed_mask() if self.scores is None else self._learned_mask() != 0
@@ -216,13 +261,30 @@ class MaskedStore(SubnetworkStore):
         return available
 
 
+def told_by(position: int) -> int:
+    """By whose mask a task's is told: the one before; for every 32nd, 1024th the last such one.
+
+    So any of n masks is decoded by way of at most ``31 log_32 n`` others.
+
+    :param position: of the task in order of learning.
+    :return: position, -1 for the first task.
+
+    >>> [told_by(position) for position in (0, 1, 31, 32, 33, 64, 1024, 1056)]
+    [-1, 0, 30, 0, 32, 32, 0, 1024]
+    """
+    leap = 1
+    while position and position % (_LEAP * leap) == 0:
+        leap *= _LEAP
+    return position - leap
+
+
 class _Section(NamedTuple):
     """What one task keeps, as its section tells."""
 
-    mask: Tensor
-    """(n,) bool."""
+    mask: Tensor | None
+    """(n,) bool; None as long as nobody has asked."""
     own: Tensor
-    """Indices of the slots of the mask that the task wrote."""
+    """Indices of the slots that it wrote."""
     values: Values
 
 
@@ -232,10 +294,6 @@ class _Draft:
 
     value: Tensor
     owner: Tensor
-    closed: Tensor
-    """Where a finished task uses the slot (bool)."""
-    last: Tensor | None
-    """The newest mask."""
 
 
 def _initial_scores(weight: Tensor) -> Tensor:

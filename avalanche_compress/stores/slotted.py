@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 
 import numpy as np
 import torch
@@ -15,18 +13,28 @@ from avalanche_compress.coding import (
     ByteWriter,
     Codebook,
     CorruptStreamError,
+    decode_mask,
+    encode_mask,
     recall_mask,
 )
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.stores.at_hand import RowsAtHand
 from avalanche_compress.stores.base import Place
 from avalanche_compress.stores.ledger import Ledger
-from avalanche_compress.stores.subnetwork import MaskReader, SubnetworkStore, mask_context
-from avalanche_compress.stores.values import Values, decoded, read_values
+from avalanche_compress.stores.subnetwork import SubnetworkStore
+from avalanche_compress.stores.values import (
+    Values,
+    decoded,
+    pass_values,
+    read_values,
+    write_values,
+)
 
 SLOT_BITS = 32
 """Bits of a slot, B: what one weight takes in a dense model."""
 _POLICIES = ("raise", "grow_copy", "reuse_frozen")
+_NEWEST, _FRESH, _SOURCES = range(3)
+"""Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
 _LEVELS = 8
 """Tasks after which it is at hand how full the slots are: two weights' memory in single precision,
 and one for those that :class:`RowsAtHand` has besides."""
@@ -65,8 +73,6 @@ class SlottedStore(SubnetworkStore):
 
     kind = "slotted"
 
-    occupancy: Tensor
-    """u, bits in use in each slot of the newest page: uint8, of the weight's shape."""
     pages: int
     """How many slots there are for each weight: 1, and one more whenever a page was full."""
     _available: Tensor
@@ -77,14 +83,16 @@ class SlottedStore(SubnetworkStore):
             raise TaskStateError(f"policy={policy!r} must be one of {', '.join(_POLICIES)}.")
         self.policy = policy
         self.pages = 1
-        # not in a state_dict: the sections tell
-        occupancy = torch.zeros(self.shape, dtype=torch.uint8, device=self.frozen.device)
-        self.register_buffer("occupancy", occupancy, persistent=False)
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
         self._granted = self.reserve  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
-        self._levels = RowsAtHand(occupancy.numel(), _LEVELS)
-        self._draft: _Draft | None = None
+        self._levels = RowsAtHand(self.frozen.numel(), _LEVELS)
+
+    @property
+    def occupancy(self) -> Tensor:
+        """u, bits in use in each slot of the newest page: uint8, of the weight's shape."""
+        self.read_on()
+        return self._shaped(self._level_at(self._taken - 1))
 
     @property
     def writable(self) -> Tensor:
@@ -145,67 +153,64 @@ class SlottedStore(SubnetworkStore):
             )
 
     def encode(self) -> bytes:
-        writer = ByteWriter()
-        writer.write_uint(self._granted)
+        mask, closed = self.mask.flatten().cpu(), ~self._available.flatten().cpu()
+        place = _NEWEST
         if self._source is not None:
-            writer.write_uint(list(self.sections).index(self._source))
-        self._write_open(writer, ~self._available)
+            place = _SOURCES + list(self.sections).index(self._source)
+        elif not bool(self._room(self._granted).any()):
+            place = _FRESH
+        writer = ByteWriter()
+        for number in (self._granted, place, int(self.own.sum())):
+            writer.write_uint(number)
+        last = self._mask_at(self._taken - 1) if self._taken and place != _FRESH else None
+        writer.write_bytes(encode_mask(mask, _context(last, closed)))
+        write_values(self._kept(), writer)
         return writer.getvalue()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        occupancy = self.occupancy.flatten().cpu().clone()
-        self._draft = draft = _Draft(occupancy, self._newest_mask())
-        try:
-            yield
-        finally:
-            self._draft = None
-            self.occupancy = draft.occupancy.view(self.shape).to(self.occupancy.device)
-
-    def _read_section(self, reader: ByteReader, read_mask: MaskReader) -> _Section:
-        draft = self._draft
-        assert draft is not None
-        reserve = reader.read_uint()
-        if not 1 <= reserve <= SLOT_BITS:
-            raise CorruptStreamError(f"a reserve of {reserve} bits in a slot of {SLOT_BITS}")
-        closed = _closed(draft.occupancy, reserve)
-        full = bool(closed.numpy().all())  # a tenth of the time it takes in torch
-        source = None
-        if full and self.policy == "reuse_frozen":
-            source = self._read_source(reader)
-            closed = ~self._mask_at(source)
-        elif full and self.policy == "grow_copy":
+    def decode(self, reader: ByteReader) -> _Section:
+        head = self._read_head(reader)
+        level = self._level_at(self._taken - 1)
+        closed = _closed(level, head.reserve)
+        full = bool(closed.numpy().all())
+        if full and head.place == _NEWEST:
+            raise CorruptStreamError(f"a task of {head.reserve} bits a value, no slot is open")
+        if not full and head.place != _NEWEST:
+            raise CorruptStreamError("a task that left its page, where slots are open")
+        if head.place == _FRESH:
+            level, last = torch.zeros_like(level), None
             closed = torch.zeros_like(closed)
-        elif full:
-            raise CorruptStreamError(f"a task of {reserve} bits a value where no slot is open")
-        context = mask_context(draft.last, closed)
-        mask = read_mask(reader.read_bytes(), closed.numel(), context)
-        if bool((mask.numpy() & closed.numpy()).any()):
-            raise CorruptStreamError("a mask that keeps slots which are not open")
-        added = 0 if source is not None else int(np.count_nonzero(mask.numpy()))
-        charge = _charge(read_values(reader, added, self.frozen.dtype))
-        if added and charge > reserve:
-            raise CorruptStreamError(f"values of {charge} bits where {reserve} were reserved")
-        return _Section(mask, added, charge, source, full)
+        else:
+            level, last = level.clone(), self._mask_at(self._taken - 1) if self._taken else None
+        if head.source is not None:
+            closed = ~self._mask_at(head.source)
+        mask = decode_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
+        head.check_mask(mask, closed)
+        charge = _charge(read_values(reader, head.added, self.frozen.dtype))
+        head.check_charge(charge)
+        if head.added:
+            level += charge * mask.view(torch.uint8)
+        return _Section(head, charge, mask, level)
+
+    def recall(self, reader: ByteReader) -> _Section:
+        head = self._read_head(reader)
+        reader.read_bytes()  # the mask is decoded when it is needed
+        charge = pass_values(reader, head.added, self.frozen.dtype)
+        head.check_charge(charge)
+        return _Section(head, charge, None, None)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Section) -> None:
-        draft = self._draft
-        assert draft is not None
-        mask, added, charge, source, full = content
+        head, charge, mask, level = content
         self._quantised = None  # the codes are in the section now
-        self._masks.add(self._taken, mask)
-        draft.last = mask
-        if source is not None:
-            _, _, page, owner = self._kept_by[source]
-            self._kept_by.append(added, charge, page, owner)
+        if mask is not None and level is not None:
+            self._masks.add(self._taken, mask)
+            self._levels.add(self._taken, level)
+        if head.source is not None:
+            _, _, page, owner = self._kept_by[head.source]
+            self._kept_by.append(head.added, charge, page, owner)
             return
-        if full:
-            self.pages += 1
-            draft.occupancy.zero_()
-        self._kept_by.append(added, charge, self.pages - 1, self._taken)
-        draft.occupancy += charge * mask.view(torch.uint8)
-        self._levels.add(self._taken, draft.occupancy)
+        self.pages += head.place == _FRESH
+        self._kept_by.append(head.added, charge, self.pages - 1, self._taken)
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
@@ -259,7 +264,6 @@ class SlottedStore(SubnetworkStore):
     def forget(self) -> None:
         super().forget()
         self.pages = 1
-        self.occupancy = torch.zeros_like(self.occupancy)
         self._levels.clear()
 
     def _room(self, reserve: int) -> Tensor:
@@ -276,12 +280,20 @@ class SlottedStore(SubnetworkStore):
         else:
             self.frozen = torch.where(mask, self.committed(self._source), 0.0)
 
-    def _read_source(self, reader: ByteReader) -> int:
-        """The position of the task that a task without values of its own computes with."""
-        position = reader.read_uint()
-        if position >= self._taken:
-            raise CorruptStreamError(f"a task that reads number {position} of {self._taken}")
-        return position
+    def _read_head(self, reader: ByteReader) -> _Head:
+        head = _Head(*(reader.read_uint() for _ in range(3)))
+        if not 1 <= head.reserve <= SLOT_BITS:
+            raise CorruptStreamError(f"a reserve of {head.reserve} bits in a slot of {SLOT_BITS}")
+        policy = {_NEWEST: self.policy, _FRESH: "grow_copy"}.get(head.place, "reuse_frozen")
+        if policy != self.policy:
+            raise CorruptStreamError(f"a task of policy {policy}, not {self.policy}")
+        if head.source is not None and (head.source >= self._taken or head.added):
+            raise CorruptStreamError(
+                f"a task of {head.added} values that reads number {head.source} of {self._taken}"
+            )
+        if head.added > self.frozen.numel():
+            raise CorruptStreamError(f"{head.added} values in {self.frozen.numel()} slots")
+        return head
 
     def _new_ledger(self) -> Ledger:
         """Of each task its values and their bits, its page, and the position of their owner."""
@@ -289,38 +301,68 @@ class SlottedStore(SubnetworkStore):
 
     def _values_at(self, position: int) -> Values:
         """A task's values out of its section: kept as packed codes, not a second time."""
-        reader = ByteReader(list(self.sections.values())[position])
-        reader.read_uint()
+        reader = ByteReader(self._section(position))
+        self._read_head(reader)
         reader.read_bytes()  # the mask, which is at hand already
         return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
 
+    def _section(self, position: int) -> bytes:
+        return list(self.sections.values())[position]
+
     def _recall_mask(self, position: int) -> Tensor:
-        pages, sections = self._kept_by.column(2), list(self.sections.values())
-        first = self._last_known(position)
-        last, level = self._masks.get(first), self._levels.get(first)
-        empty = torch.zeros(self.occupancy.numel(), dtype=torch.uint8)
-        occupancy = empty if level is None else level.clone()
+        return self._walk(position)[0]
+
+    def _level_at(self, position: int) -> Tensor:
+        """(n,) Bits in use in each slot of a task's page after it, not to be written to.
+
+        :param position: of the task in order of learning, -1 for before the first.
+        """
+        if position < 0:
+            return torch.zeros(self.frozen.numel(), dtype=torch.uint8)
+        level = self._levels.get(position)
+        return self._walk(position)[1] if level is None else level
+
+    def _walk(self, position: int) -> tuple[Tensor, Tensor]:
+        """A task's mask and its page's levels after it, by way of those before it on the page."""
+        page = self._kept_by[position][2]
+        start = list(self._kept_by.column(2)).index(page)
+        first = max(start - 1, self._last_known(position))
+        if first < start:
+            last, level = None, self._level_at(-1)
+        else:
+            last, level = self._masks.get(first), self._level_at(first).clone()
         passed: list[Tensor] = []  # from the first task on, if any may read another one's values
         for own in range(first + 1, position + 1):
-            _, charge, page, owner = self._kept_by[own]
-            if own and page != pages[own - 1]:
-                occupancy.zero_()
             mask = self._masks.get(own)
             if mask is None:
-                reader = ByteReader(sections[own])
-                closed = _closed(occupancy, reader.read_uint())
-                if owner != own:
-                    closed = ~passed[reader.read_uint()]
-                context = mask_context(last, closed)
-                mask = recall_mask(reader.read_bytes(), closed.numel(), context)
-            if owner == own:
-                occupancy += charge * mask.view(torch.uint8)
+                mask = self._recall_next(own, last, level, passed)
+            added, charge, *_ = self._kept_by[own]
+            if added:
+                level += charge * mask.view(torch.uint8)
             if self.policy == "reuse_frozen":
                 passed.append(mask)
             last = mask
         assert last is not None
-        self._levels.add(position, occupancy)
-        return last
+        self._levels.add(position, level)
+        return last, level
+
+    def _recall_next(
+        self, position: int, last: Tensor | None, level: Tensor, passed: Sequence[Tensor]
+    ) -> Tensor:
+        """(n,) A mask, given what is known before it.
+
+        :param position: of the task in order of learning.
+        :param last: (n,) bool, the mask before on its page.
+        :param level: (n,) bits in use in each slot of its page.
+        :param passed: masks from the first task on, if it may read another one's values.
+        """
+        with self._damage_named(list(self.sections)[position]):
+            reader = ByteReader(self._section(position))
+            head = self._read_head(reader)
+            closed = _closed(level, head.reserve) if head.source is None else ~passed[head.source]
+            mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
+            head.check_mask(mask, closed)
+        return mask
 
     def _last_known(self, position: int) -> int:
         """The last task before one whose mask and levels are at hand; -1 for the start."""
@@ -332,33 +374,67 @@ class SlottedStore(SubnetworkStore):
         return known
 
 
-@dataclass
-class _Draft:
-    """What is known after some sections, in one row each, on the CPU."""
+class _Head(NamedTuple):
+    """What a section begins with."""
 
-    occupancy: Tensor
-    last: Tensor | None
-    """The newest mask."""
+    reserve: int
+    place: int
+    """:data:`_NEWEST` or :data:`_FRESH`, the page with its slots, or :data:`_SOURCES` and more."""
+    added: int
+    """How many values it has of its own."""
+
+    @property
+    def source(self) -> int | None:
+        """The position of the task that it computes with, if it has no values of its own."""
+        return self.place - _SOURCES if self.place >= _SOURCES else None
+
+    def check_mask(self, mask: Tensor, closed: Tensor) -> None:
+        """Refuse a mask that keeps closed slots, or not as many as there are values."""
+        if bool((mask.numpy() & closed.numpy()).any()):
+            raise CorruptStreamError("a mask that keeps slots which are not open")
+        kept = int(np.count_nonzero(mask.numpy()))
+        if self.source is None and kept != self.added:
+            raise CorruptStreamError(f"{self.added} values for a mask that keeps {kept}")
+
+    def check_charge(self, bits: int) -> None:
+        """Refuse values that take more than was reserved for them."""
+        if self.added and bits > self.reserve:
+            raise CorruptStreamError(f"values of {bits} bits where {self.reserve} were reserved")
 
 
 class _Section(NamedTuple):
     """What one task keeps, as its section tells; its values stay in there."""
 
-    mask: Tensor
-    added: int
-    """How many values it has of its own."""
+    head: _Head
     charge: int
-    """Bits of a slot that each takes."""
-    source: int | None
-    """The position of the task that it computes with, if it has no values of its own."""
-    full: bool
-    """Whether no slot was open to it."""
+    """Bits of a slot that each value takes."""
+    mask: Tensor | None
+    """(n,) bool; None as long as nobody has asked."""
+    level: Tensor | None
+    """(n,) Bits in use in each slot after it; None with the mask."""
 
 
-def _closed(occupancy: Tensor, reserve: int) -> Tensor:
-    """Where a slot has not the room for a value (bool), on the CPU."""
+def _closed(level: Tensor, reserve: int) -> Tensor:
+    """Where a slot has not the room for a value (bool), on the CPU.
+
+    :param level: bits in use, uint8, on the CPU.
+    :param reserve: of the value.
+    """
     # NumPy compares bytes in a twentieth of the time that torch takes
-    return torch.from_numpy(occupancy.numpy() > SLOT_BITS - reserve)
+    return torch.from_numpy(level.numpy() > SLOT_BITS - reserve)
+
+
+def _context(last: Tensor | None, closed: Tensor) -> Tensor:
+    """What is known of a slot before it is known whether a task keeps it: last + 2 closed.
+
+    :param last: (n,) bool, the mask of the task before on its page.
+    :param closed: (n,) bool, slots that it cannot keep.
+    :return: (n,) uint8.
+    """
+    context = closed.numpy().view(np.uint8) * np.uint8(2)  # a quarter of the time it takes in torch
+    if last is not None:
+        context += last.numpy().view(np.uint8)
+    return torch.from_numpy(context)
 
 
 def _charge(values: Values) -> int:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_compress.coding import (
-    ByteReader,
-    ByteWriter,
-    decode_mask,
-    encode_mask,
-    magnitude_mask,
-    recall_mask,
-)
+from avalanche_compress.coding import magnitude_mask
 from avalanche_compress.stores.at_hand import MasksAtHand
 from avalanche_compress.stores.base import Place, WeightStore, non_finite
 from avalanche_compress.stores.ledger import Ledger
-from avalanche_compress.stores.values import Values, decoded, write_values
-
-MaskReader = Callable[[bytes, int, Tensor], Tensor]
-"""One of :func:`decode_mask` and :func:`recall_mask`."""
+from avalanche_compress.stores.values import Values, decoded
 
 
 class SubnetworkStore(WeightStore):
@@ -173,33 +163,6 @@ class SubnetworkStore(WeightStore):
         """The open task's values, as codes if they were quantised."""
         return self.kept_values()[0] if self._quantised is None else self._quantised
 
-    def _write_open(self, writer: ByteWriter, closed: Tensor) -> None:
-        """Append the open task's mask and values.
-
-        :param writer: the section.
-        :param closed: bool, slots by which a mask is told better (see :func:`mask_context`).
-        """
-        context = mask_context(self._newest_mask(), closed.flatten().cpu())
-        writer.write_bytes(encode_mask(self.mask.flatten().cpu(), context))
-        write_values(self._kept(), writer)
-
-    def decode(self, reader: ByteReader) -> Any:
-        return self._read_section(reader, decode_mask)
-
-    def recall(self, reader: ByteReader) -> Any:
-        return self._read_section(reader, recall_mask)
-
-    @abstractmethod
-    def _read_section(self, reader: ByteReader, read_mask: MaskReader) -> Any:
-        """What :meth:`accept` takes.
-
-        :param reader: the section, from its start.
-        :param read_mask: how to read its mask.
-        """
-
-    def _newest_mask(self) -> Tensor | None:
-        return self._mask_at(self._taken - 1) if self._taken else None
-
     def _mask_at(self, position: int) -> Tensor:
         """(n,) The mask of a finished task, on the CPU.
 
@@ -213,26 +176,34 @@ class SubnetworkStore(WeightStore):
 
     @abstractmethod
     def _recall_mask(self, position: int) -> Tensor:
-        """(n,) A mask that is not at hand, decoded by way of those before it.
+        """(n,) A mask that is not at hand, decoded by way of some before it.
 
         :param position: of the task in order of learning.
+        :raises CorruptStreamError: if a section does not fit.
         """
 
     def _shaped(self, mask: Tensor) -> Tensor:
         return mask.view(self.frozen.shape).to(self.frozen.device)
 
 
-def mask_context(last: Tensor | None, closed: Tensor) -> Tensor:
-    """What decoder and encoder both know of a slot: last task's mask + 2 * closed.
+def positions(mask: Tensor) -> Tensor:
+    """Indices where a mask is set.
 
-    :param last: (n,) bool on the CPU, None for the first task.
-    :param closed: (n,) bool on the CPU.
-    :return: (n,) uint8.
+    :param mask: (n,) bool, on the CPU.
+    :return: (m,) int64.
     """
-    context = closed.numpy().view(np.uint8) * np.uint8(2)  # a quarter of the time it takes in torch
-    if last is not None:
-        context += last.numpy().view(np.uint8)
-    return torch.from_numpy(context)
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # an eighth of the time it takes in torch
+
+
+def with_bits(mask: Tensor, index: Tensor, bits: Tensor) -> Tensor:
+    """A mask with some of its elements set to others.
+
+    :param mask: (n,) bool, on the CPU, changed in place.
+    :param index: (m,) int64.
+    :param bits: (m,) bool.
+    """
+    mask.numpy()[index.numpy()] = bits.numpy()  # a quarter of the time it takes in torch
+    return mask
 
 
 class _MaskedWeight(torch.autograd.Function):

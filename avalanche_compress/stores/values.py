@@ -57,7 +57,7 @@ def cheapest(values: Values) -> Values:
         return values
     size = values.centroids.element_size()
     count = values.codes.numel()
-    coded = size * values.centroids.numel() + (count * values.bits + 7) // 8
+    coded = size * values.centroids.numel() + _packed_size(values.bits, count)
     return values.decode() if size * count <= coded else values
 
 
@@ -97,29 +97,54 @@ def read_values(reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
     >>> read_values(ByteReader(writer.getvalue()), 2, torch.float32)
     tensor([ 1.5000, -2.0000])
     """
+    head = _read_head(reader, count, dtype)
+    if head is None:
+        return reader.read_tensor(dtype, (count,))
+    bits, decoder = head
+    packed = reader.read_tensor(torch.uint8, (_packed_size(bits, count),))
+    codes = _checked(unpack_bits, packed, bits, count)
+    if isinstance(decoder, Tensor):
+        return _checked(Codebook, codes, decoder)
+    return _checked(FixedPoint, codes - (1 << (bits - 1)), bits, decoder)
+
+
+def pass_values(reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+    """Leave out what :func:`read_values` would read.
+
+    :param reader: the section.
+    :param count: n.
+    :param dtype: the float type of the weight.
+    :return: bits a value, as :func:`bits_of` says.
+    :raises CorruptStreamError: if the section does not fit; codes are not looked at.
+    """
+    head = _read_head(reader, count, dtype)
+    bits = 8 * dtype.itemsize if head is None else head[0]
+    reader.read_raw(_packed_size(bits, count))
+    return bits
+
+
+def _read_head(
+    reader: ByteReader, count: int, dtype: torch.dtype
+) -> tuple[int, Tensor | int] | None:
+    """Bits of the codes that follow and the centroids or the exponent; None if floats follow."""
     kind = reader.read_uint()
     if kind == _FLOATS:
-        return reader.read_tensor(dtype, (count,))
+        return None
     if kind == _CODEBOOK:
         size = reader.read_uint()
         if not (size <= 1 << 16 and (size > 0 or count == 0)):
             raise CorruptStreamError(f"a codebook of {size} centroids for {count} values")
-        centroids = reader.read_tensor(dtype, (size,))
-        codes = _read_codes(reader, max(1, (size - 1).bit_length()), count)
-        return _checked(Codebook, codes, centroids)
+        return max(1, (size - 1).bit_length()), reader.read_tensor(dtype, (size,))
     if kind == _FIXED_POINT:
         bits, zigzag = reader.read_uint(), reader.read_uint()
         if not (1 < bits <= 16 and zigzag <= 2032):
             raise CorruptStreamError(f"fixed point of {bits} bits, exponent code {zigzag}")
-        exponent = zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
-        codes = _read_codes(reader, bits, count) - (1 << (bits - 1))
-        return _checked(FixedPoint, codes, bits, exponent)
+        return bits, zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
     raise CorruptStreamError(f"kept values of unknown kind {kind}")
 
 
-def _read_codes(reader: ByteReader, bits: int, count: int) -> Tensor:
-    packed = reader.read_tensor(torch.uint8, ((count * bits + 7) // 8,))
-    return _checked(unpack_bits, packed, bits, count)
+def _packed_size(bits: int, count: int) -> int:
+    return (count * bits + 7) // 8
 
 
 def _checked(build: Any, *arguments: Any) -> Any:

@@ -82,6 +82,20 @@ def test_any_mask_comes_back_and_is_never_longer_than_plain_bits(
     assert len(data) <= -(-size // 8) + 1
 
 
+@pytest.mark.parametrize("size", [4095, 4096, 4099, 30_001])
+@pytest.mark.parametrize("density", [0.5, 0.9, 0.003, "one", "all but one"])
+def test_symbols_of_eight_bits_are_as_short_as_single_bits(size, density):
+    mask = torch.arange(size) == 4000
+    if density == "all but one":
+        mask = ~mask
+    elif density != "one":
+        mask = random_mask(density, torch.Generator().manual_seed(size), size)
+    data = encode_mask(mask)
+    assert torch.equal(decode_mask(data, size), mask)
+    assert torch.equal(recall_mask(data, size), mask)
+    assert len(data) <= min(entropy_bytes(mask) * 1.001 + 12, size / 8 + 2)
+
+
 @pytest.mark.parametrize("value", [False, True])
 def test_a_constant_mask_takes_one_byte(value):
     mask = torch.full((3, 1000), value)
@@ -94,6 +108,10 @@ def test_an_empty_mask_works():
     empty = torch.empty(0, dtype=torch.bool)
     for context in (None, torch.empty(0, dtype=torch.uint8)):
         assert torch.equal(decode_mask(encode_mask(empty, context), 0, context), empty)
+    for data in (b"\x01", b"\x02", b"\x03\x00"):
+        for read in (decode_mask, recall_mask):
+            with pytest.raises(CorruptStreamError, match="of nothing"):
+                read(data, 0)
 
 
 def test_a_decided_context_costs_only_its_count():

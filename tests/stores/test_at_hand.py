@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_compress.coding import quantise_codebook
-from avalanche_compress.stores import MaskedStore, Place, SlottedStore, slotted
-from avalanche_compress.stores.at_hand import LOOSE, SPREAD, MasksAtHand
+from avalanche_compress.coding import ByteReader, CorruptStreamError, quantise_codebook
+from avalanche_compress.stores import MaskedStore, Place, SlottedStore, masked, slotted
+from avalanche_compress.stores.at_hand import LOOSE, SPREAD, MasksAtHand, RowsAtHand
 
 TASKS = 5 * SPREAD
 
@@ -30,19 +30,22 @@ def test_masks_at_hand_are_those_that_were_given(count):
 
 
 @pytest.mark.parametrize("count", [SPREAD + 5, TASKS, 500])
-def test_masks_at_hand_lie_evenly_and_the_newest_is_one_of_them(count):
-    masks = spread(count)
-    for task in torch.randperm(count).tolist():  # others come and go
-        masks.add(task, torch.zeros(70, dtype=torch.bool))
-        far = max(task - masks.nearest(task) for task in range(count))
-        assert far < 2 * count / SPREAD
-        assert masks.nearest(count - 1) == count - 1
+def test_rows_at_hand_lie_evenly_and_the_newest_is_one_of_them(count):
+    rows = RowsAtHand(1, SPREAD)
+    for task in [*range(count), *torch.randperm(count).tolist()]:  # others come and go
+        rows.add(task, torch.zeros(1, dtype=torch.uint8))
+    far = max(task - rows.nearest(task) for task in range(count))
+    assert far < 2 * count / SPREAD
+    assert rows.nearest(count - 1) == count - 1
 
 
-def test_no_mask_is_at_hand_after_clearing():
-    masks = spread(TASKS)
+def test_nothing_is_at_hand_after_clearing():
+    masks, rows = spread(TASKS), RowsAtHand(1, SPREAD)
+    rows.add(0, torch.zeros(1, dtype=torch.uint8))
     masks.clear()
-    assert masks.nearest(TASKS) == -1 and masks.get(TASKS - 1) is None
+    rows.clear()
+    assert rows.nearest(TASKS) == -1 and rows.get(0) is None
+    assert all(masks.get(task) is None for task in range(TASKS))
 
 
 def learned(store, tasks, sharing=None):
@@ -92,6 +95,56 @@ def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
         assert torch.equal(unread.committed(task), expected[task][1])
 
 
+def counted(module, monkeypatch):
+    """What the module decodes from now on."""
+    decoded = []
+    recall = module.recall_mask
+    monkeypatch.setattr(
+        module, "recall_mask", lambda *given: decoded.append(given) or recall(*given)
+    )
+    return decoded
+
+
+# 31 tasks since the last leap and 5 leaps of 32; as many as find room on a page
+@pytest.mark.parametrize(("name", "most"), [("pruned", 36), ("scored", 36), ("pages", TASKS // 3)])
+def test_the_newest_of_many_tasks_is_read_without_the_masks_of_most(name, most, monkeypatch):
+    torch.manual_seed(0)
+    store = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
+    expected = learned(store, TASKS)
+    unread = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
+    for task, section in store.sections.items():
+        unread.defer(task, section)
+    unread.read_on()
+    decoded = counted(masked if name != "pages" else slotted, monkeypatch)
+    assert torch.equal(unread.committed(TASKS - 1), expected[TASKS - 1][1])
+    assert 0 < len(decoded) <= most
+
+
+@pytest.mark.parametrize("name", ["scored", "pages"])
+def test_damage_to_a_mask_that_nobody_has_read_names_its_task(name):
+    torch.manual_seed(0)
+    store = STORES[name](Place(nn.Linear(64, 64, bias=False), "weight"))
+    expected = learned(store, 4)
+    section = bytearray(store.sections[2])
+    reader = ByteReader(bytes(section))
+    if name == "pages":
+        for _ in range(3):
+            reader.read_uint()
+    else:
+        reader.read_bytes()  # the slots that it wrote
+    size = reader.read_uint()
+    section[len(section) - reader.remaining + size // 2] ^= 255
+    unread = STORES[name](Place(nn.Linear(64, 64, bias=False), "weight"))
+    for task in range(4):
+        unread.defer(task, bytes(section) if task == 2 else store.sections[task])
+    for task in (2, 3):
+        with pytest.raises(CorruptStreamError, match=r"^weight of task 2 is damaged"):
+            unread.committed(task)
+    assert torch.equal(unread.committed(1), expected[1][1])
+    with pytest.raises(CorruptStreamError, match=r"^weight of task 2 is damaged"):
+        unread.verify()
+
+
 def test_how_full_slots_were_is_recalled_without_the_start_of_the_page(monkeypatch):
     torch.manual_seed(0)
     store = SlottedStore(Place(nn.Linear(40, 50, bias=False), "weight"))
@@ -103,11 +156,7 @@ def test_how_full_slots_were_is_recalled_without_the_start_of_the_page(monkeypat
         expected[task] = store.mask.clone()
         store.restore(task, store.encode())
     assert store.pages == 1
-    decoded = []
-    recall = slotted.recall_mask
-    monkeypatch.setattr(
-        slotted, "recall_mask", lambda *given: decoded.append(given) or recall(*given)
-    )
+    decoded = counted(slotted, monkeypatch)
     for task in torch.randperm(TASKS).tolist():
         decoded.clear()
         assert torch.equal(store.mask_of(task), expected[task])
