@@ -32,15 +32,16 @@ class GrowingSteps:
 
     trained: tuple = ()
 
-    def __init__(self, plugins, **others):
+    def __init__(self, plugins, train_epochs, **others):
         (self.timer,) = plugins
+        self.train_epochs = train_epochs
         self.tasks = 0
 
     def train(self, experience):
         self.tasks += 1
         GrowingSteps.trained += ((self.tasks, experience.task_label),)
-        first = [100.0] * scale.STEPS * (scale.EPOCHS - 1)
-        self.timer.steps += first + [float(self.tasks)] * scale.STEPS
+        others = scale.STEPS * (self.train_epochs - 1)
+        self.timer.steps += [100.0] * scale.STEPS + [float(self.tasks)] * others
 
 
 def test_a_late_task_takes_turns_with_a_second_one(monkeypatch):
