@@ -301,13 +301,16 @@ class SlottedStore(SubnetworkStore):
 
     def _values_at(self, position: int) -> Values:
         """A task's values out of its section: kept as packed codes, not a second time."""
-        reader = ByteReader(self._section(position))
-        self._read_head(reader)
-        reader.read_bytes()  # the mask, which is at hand already
-        return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
+        task, reader = self._section(position)
+        with self._damage_named(task):
+            self._read_head(reader)
+            reader.read_bytes()  # the mask, which is at hand already
+            return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
 
-    def _section(self, position: int) -> bytes:
-        return list(self.sections.values())[position]
+    def _section(self, position: int) -> tuple[int, ByteReader]:
+        """A task's label and its section from the start."""
+        task = list(self.sections)[position]
+        return task, ByteReader(self.sections[task])
 
     def _recall_mask(self, position: int) -> Tensor:
         return self._walk(position)[0]
@@ -325,7 +328,7 @@ class SlottedStore(SubnetworkStore):
     def _walk(self, position: int) -> tuple[Tensor, Tensor]:
         """A task's mask and its page's levels after it, by way of those before it on the page."""
         page = self._kept_by[position][2]
-        start = list(self._kept_by.column(2)).index(page)
+        start = self._kept_by.column(2).index(page)
         first = max(start - 1, self._last_known(position))
         if first < start:
             last, level = None, self._level_at(-1)
@@ -356,8 +359,8 @@ class SlottedStore(SubnetworkStore):
         :param level: (n,) bits in use in each slot of its page.
         :param passed: masks from the first task on, if it may read another one's values.
         """
-        with self._damage_named(list(self.sections)[position]):
-            reader = ByteReader(self._section(position))
+        task, reader = self._section(position)
+        with self._damage_named(task):
             head = self._read_head(reader)
             closed = _closed(level, head.reserve) if head.source is None else ~passed[head.source]
             mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))

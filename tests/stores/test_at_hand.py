@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_compress.coding import ByteReader, CorruptStreamError, quantise_codebook
+from avalanche_compress.coding import (
+    ByteReader,
+    Codebook,
+    CorruptStreamError,
+    quantise_codebook,
+)
 from avalanche_compress.stores import MaskedStore, Place, SlottedStore, masked, slotted
 from avalanche_compress.stores.at_hand import LOOSE, SPREAD, MasksAtHand, RowsAtHand
 
@@ -143,6 +148,24 @@ def test_damage_to_a_mask_that_nobody_has_read_names_its_task(name):
     assert torch.equal(unread.committed(1), expected[1][1])
     with pytest.raises(CorruptStreamError, match=r"^weight of task 2 is damaged"):
         unread.verify()
+
+
+def test_damage_to_values_that_nobody_has_read_names_their_task():
+    torch.manual_seed(0)
+    store = STORES["pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
+    for task in range(2):
+        store.open([])
+        store.fix_mask(torch.rand(store.shape) < 0.3)
+        codes = [quantise_codebook(own.clamp(-0.05, 0.05), 2) for own in store.kept_values()]
+        store.keep_values([Codebook(own.codes.clamp(max=2), own.centroids[:3]) for own in codes])
+        store.restore(task, store.encode())
+    section = store.sections[1]
+    unread = STORES["pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
+    unread.defer(0, store.sections[0])
+    unread.defer(1, section[:-9] + bytes([255]) + section[-8:])  # a fourth of three centroids
+    assert torch.equal(unread.committed(0), store.committed(0))
+    with pytest.raises(CorruptStreamError, match=r"^weight of task 1 is damaged"):
+        unread.committed(1)
 
 
 def test_how_full_slots_were_is_recalled_without_the_start_of_the_page(monkeypatch):
