@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Callable, Dict, NoReturn
+from typing import Any, Callable, Dict, Mapping, NoReturn
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
@@ -40,7 +40,7 @@ def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
     return bytes(save_safetensors(tensors, metadata={FORMAT: text}))
 
 
-def unpack(path: PathLike) -> tuple[Manifest, dict[str, bytes]]:
+def unpack(path: PathLike) -> tuple[Manifest, dict[str, memoryview]]:
     """What :func:`pack` was given, with all that can be checked without a model checked.
 
     :param path: the file.
@@ -56,7 +56,7 @@ def unpack(path: PathLike) -> tuple[Manifest, dict[str, bytes]]:
             parts = {name: file.get_slice(name) for name in PARTS}
             if any(own.get_dtype() != "U8" or len(own.get_shape()) != 1 for own in parts.values()):
                 raise ArchiveError(f"{path} is damaged: its content is not made of bytes")
-            content = {name: file.get_tensor(name).numpy().tobytes() for name in PARTS}
+            content = {name: memoryview(file.get_tensor(name).numpy()) for name in PARTS}
     except (SafetensorError, OSError) as error:
         raise ArchiveError(f"{path} is no archive, or it is truncated: {error}") from error
     if manifest.pop("sha256") != _checksum(manifest, content):
@@ -147,7 +147,7 @@ def _compact(manifest: Manifest) -> str:
     return json.dumps(manifest, separators=(",", ":"))
 
 
-def _checksum(manifest: Manifest, content: dict[str, bytes]) -> str:
+def _checksum(manifest: Manifest, content: Mapping[str, bytes | memoryview]) -> str:
     digest = hashlib.sha256()
     for part in (_compact(manifest).encode(), *(content[name] for name in PARTS)):
         digest.update(len(part).to_bytes(8, "little"))

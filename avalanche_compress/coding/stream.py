@@ -174,11 +174,11 @@ class ByteReader:
 
         :param dtype: the dtype that was written.
         :param shape: the shape that was written.
-        :return: a new tensor on the CPU.
+        :return: a new tensor on the CPU, in memory that torch has aligned as it does its own.
         :raises ValueError: if the dtype has no wire format or a dimension is negative.
         :raises CorruptStreamError: if the data ends early, or a bool is neither 0 nor 1.
         """
-        _, code = _wire_format(dtype)
+        wire, code = _wire_format(dtype)
         if any(size < 0 for size in shape):
             raise ValueError(
                 f"the shape is {tuple(shape)}, expected sizes of zero or more; fix it."
@@ -191,10 +191,9 @@ class ByteReader:
             raise CorruptStreamError(
                 f"a boolean is stored as {int(raw.max())}, expected 0 or 1; the data is damaged."
             )
-        native = raw.astype(np.dtype(code).newbyteorder("="))
-        tensor = torch.from_numpy(native)
-        tensor = tensor.bool() if dtype == torch.bool else tensor.view(dtype)
-        return tensor.reshape(tuple(shape))
+        tensor = torch.empty(tuple(shape), dtype=wire)
+        np.copyto(tensor.view(-1).numpy(), raw)
+        return tensor.bool() if dtype == torch.bool else tensor.view(dtype)
 
     def finish(self) -> None:
         """Say that nothing should be left.

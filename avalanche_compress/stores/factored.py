@@ -430,8 +430,7 @@ def _read_block(
     counts = [rows * columns] if dense else [rank * rows, rank, rank * columns]
     values = [read_values(reader, count, dtype) for count in counts]
     bits = sum(count * bits_of(value) for count, value in zip(counts, values))
-    # cloned into torch's memory: products may depend on how NumPy's happened to be aligned
-    parts = [decoded(value).to(dtype).clone() for value in values]
+    parts = [decoded(value).to(dtype) for value in values]
     if dense:
         return _Block(rank, parts[0], counts[0], bits)
     terms = Factors(parts[0].view(rank, rows), parts[1], parts[2].view(rank, columns))

@@ -443,7 +443,7 @@ class PerturbedStore(WeightStore):
         :param read_mask: one that checks what it reads, or one that trusts it.
         """
         size, dtype = self.scratch.numel(), self.scratch.dtype
-        base = reader.read_tensor(dtype, (size,)).clone() if first and self.given else None
+        base = reader.read_tensor(dtype, (size,)) if first and self.given else None
         form = reader.read_uint()
         if form == _DENSE:
             rank, unpruned = self.full_rank(self.modes[-1]), size
@@ -513,12 +513,10 @@ def _read_entries(
 ) -> _Entries:
     count = math.prod(shape) if mask is None else int(mask.sum())
     values = read_values(reader, count, dtype)
-    # in torch's own memory: products may depend on how NumPy's happened to be aligned
-    tensor = torch.zeros(shape, dtype=dtype)
-    if mask is None:
-        tensor.copy_(decoded(values).view(shape))
-    else:
-        tensor[mask.view(shape)] = decoded(values).to(dtype)
+    tensor = decoded(values).to(dtype)
+    if mask is not None:
+        tensor = torch.zeros(shape, dtype=dtype).masked_scatter_(mask.view(shape), tensor)
+    tensor = tensor.view(shape)
     return _Entries(tensor, count, count * bits_of(values))
 
 
