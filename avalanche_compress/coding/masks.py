@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import NamedTuple, Sequence
 
 import constriction
 import numpy as np
@@ -19,6 +19,10 @@ _WORD = 8
 """Bits of a symbol in a long group: one search in 256 of them takes a third of eight in two."""
 _LONG = 4096
 """Elements from which on a group has such symbols: their model takes as long as 3,000 bits."""
+_SPARSE = 16
+"""If one element in so many differs from the others, or fewer, the gaps between them are coded."""
+_FAR = 255
+"""The symbol for a gap of so many elements that is not at its end."""
 
 
 def encode_mask(mask: Tensor, context: Tensor | None = None) -> bytes:
@@ -31,13 +35,15 @@ def encode_mask(mask: Tensor, context: Tensor | None = None) -> bytes:
 
     for C context values in use and fewer than :math:`2^{28}` elements, and never more than one
     byte longer than plain bits. All-zero and all-one masks take one byte. A context whose elements
-    are all equal costs its count only; in one of 4,096 or more elements eight make one symbol,
-    which is as short and reads back in a third of the time. A good context is what decoder and
-    encoder know beforehand and what the mask depends on, such as the previous task's mask (our
-    choice; TinySubNets, section 3, fuses seven tasks into one Huffman symbol instead).
+    are all equal costs its count only. In one of 4,096 or more elements a symbol is eight of them
+    or, where ones or zeros are rare, the gap before one: that is as short and reads back in a third
+    of the time or less. A good context is what decoder and encoder know beforehand and what the
+    mask depends on, such as the previous task's mask (our choice; TinySubNets, section 3, fuses
+    seven tasks into one Huffman symbol instead).
 
     The first byte says how the rest is written: 0 all zero, 1 all one, 2 plain bits, 3 coded
-    (counts of ones as LEB128 integers, then 32-bit words of the range coder).
+    (counts of ones as LEB128 integers, each followed by that of long gaps if gaps are coded, then
+    32-bit words of the range coder).
 
     :param mask: bool tensor of any shape, n elements.
     :param context: integer tensor with n elements in 0..15, or None for one context.
@@ -193,9 +199,20 @@ def _eight_bernoullis(ones: int, count: int) -> constriction.stream.model.Catego
     return constriction.stream.model.Categorical(word, perfect=False)
 
 
+def _gaps(rare: int, count: int) -> constriction.stream.model.Categorical:
+    """The model of the gap before each rare element, cut into pieces of at most 255."""
+    common = np.multiply.accumulate(np.full(_FAR, (count - rare) / count))
+    ends = np.concatenate(([1.0], common[:-1])) * (rare / count)
+    return constriction.stream.model.Categorical(np.append(ends, common[-1]), perfect=False)
+
+
 def _words_of(size: int) -> int:
     """How many symbols of eight bits a group begins with; the rest of it are single bits."""
     return size // _WORD if size >= _LONG else 0
+
+
+def _is_sparse(ones: int, size: int) -> bool:
+    return size >= _LONG and min(ones, size - ones) * _SPARSE <= size
 
 
 def _encode_parts(parts: Sequence[np.ndarray]) -> bytes:
@@ -206,29 +223,69 @@ def _encode_parts(parts: Sequence[np.ndarray]) -> bytes:
     for part in parts:
         ones = int(np.count_nonzero(part))
         writer.write_uint(ones)
-        if 0 < ones < part.size:
-            words = _words_of(part.size)
-            if words:
-                symbols = np.packbits(part[: words * _WORD]).astype(np.int32)
-                coder.encode(symbols, _eight_bernoullis(ones, part.size))
-            coder.encode(part[words * _WORD :].astype(np.int32), _bernoulli(ones, part.size))
+        if ones in (0, part.size):
+            continue
+        if _is_sparse(ones, part.size):
+            symbols = _gap_symbols(np.flatnonzero(part if 2 * ones <= part.size else ~part))
+            rare = min(ones, part.size - ones)
+            writer.write_uint(symbols.size - rare)
+            coder.encode(symbols, _gaps(rare, part.size))
+            continue
+        words = _words_of(part.size)
+        if words:
+            symbols = np.packbits(part[: words * _WORD]).astype(np.int32)
+            coder.encode(symbols, _eight_bernoullis(ones, part.size))
+        coder.encode(part[words * _WORD :].astype(np.int32), _bernoulli(ones, part.size))
     writer.write_raw(coder.get_compressed().astype("<u4").tobytes())
     return writer.getvalue()
 
 
+def _gap_symbols(positions: np.ndarray) -> np.ndarray:
+    """The gap before each position: as many 255 as fit into it, then what is left."""
+    gaps = np.diff(positions, prepend=-1) - 1
+    ends = np.cumsum(gaps // _FAR + 1) - 1
+    symbols = np.full(ends[-1] + 1, _FAR, dtype=np.int32)
+    symbols[ends] = gaps % _FAR
+    return symbols
+
+
+class _Group(NamedTuple):
+    """What is said of a group before its code."""
+
+    ones: int
+    size: int
+    far: int
+    """Symbols of gaps that go on; 0 where no gaps are coded."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether gaps are coded."""
+        return 0 < self.ones < self.size and _is_sparse(self.ones, self.size)
+
+
 def _decode_parts(reader: ByteReader, sizes: Sequence[int]) -> list[np.ndarray]:
     """The inverse of :func:`_encode_parts`; the reader stands behind the kind."""
-    ones = [reader.read_uint() for _ in sizes]
-    for number, size in zip(ones, sizes):
-        if number > size:
-            raise CorruptStreamError(
-                f"{number} ones are announced among {size} elements; the data is damaged."
-            )
+    groups = [_read_group(reader, size) for size in sizes]
     decoder = constriction.stream.queue.RangeDecoder(_read_words(reader))
-    parts = [_decode_part(decoder, number, size) for number, size in zip(ones, sizes)]
+    parts = [_decode_part(decoder, group) for group in groups]
     if not decoder.maybe_exhausted():
         raise CorruptStreamError("words of code are left over, expected none; data is damaged.")
     return parts
+
+
+def _read_group(reader: ByteReader, size: int) -> _Group:
+    group = _Group(reader.read_uint(), size, 0)
+    if group.ones > size:
+        raise CorruptStreamError(
+            f"{group.ones} ones are announced among {size} elements; the data is damaged."
+        )
+    if group.is_sparse:
+        group = group._replace(far=reader.read_uint())
+    if group.far * _FAR > size:
+        raise CorruptStreamError(
+            f"{group.far} gaps of {_FAR} are announced among {size} elements; the data is damaged."
+        )
+    return group
 
 
 def _read_words(reader: ByteReader) -> np.ndarray:
@@ -240,19 +297,12 @@ def _read_words(reader: ByteReader) -> np.ndarray:
     return np.frombuffer(reader.read_raw(reader.remaining), dtype="<u4").astype(np.uint32)
 
 
-def _decode_part(
-    decoder: constriction.stream.queue.RangeDecoder, ones: int, size: int
-) -> np.ndarray:
+def _decode_part(decoder: constriction.stream.queue.RangeDecoder, group: _Group) -> np.ndarray:
+    ones, size, _ = group
     if ones in (0, size):
         return np.full(size, ones > 0, dtype=np.bool_)
-    words = _words_of(size)
-    bits = np.empty(size, dtype=np.uint8)
     try:
-        if words:
-            symbols = decoder.decode(_eight_bernoullis(ones, size), words).astype(np.uint8)
-            bits[: words * _WORD] = np.unpackbits(symbols)
-        rest = size - words * _WORD
-        bits[words * _WORD :] = decoder.decode(_bernoulli(ones, size), rest)
+        bits = (_decode_gaps if group.is_sparse else _decode_bits)(decoder, group)
     except AssertionError as error:
         raise CorruptStreamError(
             "the range coder found an impossible word, expected coded symbols; the data is damaged."
@@ -262,4 +312,32 @@ def _decode_part(
             f"{np.count_nonzero(bits)} ones are among {size} elements, expected {ones}; the data "
             "is damaged or the context is another one."
         )
+    return bits
+
+
+def _decode_bits(decoder: constriction.stream.queue.RangeDecoder, group: _Group) -> np.ndarray:
+    ones, size, _ = group
+    words = _words_of(size)
+    bits = np.empty(size, dtype=np.uint8)
+    if words:
+        symbols = decoder.decode(_eight_bernoullis(ones, size), words).astype(np.uint8)
+        bits[: words * _WORD] = np.unpackbits(symbols)
+    rest = size - words * _WORD
+    bits[words * _WORD :] = decoder.decode(_bernoulli(ones, size), rest)
     return bits.view(np.bool_)
+
+
+def _decode_gaps(decoder: constriction.stream.queue.RangeDecoder, group: _Group) -> np.ndarray:
+    ones, size, far = group
+    rare = min(ones, size - ones)
+    symbols = decoder.decode(_gaps(rare, size), rare + far)
+    ends = symbols < _FAR
+    positions = np.cumsum(symbols + ends, dtype=np.int64)[ends] - 1
+    if positions.size != rare or not ends[-1] or positions[-1] >= size:
+        raise CorruptStreamError(
+            f"{positions.size} gaps of {rare} end within {size} elements; the data is damaged or "
+            "the context is another one."
+        )
+    bits = np.full(size, rare < ones, dtype=np.bool_)
+    bits[positions] = rare == ones
+    return bits

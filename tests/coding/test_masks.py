@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from avalanche_compress.coding import (
     ByteReader,
+    ByteWriter,
     CorruptStreamError,
     decode_mask,
     encode_mask,
@@ -83,8 +84,8 @@ def test_any_mask_comes_back_and_is_never_longer_than_plain_bits(
 
 
 @pytest.mark.parametrize("size", [4095, 4096, 4099, 30_001])
-@pytest.mark.parametrize("density", [0.5, 0.9, 0.003, "one", "all but one"])
-def test_symbols_of_eight_bits_are_as_short_as_single_bits(size, density):
+@pytest.mark.parametrize("density", [0.5, 0.9, 0.06, 0.003, 0.97, "one", "all but one"])
+def test_symbols_of_eight_bits_and_gaps_are_as_short_as_single_bits(size, density):
     mask = torch.arange(size) == 4000
     if density == "all but one":
         mask = ~mask
@@ -127,31 +128,42 @@ def test_an_incompressible_mask_is_stored_plainly():
     assert data[0] == 2 and len(data) == 9
 
 
-def coded_example():
+def coded_example(name="bits"):
+    """A mask of single bits, of eight bits a symbol or of gaps; its size and context."""
     generator = torch.Generator().manual_seed(3)
-    parent = random_mask(0.2, generator, 2000)
+    size, density = {"bits": (2000, 0.2), "words": (9000, 0.2), "gaps": (40_000, 0.004)}[name]
+    parent = random_mask(density, generator, size)
     context = parent.to(torch.uint8)
-    return encode_mask(inherited_mask(parent, 0.8, generator), context), context
+    return encode_mask(inherited_mask(parent, 0.8, generator), context), size, context
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 12), st.binary(max_size=5))
-def test_damaged_data_is_corrupt_or_another_mask(position, byte, cut, tail):
-    original, context = coded_example()
+EXAMPLES = st.sampled_from(["bits", "words", "gaps"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    EXAMPLES,
+    st.integers(0, 10**6),
+    st.integers(0, 255),
+    st.integers(0, 12),
+    st.binary(max_size=5),
+)
+def test_damaged_data_is_corrupt_or_another_mask(name, position, byte, cut, tail):
+    original, size, context = coded_example(name)
     assert original[0] == 3
     data = bytearray(original)
     data[position % len(data)] ^= byte
     damaged = bytes(data[: len(data) - cut]) + tail
     try:
-        mask = decode_mask(damaged, 2000, context)
+        mask = decode_mask(damaged, size, context)
     except CorruptStreamError:
         return
-    assert mask.shape == (2000,)
+    assert mask.shape == (size,)
     assert damaged[0] != 3 or encode_mask(mask, context) == damaged
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=30), st.integers(0, 200))
+@given(st.binary(max_size=30), st.sampled_from([0, 1, 7, 100, 200, 4096, 70_000]))
 def test_any_bytes_are_a_mask_or_corrupt(data, count):
     for head in (b"", b"\x00", b"\x01", b"\x02", b"\x03"):
         for read in (decode_mask, recall_mask):
@@ -159,29 +171,41 @@ def test_any_bytes_are_a_mask_or_corrupt(data, count):
                 assert read(head + data, count).shape == (count,)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 255))
+@settings(max_examples=200, deadline=None)
+@given(EXAMPLES, st.integers(0, 10**6), st.integers(1, 255))
 def test_a_mask_that_a_checksum_vouches_for_is_refused_or_has_the_ones_that_are_announced(
-    position, byte
+    name, position, byte
 ):
-    original, context = coded_example()
+    original, size, context = coded_example(name)
     data = bytearray(original)
     data[position % len(data)] ^= byte
     try:
-        mask = recall_mask(bytes(data), 2000, context)
+        mask = recall_mask(bytes(data), size, context)
     except CorruptStreamError:
         return
     if data[0] == 3:
-        reader = ByteReader(bytes(data[1:]))
-        ones = [int(mask[context == own].sum()) for own in (0, 1)]
-        assert ones == [reader.read_uint(), reader.read_uint()]
+        announced = ByteReader(bytes(data[1:])).read_uint()
+        assert int(mask[context == 0].sum()) == announced
+
+
+@pytest.mark.parametrize("far", [0, 1, 4, 7, 40, 1 << 40])
+def test_a_wrong_number_of_long_gaps_is_corrupt(far):
+    mask = torch.zeros(10_000, dtype=torch.bool)
+    mask[[700, 2000]] = True  # two gaps of 255 before the first one and five before the second
+    data = encode_mask(mask)
+    assert data[:3] == b"\x03\x02\x07"
+    writer = ByteWriter()
+    writer.write_uint(far)
+    for read in (decode_mask, recall_mask):
+        with contextlib.nullcontext() if far == 7 else pytest.raises(CorruptStreamError):
+            assert torch.equal(read(data[:2] + writer.getvalue() + data[3:], 10_000), mask)
 
 
 def test_words_that_are_left_over_are_refused_even_behind_a_checksum():
-    original, context = coded_example()
-    assert torch.equal(recall_mask(original, 2000, context), decode_mask(original, 2000, context))
+    original, size, context = coded_example()
+    assert torch.equal(recall_mask(original, size, context), decode_mask(original, size, context))
     with pytest.raises(CorruptStreamError, match="left over"):
-        recall_mask(original + bytes(12), 2000, context)
+        recall_mask(original + bytes(12), size, context)
 
 
 def test_every_truncation_and_every_extra_byte_is_corrupt():
