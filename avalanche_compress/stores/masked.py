@@ -209,19 +209,25 @@ class MaskedStore(SubnetworkStore):
         self._owner.fill_(_NOBODY)
 
     def _recall_mask(self, position: int) -> Tensor:
-        waiting = [position]
-        while (known := told_by(waiting[-1])) >= 0 and self._masks.get(known) is None:
-            waiting.append(known)
+        waiting: list[tuple[int, bytes]] = []
+        while position >= 0 and (not waiting or self._masks.get(position) is None):
+            waiting.append((position, self._coded_read(position)))
+            position = told_by(position) if _is_open(waiting[-1][1]) else -1
         tasks, owner = list(self.sections), self._owner.flatten().cpu()
-        for own in reversed(waiting):
-            reader = ByteReader(self.sections[tasks[own]])
-            reader.read_bytes()  # what the task wrote has its number on it
+        for own, coded in reversed(waiting):
             used = positions(owner < own)
+            context = self._context(own, used) if _is_open(coded) else None
             with self._damage_named(tasks[own]):
-                read = recall_mask(reader.read_bytes(), used.numel(), self._context(own, used))
+                read = recall_mask(coded, used.numel(), context)
             mask = with_bits(owner == own, used, read)
             self._masks.add(own, mask)
         return mask
+
+    def _coded_read(self, position: int) -> bytes:
+        """What a section says of the slots that the task reads and did not write."""
+        reader = ByteReader(list(self.sections.values())[position])
+        reader.read_bytes()  # what the task wrote has its number on it
+        return reader.read_bytes()
 
     def _context(self, position: int, used: Tensor) -> Tensor | None:
         """What is known of the slots in use before it is known which of them a task reads.
@@ -276,6 +282,11 @@ def told_by(position: int) -> int:
     while position and position % (_LEAP * leap) == 0:
         leap *= _LEAP
     return position - leap
+
+
+def _is_open(coded: bytes) -> bool:
+    """Whether a mask is not all or nothing, so that a context tells of it."""
+    return len(coded) > 1
 
 
 class _Section(NamedTuple):
