@@ -25,6 +25,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
@@ -41,7 +42,7 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.coding import CorruptStreamError
-from benchmarks.fuzz_examples import EXAMPLES, SmallNet, inputs, train
+from benchmarks.fuzz_examples import EXAMPLES, build_model, inputs, train
 from benchmarks.mutations import MUTATIONS, mutate
 
 REFUSED, EXACT, OTHER = "refused", "exact", "other weights"
@@ -135,8 +136,9 @@ def digest_of(network: TaskNetwork) -> str:
 
 
 def _outcome(case: Case, expected: set[str], path: Path) -> str:
+    build = partial(build_model, case.example)
     try:
-        network = load_archive(path, SmallNet)
+        network = load_archive(path, build)
     except ArchiveError as error:
         return REFUSED if str(path) in str(error) else f"an error that names no file: {error}"
     sound = _is_sound(network)
@@ -153,7 +155,7 @@ def _outcome(case: Case, expected: set[str], path: Path) -> str:
         if network.tasks:
             network.materialise(network.tasks[-1], form="auto")(inputs())
     save_archive(network, path)
-    if digest_of(load_archive(path, SmallNet)) != digest:
+    if digest_of(load_archive(path, build)) != digest:
         return "written again, it held something else"
     if digest in expected:  # of a splice, the beginning may be empty
         return EXACT
@@ -281,7 +283,7 @@ def digests_of(archives: dict[str, bytes]) -> dict[str, str]:
         for name, data in archives.items():
             path = Path(folder) / name
             path.write_bytes(data)
-            digests[name] = digest_of(load_archive(path, SmallNet))
+            digests[name] = digest_of(load_archive(path, partial(build_model, name)))
     return digests
 
 

@@ -31,11 +31,13 @@ class SmallNet(nn.Module):
     """A convolution, a grouped one, BatchNorm, a layer, a head, and what all tasks share.
 
     ``(N, 1, 6, 6) -> (N, 2)``
+
+    :param width: of the hidden layer.
     """
 
     offset: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(1, 4, 3, padding=1),
@@ -45,8 +47,8 @@ class SmallNet(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.hidden = nn.Linear(96, 10, bias=False)
-        self.head = nn.Linear(10, 2)
+        self.hidden = nn.Linear(96, width, bias=False)
+        self.head = nn.Linear(width, 2)
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
         self.register_buffer("offset", torch.arange(36.0).view(SHAPE) / 36)
 
@@ -65,8 +67,10 @@ Build = Callable[..., Any]
 
 EXAMPLES: dict[str, Build] = {
     "packnet": partial(PackNet, prune_proportion=0.6),
+    "packnet_wide": partial(PackNet, prune_proportion=0.97),
     "packnet_8bit": partial(PackNet, plugins=[QuantizationPlugin(bits=8)]),
     "wsn": partial(WSN, density=0.4),
+    "wsn_wide": partial(WSN, density=0.4),
     "wsn_prototype": partial(WSN, density=0.4, task_inference="prototype"),
     "tinysubnets": partial(TinySubNets, bits=4, prune_rounds=1, sharing="similar"),
     "ada_qpacknet": partial(AdaQPackNet, bits=4, codebook_finetune_epochs=0),
@@ -88,13 +92,24 @@ EXAMPLES: dict[str, Build] = {
 """Builders of the strategies, to be given model, optimiser and the settings of training."""
 
 
+def build_model(name: str) -> SmallNet:
+    """The model of an example: long masks are coded in other ways than short ones.
+
+    :param name: one of :data:`EXAMPLES`.
+
+    >>> [build_model(name).hidden.weight.numel() for name in ("wsn", "wsn_wide")]
+    [960, 4608]
+    """
+    return SmallNet(48) if name.endswith("_wide") else SmallNet()
+
+
 def train(name: str) -> bytes:
     """The archive of three tasks.
 
     :param name: one of :data:`EXAMPLES`.
     """
     torch.manual_seed(0)
-    model = SmallNet()
+    model = build_model(name)
     strategy = EXAMPLES[name](
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.01),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 import pytest
 
+from avalanche_compress import load_archive
 from benchmarks import fuzz
 from benchmarks.fuzz import EXACT, OUTCOMES, REFUSED, Case, digests_of, main, make_case, run_case
-from benchmarks.fuzz_examples import EXAMPLES, train
+from benchmarks.fuzz_examples import EXAMPLES, build_model, train
 from benchmarks.mutations import parse, sealed, write_tasks
 
 
@@ -91,3 +93,15 @@ def test_a_process_that_dies_or_hangs_is_a_failure_and_replaced(archives, monkey
     results = list(fuzz.run(0, 0, 2, archives, {}))
     assert [result.number for result in results] == [0, 1]
     assert [result.outcome for result in results] == ["the process died", "not done after 0.5 s"]
+
+
+@pytest.mark.parametrize(("name", "sparse"), [("packnet_wide", True), ("wsn_wide", False)])
+def test_masks_of_wide_examples_are_coded_as_those_of_large_networks_are(
+    name, sparse, archives, tmp_path
+):
+    (tmp_path / "file").write_bytes(archives[name])
+    network = load_archive(tmp_path / "file", partial(build_model, name))
+    (store,) = (own for own in network.weight_stores if own.name == "hidden.weight")
+    wrote = [store.stored_values(task) for task in network.tasks]
+    size = store.shape.numel()
+    assert size >= 4096 and (max(wrote) * 16 <= size) is sparse
