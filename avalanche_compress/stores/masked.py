@@ -44,9 +44,9 @@ class MaskedStore(SubnetworkStore):
 
     A committed slot keeps its owner's value for ever; later tasks may read it.
 
-    A section says which slots the task wrote, which of the others it reads, and the values. What is
-    read is told by the mask of :func:`told_by` a task, so that of many tasks few masks are decoded
-    for one of them.
+    A section says which slots the task wrote, which of the others it reads, and the values. The
+    second is coded given one earlier mask (see :func:`told_by`), so that of many tasks' masks few
+    are decoded for one of them.
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
