@@ -128,12 +128,16 @@ def result_table(runs: Sequence[RunResult], stream: str) -> Table:
 
 def _result_columns(runs: Sequence[RunResult]) -> list[Column]:
     inferred = any(run.task_inference is not None for run in runs)
-    orders = {count_orders(own) for own in by_strategy(runs).values()}
+    grouped = by_strategy(runs).values()
+    orders = {count_orders(own) for own in grouped}
+    seeds = {_count_seeds(own) for own in grouped}
     # what grows with the number of orders compares only where that is the same
     least = "least" if len(orders) == 1 else None
     spread = [Column("R"), Column("AOPD", "pp", least), Column("MOPD", "pp", least)]
     return [
         STRATEGY,
+        # the title has the number where it is the same
+        *([Column("seeds")] if len(seeds) > 1 else []),
         ACCURACY,
         *([TASK_ID] if inferred else []),
         Column("forgetting", "pp", "least"),
@@ -146,6 +150,10 @@ def _result_columns(runs: Sequence[RunResult]) -> list[Column]:
     ]
 
 
+def _count_seeds(runs: Sequence[RunResult]) -> int:
+    return len({run.seed for run in runs})
+
+
 def _result_cells(runs: Sequence[RunResult]) -> dict[str, Cell]:
     """What the table says of one strategy, by name of the column."""
     archives = [run.archive_bytes for run in runs if run.archive_bytes is not None]
@@ -154,6 +162,7 @@ def _result_cells(runs: Sequence[RunResult]) -> dict[str, Cell]:
     ratio = mean(run.ratio for run in runs)
     return {
         "strategy": text_cell(runs[0].key.label),
+        "seeds": number_cell([_count_seeds(runs)], digits=0),
         "accuracy": percent_cell([run.accuracy for run in runs]),
         "task id": percent_cell([run.task_id_accuracy for run in runs]),
         "forgetting": percent_cell([run.forgetting for run in runs]),

@@ -47,6 +47,14 @@ def test_a_row_of_several_seeds_has_mean_and_sample_deviation():
     assert row[-1] == "2.8 ± 0.7"
 
 
+def test_unequal_numbers_of_seeds_are_owned_up_to():
+    naive = [make_result(), make_result(seed=1)]
+    assert "seeds" not in [column.name for column in result_table(naive, "stream").columns]
+    runs = [*naive, make_result(strategy="ewc", seed=1)]
+    assert result_table(runs, "stream").columns[1].name == "seeds"
+    assert [row[:2] for row in rows(result_table, runs)] == [["naive", "2"], ["ewc", "1"]]
+
+
 def test_bytes_that_differ_have_a_deviation_in_their_unit():
     assert bytes_cell([33_200, 35_200]).text == "34.2 ± 1.4 kB"
     assert bytes_cell([33_200, 33_200]).text == "33.2 kB"
