@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator, NamedTuple, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,12 +21,7 @@ from avalanche_compress.coding import (
 )
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.stores.base import Place
-from avalanche_compress.stores.subnetwork import (
-    SubnetworkStore,
-    gradient_where,
-    positions,
-    with_bits,
-)
+from avalanche_compress.stores.subnetwork import SubnetworkStore, gradient_where
 from avalanche_compress.stores.values import Values, bits_of, decoded, read_values, write_values
 
 _NOBODY = torch.iinfo(torch.int32).max
@@ -143,7 +139,7 @@ class MaskedStore(SubnetworkStore):
 
     def encode(self) -> bytes:
         mask, free = self.mask.flatten().cpu(), self.free.flatten().cpu() != 0
-        used = positions(~free)
+        used = _positions(~free)
         writer = ByteWriter()
         writer.write_bytes(encode_mask(mask[free]))
         writer.write_bytes(encode_mask(mask[~free], self._context(self._taken, used)))
@@ -168,21 +164,21 @@ class MaskedStore(SubnetworkStore):
         written = decode_mask(reader.read_bytes(), free.numel())
         context = self._context(self._taken, used)
         read = decode_mask(reader.read_bytes(), used.numel(), context)
-        own = free.index_select(0, positions(written))
-        mask = with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
-        return self._read_values(reader, own, with_bits(mask, free, written))
+        own = free.index_select(0, _positions(written))
+        mask = _with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
+        return self._read_values(reader, own, _with_bits(mask, free, written))
 
     def recall(self, reader: ByteReader) -> _Section:
         free = self._draft_slots(True)
         written = recall_mask(reader.read_bytes(), free.numel())
         reader.read_bytes()  # what the task reads matters to nobody else
-        return self._read_values(reader, free.index_select(0, positions(written)), None)
+        return self._read_values(reader, free.index_select(0, _positions(written)), None)
 
     def _draft_slots(self, free: bool) -> Tensor:
         """Indices of the slots that nobody has written, or of the others."""
         assert self._draft is not None
         unwritten = self._draft.owner.numpy() == _NOBODY  # an eighth of the time it takes in torch
-        return positions(torch.from_numpy(unwritten if free else ~unwritten))
+        return _positions(torch.from_numpy(unwritten if free else ~unwritten))
 
     def _read_values(self, reader: ByteReader, own: Tensor, mask: Tensor | None) -> _Section:
         return _Section(mask, own, read_values(reader, own.numel(), self.value.dtype))
@@ -215,11 +211,11 @@ class MaskedStore(SubnetworkStore):
             position = told_by(position) if _is_open(waiting[-1][1]) else -1
         tasks, owner = list(self.sections), self._owner.flatten().cpu()
         for own, coded in reversed(waiting):
-            used = positions(owner < own)
+            used = _positions(owner < own)
             context = self._context(own, used) if _is_open(coded) else None
             with self._damage_named(tasks[own]):
                 read = recall_mask(coded, used.numel(), context)
-            mask = with_bits(owner == own, used, read)
+            mask = _with_bits(owner == own, used, read)
             self._masks.add(own, mask)
         return mask
 
@@ -282,6 +278,26 @@ def told_by(position: int) -> int:
     while position and position % (_LEAP * leap) == 0:
         leap *= _LEAP
     return position - leap
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """Indices where a mask is set.
+
+    :param mask: (n,) bool, on the CPU.
+    :return: (m,) int64.
+    """
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # an eighth of the time it takes in torch
+
+
+def _with_bits(mask: Tensor, index: Tensor, bits: Tensor) -> Tensor:
+    """A mask with some of its elements set to others.
+
+    :param mask: (n,) bool, on the CPU, changed in place.
+    :param index: (m,) int64.
+    :param bits: (m,) bool.
+    """
+    mask.numpy()[index.numpy()] = bits.numpy()  # a quarter of the time it takes in torch
+    return mask
 
 
 def _is_open(coded: bytes) -> bool:
