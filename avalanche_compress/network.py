@@ -300,6 +300,7 @@ class TaskNetwork(MultiTaskModule):
         :param task_label: an int.
         :return: ``(N, C)``.
         """
+        # asked here, too: of evaluation's few microseconds beside the model a call is one in ten
         task = task_label if task_label in self.classes else self._answering(task_label)
         if task is None:
             logits = self._run(x, task_label)
@@ -440,7 +441,7 @@ class TaskNetwork(MultiTaskModule):
         lending = self._active.get(task) or self._activated(task)
         backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
         if not backbone.training:
-            with lending:
+            with lending:  # what _lend does, for a call less
                 return self._run(x, task)
         # a replayed sample of a finished task: its running statistics must not move
         with evaluating(backbone):

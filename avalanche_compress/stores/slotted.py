@@ -90,9 +90,9 @@ class SlottedStore(SubnetworkStore):
 
     @property
     def occupancy(self) -> Tensor:
-        """u, bits in use in each slot of the newest page: uint8, of the weight's shape."""
+        """u, bits in use in each slot of the newest page: uint8, of the weight's shape; a copy."""
         self.read_on()
-        return self._shaped(self._level_at(self._taken - 1))
+        return self._shaped(self._level_at(self._taken - 1).clone())
 
     @property
     def writable(self) -> Tensor:
@@ -227,7 +227,7 @@ class SlottedStore(SubnetworkStore):
     def slot_used(self) -> float:
         """``100 sum_i u[i] / (32 n)``: percent of the slots' bits in use, on all pages."""
         used = sum(self.value_bits(task) for task in self.sections)
-        return 100 * used / max(1, SLOT_BITS * self.pages * self.occupancy.numel())
+        return 100 * used / max(1, SLOT_BITS * self.pages * self.frozen.numel())
 
     def slot_words(self, page: int = -1) -> Tensor:
         """The slots with all tasks' codes side by side, for inspection.

@@ -359,6 +359,19 @@ def test_a_damaged_section_is_refused():
         second_after_first(b"\x03" + store.sections[1][1:])
 
 
+def test_what_was_asked_about_slots_stays_as_it_was():
+    store = store_of(8, 9)
+    seen = []
+    for task in range(20):
+        store.reserve = 1
+        store.open([])
+        store.fix_mask(torch.rand(store.shape) < 0.2)
+        store.keep_values([quantise_codebook(values, 1) for values in store.kept_values()])
+        store.restore(task, store.encode())
+        seen.append((store.occupancy, store.occupancy.clone()))
+    assert all(torch.equal(*pair) for pair in seen)
+
+
 def test_a_section_where_no_slot_is_open_is_refused():
     store = store_of()
     learn(store, 0, bits=None)
