@@ -51,8 +51,9 @@ LOOKS = 9
 """Tasks at which a moment's times are taken; the median counts."""
 TURNS = 15
 """Tasks that an early and a late strategy train in turns."""
-TURN_EPOCHS = 13
-"""Epochs of such a task: the median of many steps varies less than the machine's speed."""
+TURN_STEPS = 32
+TURN_EPOCHS = 3
+"""Of such a task: epochs that are long enough for what CACL computes only now and then."""
 STRATEGIES: dict[str, Callable[..., Any]] = {
     # parts of the free weights such that some are left for the last task
     "packnet": partial(PackNet, prune_proportion=0.98),
@@ -61,7 +62,7 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
     "tinysubnets": partial(TinySubNets, density=0.5),
     "halrp": HALRP,
     "cacl": CACL,
-    "cacl_new": partial(CACL, reg_scope="new"),
+    "cacl_each_step": partial(CACL, reg_interval=1),
 }
 
 
@@ -177,20 +178,21 @@ def in_turns(name: str, tasks: int, turns: int = TURNS) -> Figure:
     """A training step of a late task against one of task 2, by strategies that take turns.
 
     In each turn one strategy trains its next task and the other, which is new, its second: both
-    find the machine as busy. Steps are those of all epochs but a task's first.
+    find the machine as busy. The mean over a turn's steps counts, those of a task's first epoch
+    apart.
 
     :param name: one of :data:`STRATEGIES`.
     :param tasks: number of the late task; each turn is one task later.
     :param turns: how many.
     """
-    stream = _stream(max(2, tasks + turns - 1)).train_stream
+    small, stream = _stream(tasks).train_stream, _stream(tasks + turns, TURN_STEPS).train_stream
     late = _learner(name)
-    for experience in stream[: tasks - 1]:
+    for experience in small[: tasks - 1]:
         late[0].train(experience)
     late_steps, early_steps = [], []
     for experience in stream[tasks - 1 : tasks - 1 + turns]:
         early = _learner(name)
-        early[0].train(stream[0])
+        early[0].train(small[0])
         early_steps.append(_step(*early, stream[1]))
         late_steps.append(_step(*late, experience))
     what = f"{name} step, mlp, batch {BATCH}, task {tasks}"
@@ -201,7 +203,7 @@ def _step(strategy: Any, timer: TaskTimer, experience: Any) -> float:
     """Seconds of one that is not of a task's first epoch; the task is trained."""
     strategy.train_epochs = TURN_EPOCHS
     strategy.train(experience)
-    return statistics.median(timer.steps[-STEPS * (TURN_EPOCHS - 1) :])
+    return statistics.mean(timer.steps[-TURN_STEPS * (TURN_EPOCHS - 1) :])
 
 
 def _learner(name: str) -> tuple[Any, TaskTimer]:
@@ -304,10 +306,10 @@ def _build() -> nn.Module:
     return BACKBONES["mlp"](SHAPE, CLASSES, True)
 
 
-def _stream(tasks: int) -> Any:
+def _stream(tasks: int, steps: int = STEPS) -> Any:
     """Tasks of random samples, each with labels of its own."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(STEPS * BATCH, *SHAPE, generator=generator)
+    x = torch.randn(steps * BATCH, *SHAPE, generator=generator)
     labels = [torch.randint(CLASSES, (len(x),), generator=generator) for _ in range(tasks)]
     pairs = [(x, y) for y in labels]
     return tensors_benchmark(

@@ -152,11 +152,40 @@ def test_the_penalty_joins_the_loss_that_is_back_propagated():
             plain = strategy._criterion(strategy.mb_output, strategy.mb_y)
             seen.append((float(strategy.loss - plain), float(plugin.penalty(strategy.model))))
 
-    plugin = FactorizationPlugin()
+    plugin = FactorizationPlugin(reg_interval=1)
     train(make_stream(2), [plugin, Watch()], tasks=2)
     assert len(seen) == 8
     for added, penalty in seen:
         assert penalty > 0 and added == pytest.approx(penalty, abs=1e-5)
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 16])
+def test_steps_share_a_gradient_of_the_orthogonality_penalty(interval):
+    """It is computed at an epoch's first step and at every so many further ones."""
+    steps, added, expected = [], [], []
+
+    def slopes(strategy, penalty):
+        rows = [part for store in strategy.model.weight_stores for part in store.parameters()]
+        return torch.autograd.grad(penalty, rows, retain_graph=True, allow_unused=True)
+
+    class Watch(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            step = strategy.clock.train_epoch_iterations
+            steps.append(step)
+            if step % interval == 0:
+                expected.append(slopes(strategy, naive_penalty(strategy.model, 1.0, 0.0, "all")))
+            else:
+                expected.append(expected[-1])
+            plain = strategy._criterion(strategy.mb_output, strategy.mb_y)
+            added.append(slopes(strategy, strategy.loss - plain))
+
+    plugin = FactorizationPlugin(lambda_sparse=0.0, reg_interval=interval)
+    train(make_stream(2, samples=80), [plugin, Watch()], tasks=2)
+    assert max(steps) >= 4
+    for own, theirs in zip(added, expected):
+        for a, b in zip(own, theirs):
+            if b is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scope", ["all", "new"])
@@ -408,6 +437,8 @@ def test_sharing_none_starts_from_nothing_and_all_from_the_sum():
         {"residual": -1},
         {"sparsity": "l2"},
         {"reg_scope": "old"},
+        {"reg_interval": 0},
+        {"reg_interval": 2.0},
         {"truncation": "svd"},
         {"energy_scope": "all"},
         {"grow": "always"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Iterator, Tuple
+from typing import Any, Dict, Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
 
-_Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
+_Slope = Tuple[Tensor, Tensor]
+_Slopes = Dict[Tensor, _Slope]
+"""Of some parameters a penalty's value and its gradient."""
 
 
 class FactorizationPlugin(ShapingPlugin):
@@ -41,6 +43,10 @@ class FactorizationPlugin(ShapingPlugin):
     :param lambda_sparse: weight of the sparsity penalty: more is smaller and less accurate.
     :param energy: part of a layer's energy ``sum sigma^2`` that truncation may lose, 0..1.
     :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
+    :param reg_interval: steps that share one gradient of the orthogonality penalty, which moves
+        slowly and beside many frozen terms takes as long as the rest of a step: it is computed at
+        the first step of an epoch and at every so many further ones (after the lazy regularization
+        of Karras et al., CVPR 2020). 1 is the paper's: each step computes it.
     :param reg_scope: penalties on ``"all"`` terms together, frozen ones too (the public code; the
         pressure on new sigma fades as frozen energy grows), or on the ``"new"`` ones alone.
     :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
@@ -70,6 +76,7 @@ class FactorizationPlugin(ShapingPlugin):
         *,
         energy: float = 3e-5,
         sparsity: str = "hoyer",
+        reg_interval: int = 32,
         reg_scope: str = "all",
         truncation: str = "raw",
         energy_scope: str = "new",
@@ -90,6 +97,8 @@ class FactorizationPlugin(ShapingPlugin):
                 f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part "
                 "of the break-even rank), or 'full'."
             )
+        if not _is_count(reg_interval):
+            raise TaskStateError(f"reg_interval={reg_interval!r} must be an int of at least 1.")
         if not (isinstance(grow_from, int) and grow_from >= 0):
             raise TaskStateError(f"grow_from={grow_from!r} must be an int of at least 0.")
         if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual >= 0):
@@ -109,6 +118,7 @@ class FactorizationPlugin(ShapingPlugin):
         self.lambda_sparse = lambda_sparse
         self.energy = energy
         self.sparsity = sparsity
+        self.reg_interval = reg_interval
         self.reg_scope = reg_scope
         self.truncation = truncation
         self.energy_scope = energy_scope
@@ -118,6 +128,7 @@ class FactorizationPlugin(ShapingPlugin):
         self.init = init
         self.residual = residual
         self._frozen: list[_Frozen] = []
+        self._recent: _Slopes = {}  # of the orthogonality penalty
         # by weight: what the frozen terms of the last task added up to, and their sections
         self._earlier: dict[str, tuple[tuple[bytes, ...], _Frozen]] = {}
 
@@ -153,34 +164,44 @@ class FactorizationPlugin(ShapingPlugin):
             self._frozen = [self._frozen_of(store) for store in stores]
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        strategy.loss = strategy.loss + self.penalty(network_of(strategy))
+        # training states are written between epochs, so what is kept here is in none of them
+        if strategy.clock.train_epoch_iterations % self.reg_interval == 0:
+            self._recent = {}
+        strategy.loss = strategy.loss + self._penalty(network_of(strategy), self._recent)
 
     def penalty(self, network: TaskNetwork) -> Tensor:
-        """What is added to the loss of the open task.
+        """What is added to the loss of the open task, at its terms as they are now.
 
         :param network: in training.
         :return: scalar.
         """
+        return self._penalty(network, {})
+
+    def _penalty(self, network: TaskNetwork, recent: _Slopes) -> Tensor:
         total = torch.zeros((), device=network.head.weight.device)
         parameters, slopes = [], []
         with torch.autocast(total.device.type, enabled=False):
             for store, frozen in zip(factored_stores(network), self._frozen):
-                for weight, parameter, (value, slope) in self._penalties(store, frozen):
-                    total = torch.add(total, value, alpha=weight)
+                for parameter, (value, slope) in self._penalties(store, frozen, recent):
+                    total = total + value
                     parameters.append(parameter)
-                    slopes.append(slope.mul_(weight))
+                    slopes.append(slope)
         return differentiable(total, parameters, slopes)
 
-    def _penalties(self, store: FactoredStore, frozen: _Frozen) -> Iterator[_Penalty]:
-        """Of one layer: what each is multiplied by, and what it is on; none without terms."""
+    def _penalties(
+        self, store: FactoredStore, frozen: _Frozen, recent: _Slopes
+    ) -> Iterator[tuple[Tensor, _Slope]]:
+        """The penalties on one layer's terms; none without terms."""
         if not store.sigma.numel():
             return
         if self.lambda_orth:
-            yield self.lambda_orth, store.left, orthogonality(store.left, frozen.left)
-            yield self.lambda_orth, store.right, orthogonality(store.right, frozen.right)
+            for side, rows in ((store.left, frozen.left), (store.right, frozen.right)):
+                if side not in recent:
+                    recent[side] = _weighted(self.lambda_orth, orthogonality(side, rows))
+                yield side, recent[side]
         if self.lambda_sparse:
             sparse = sparsity(store.sigma, self.sparsity, frozen.norms)
-            yield self.lambda_sparse, store.sigma, sparse
+            yield store.sigma, _weighted(self.lambda_sparse, sparse)
 
     def _frozen_of(self, store: FactoredStore) -> _Frozen:
         """What a layer's frozen terms add up to; those that were there before are not read again.
@@ -198,7 +219,7 @@ class FactorizationPlugin(ShapingPlugin):
         return frozen
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_earlier": {}}
+        return {**self.__dict__, "_recent": {}, "_earlier": {}}
 
     def shape(self, strategy: Any) -> None:
         stores = factored_stores(network_of(strategy))
@@ -207,7 +228,12 @@ class FactorizationPlugin(ShapingPlugin):
         for store, frozen in zip(stores, self._frozen):
             earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
             store.truncate(self.energy, self.truncation, earlier)
-        self._frozen = []
+        self._frozen, self._recent = [], {}
+
+
+def _weighted(weight: float, slope: _Slope) -> _Slope:
+    value, gradient = slope
+    return weight * value, gradient.mul_(weight)
 
 
 def _is_count(rank: object) -> bool:

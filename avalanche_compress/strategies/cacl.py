@@ -26,6 +26,7 @@ class CACL(CompressedStrategy):
     :param lambda_sparse: weight of the sparsity penalty; the paper's values are 0.1 and 0.4.
     :param energy: part of a layer's energy that truncation may lose.
     :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
+    :param reg_interval: steps that share one gradient of the orthogonality penalty.
     :param reg_scope: ``"all"`` or ``"new"``.
     :param truncation: ``"raw"`` or ``"exact"``.
     :param energy_scope: ``"new"`` or ``"cumulative"``.
@@ -55,6 +56,7 @@ class CACL(CompressedStrategy):
         lambda_sparse: float = 0.1,
         energy: float = 3e-5,
         sparsity: str = "hoyer",
+        reg_interval: int = 32,
         reg_scope: str = "all",
         truncation: str = "raw",
         energy_scope: str = "new",
@@ -72,6 +74,7 @@ class CACL(CompressedStrategy):
             lambda_sparse,
             energy=energy,
             sparsity=sparsity,
+            reg_interval=reg_interval,
             reg_scope=reg_scope,
             truncation=truncation,
             energy_scope=energy_scope,

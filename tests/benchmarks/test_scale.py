@@ -40,8 +40,10 @@ class GrowingSteps:
     def train(self, experience):
         self.tasks += 1
         GrowingSteps.trained += ((self.tasks, experience.task_label),)
-        others = scale.STEPS * (self.train_epochs - 1)
-        self.timer.steps += [100.0] * scale.STEPS + [float(self.tasks)] * others
+        steps = len(experience.dataset) // scale.BATCH
+        others = steps * (self.train_epochs - 1) // 2
+        times = [self.tasks - 1.0, self.tasks + 1.0]  # now one, now the other
+        self.timer.steps += [100.0] * steps + times * others
 
 
 def test_a_late_task_takes_turns_with_a_second_one(monkeypatch):
