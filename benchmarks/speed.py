@@ -157,10 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         evaluation("mlp", 256),
         *training_steps("mlp", 10, 200),
         *training_steps("mlp", 256, 20),
-        *training_steps("lenet", 64, 4),
-        *training_steps("alexnet", 64, 2),
-        *training_steps("resnet18", 64, 1, tasks=4),
-        *training_steps("cacl_net", 64, 4, ("cacl",)),
+        *training_steps("lenet", 64, 16, tasks=4),
+        *training_steps("alexnet", 64, 16, tasks=4),
+        *training_steps("resnet18", 64, 16, tasks=4),
+        *training_steps("cacl_net", 64, 16, ("cacl",), tasks=4),
         growing(),
         *task_inference("mlp", 256),
         *task_inference("lenet", 64),
@@ -288,7 +288,8 @@ def training_steps(
 ) -> list[Figure]:
     """One training step with callbacks, against Naive's with a head per task and a plain loop's.
 
-    All on tensors. Of two epochs a task the mean counts: HALRP's have different steps.
+    All on tensors. Of two epochs a task the mean counts, since HALRP's have different steps, and of
+    all steps of an epoch, since CACL computes a penalty at some only.
 
     :param backbone: name of the backbone.
     :param batch: samples in a step.
