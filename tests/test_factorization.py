@@ -160,32 +160,23 @@ def test_the_penalty_joins_the_loss_that_is_back_propagated():
 
 
 @pytest.mark.parametrize("interval", [1, 2, 3, 16])
-def test_steps_share_a_gradient_of_the_orthogonality_penalty(interval):
-    """It is computed at an epoch's first step and at every so many further ones."""
-    steps, added, expected = [], [], []
-
-    def slopes(strategy, penalty):
-        rows = [part for store in strategy.model.weight_stores for part in store.parameters()]
-        return torch.autograd.grad(penalty, rows, retain_graph=True, allow_unused=True)
+def test_between_two_computations_of_the_penalty_a_bound_stands_for_it(interval):
+    """Computed at an epoch's first step and at every so many further ones, and never too little."""
+    above: dict = {True: [], False: []}
 
     class Watch(SupervisedPlugin):
         def before_backward(self, strategy, **kwargs):
-            step = strategy.clock.train_epoch_iterations
-            steps.append(step)
-            if step % interval == 0:
-                expected.append(slopes(strategy, naive_penalty(strategy.model, 1.0, 0.0, "all")))
-            else:
-                expected.append(expected[-1])
             plain = strategy._criterion(strategy.mb_output, strategy.mb_y)
-            added.append(slopes(strategy, strategy.loss - plain))
+            exact = naive_penalty(strategy.model, 1.0, 0.0, "all")
+            computed = strategy.clock.train_epoch_iterations % interval == 0
+            above[computed].append(float(strategy.loss - plain - exact))
 
     plugin = FactorizationPlugin(lambda_sparse=0.0, reg_interval=interval)
-    train(make_stream(2, samples=80), [plugin, Watch()], tasks=2)
-    assert max(steps) >= 4
-    for own, theirs in zip(added, expected):
-        for a, b in zip(own, theirs):
-            if b is not None:
-                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    train(make_stream(3, samples=160), [plugin, Watch()], tasks=3)
+    assert above[True] == pytest.approx([0] * len(above[True]), abs=1e-5)
+    assert len(above[False]) == 30 - len(above[True])
+    assert all(gap > -1e-5 for gap in above[False])
+    assert interval == 1 or max(above[False]) > 1e-4
 
 
 @pytest.mark.parametrize("scope", ["all", "new"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor
 
 SPARSITY = ("hoyer", "hoyer_square", "l1")
+_POWER_STEPS = 20
+"""Of the power method, whose result only has to be near."""
 
 
 def differentiable(value: Tensor, parameters: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
@@ -91,6 +93,7 @@ class FrozenRows:
         product = rows @ rows.t() if self.count <= self.width else rows.t() @ rows
         self._squared = float((rows.double() ** 2).sum())
         self.constant = float((product.double() ** 2).sum()) - 2 * self._squared
+        self._largest: float | None = None
 
     def extended(self, rows: Tensor) -> FrozenRows:
         """These rows and more, at the cost of the new ones where there are many already.
@@ -105,6 +108,7 @@ class FrozenRows:
         longer.gram = self.gram + rows.t() @ rows
         longer._squared += float((rows.double() ** 2).sum())
         longer.constant = float((longer.gram.double() ** 2).sum()) - 2 * longer._squared
+        longer._largest = None
         return longer
 
     @property
@@ -113,6 +117,20 @@ class FrozenRows:
         kept = self.gram if self.rows is None else self.rows
         assert kept is not None
         return kept.device
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue of ``A^T A``, A these rows; found when it is first asked for."""
+        if self._largest is None:
+            kept = self.gram if self.rows is None else self.rows
+            assert kept is not None
+            self._largest = _largest_eigenvalue(self._overlap, kept)
+        return self._largest
+
+    def _overlap(self, rows: Tensor) -> Tensor:
+        out = torch.zeros_like(rows)
+        self.add_overlap(rows, out, 1.0)
+        return out
 
     def add_overlap(self, rows: Tensor, out: Tensor, factor: float) -> None:
         """Add ``factor rows A^T A`` to a tensor, A these rows.
@@ -126,6 +144,20 @@ class FrozenRows:
             out.addmm_(rows, self.gram, alpha=factor)
         else:
             out.addmm_(rows @ self.rows.t(), self.rows, alpha=factor)
+
+
+def _largest_eigenvalue(product: Callable[[Tensor], Tensor], starts: Tensor) -> float:
+    """That of a positive semi-definite matrix, by the power method from the longest of some rows.
+
+    :param product: a row ``(1, w)`` times the matrix.
+    :param starts: ``(n, w)``, n may be 0.
+    """
+    if not starts.numel():
+        return 0.0
+    row = starts[starts.norm(dim=1).argmax()].unsqueeze(0)
+    for _ in range(_POWER_STEPS):
+        row = product(row / row.norm().clamp_min(torch.finfo(row.dtype).tiny))
+    return float(row.norm())
 
 
 @torch.no_grad()
@@ -147,9 +179,7 @@ def orthogonality(rows: Tensor, frozen: FrozenRows | None = None) -> tuple[Tenso
     >>> round(orthogonality(torch.tensor([[0.1, 0.3, 0.5], [0.2, 0.4, 0.6]]))[0].item(), 6)
     0.250825
     """
-    count, width = rows.shape
-    count += 0 if frozen is None else frozen.count
-    d = min(count, width)
+    d = _smaller_side(rows, frozen)
     constant = d + (0.0 if frozen is None else frozen.constant)
     scale = 1 / max(1, d) ** 2
     own = rows @ rows.t()
@@ -159,3 +189,49 @@ def orthogonality(rows: Tensor, frozen: FrozenRows | None = None) -> tuple[Tenso
     aligned = torch.dot(rows.flatten(), slope.flatten())
     value = aligned / 2 - scale * torch.dot(own.flatten(), own.flatten())
     return value + scale * constant, slope
+
+
+def _smaller_side(rows: Tensor, frozen: FrozenRows | None) -> int:
+    count, width = rows.shape
+    return min(count + (0 if frozen is None else frozen.count), width)
+
+
+class OrthogonalityBound:
+    """A quadratic that stands for :func:`orthogonality` while the rows move on from where they are.
+
+    ``f(A) + <f'(A), B - A> + m/2 ||B - A||^2`` with ``m = 4/d^2 (3 s^2 + 1 + t^2)``, s and t the
+    largest singular values of A and of the frozen rows (majorisation; Hunter and Lange, 2004).
+    f's curvature stays below m, and f below this, until a singular value of B is above
+    ``sqrt(s^2 + 2/3)``, so whoever goes down here goes down f. An old gradient would go on beyond;
+    this one fades, and any number of steps ends where one step of length 1/m from A does. Value
+    and gradient are exact at A, and cost no product anywhere.
+
+    :param rows: A, ``(r, w)``.
+    :param frozen: rows of the same width that get no gradient.
+
+    >>> bound = OrthogonalityBound(torch.tensor([[2.0, 0.0]]))
+    >>> [own.tolist() for own in bound.at(torch.tensor([[1.0, 0.0]]))]
+    [11.0, [[-28.0, 0.0]]]
+    """
+
+    @torch.no_grad()
+    def __init__(self, rows: Tensor, frozen: FrozenRows | None = None):
+        self._rows = rows.clone()
+        self._value, self._slope = orthogonality(rows, frozen)
+        own = rows @ rows.t()
+        square = _largest_eigenvalue(lambda row: row @ own, own)
+        beside = 0.0 if frozen is None else frozen.largest
+        d = max(1, _smaller_side(rows, frozen))
+        self._curvature = 4 / d**2 * (3 * square + 1 + beside)
+
+    @torch.no_grad()
+    def at(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The value for B, and its gradient ``(r, w)``.
+
+        :param rows: B, ``(r, w)``.
+        """
+        moved = rows - self._rows
+        slope = torch.add(self._slope, moved, alpha=self._curvature)
+        moved = moved.flatten()
+        rise = torch.dot(moved, self._slope.flatten()) + torch.dot(moved, slope.flatten())
+        return self._value + rise / 2, slope

@@ -12,6 +12,7 @@ from avalanche_compress.coding.low_rank import GROWTH, TRUNCATION, Factors, free
 from avalanche_compress.coding.regularisers import (
     SPARSITY,
     FrozenRows,
+    OrthogonalityBound,
     differentiable,
     orthogonality,
     sparsity,
@@ -25,9 +26,8 @@ REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
 
-_Slope = Tuple[Tensor, Tensor]
-_Slopes = Dict[Tensor, _Slope]
-"""Of some parameters a penalty's value and its gradient."""
+_Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
+_Bounds = Dict[Tensor, OrthogonalityBound]
 
 
 class FactorizationPlugin(ShapingPlugin):
@@ -43,10 +43,10 @@ class FactorizationPlugin(ShapingPlugin):
     :param lambda_sparse: weight of the sparsity penalty: more is smaller and less accurate.
     :param energy: part of a layer's energy ``sum sigma^2`` that truncation may lose, 0..1.
     :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
-    :param reg_interval: steps that share one gradient of the orthogonality penalty, which moves
-        slowly and beside many frozen terms takes as long as the rest of a step: it is computed at
-        the first step of an epoch and at every so many further ones (after the lazy regularization
-        of Karras et al., CVPR 2020). 1 is the paper's: each step computes it.
+    :param reg_interval: steps after which the orthogonality penalty is computed anew, which beside
+        many frozen terms takes as long as the rest of a step; in between, and not beyond an epoch,
+        :class:`~avalanche_compress.coding.regularisers.OrthogonalityBound` stands for it (our
+        choice). 1 is the paper's: at every step.
     :param reg_scope: penalties on ``"all"`` terms together, frozen ones too (the public code; the
         pressure on new sigma fades as frozen energy grows), or on the ``"new"`` ones alone.
     :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
@@ -128,7 +128,7 @@ class FactorizationPlugin(ShapingPlugin):
         self.init = init
         self.residual = residual
         self._frozen: list[_Frozen] = []
-        self._recent: _Slopes = {}  # of the orthogonality penalty
+        self._bounds: _Bounds = {}
         # by weight: what the frozen terms of the last task added up to, and their sections
         self._earlier: dict[str, tuple[tuple[bytes, ...], _Frozen]] = {}
 
@@ -164,44 +164,42 @@ class FactorizationPlugin(ShapingPlugin):
             self._frozen = [self._frozen_of(store) for store in stores]
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        # training states are written between epochs, so what is kept here is in none of them
+        # training states are written between epochs, so bounds need not be in them
         if strategy.clock.train_epoch_iterations % self.reg_interval == 0:
-            self._recent = {}
-        strategy.loss = strategy.loss + self._penalty(network_of(strategy), self._recent)
+            self._bounds = {}
+        bounds = self._bounds if self.reg_interval > 1 else None
+        strategy.loss = strategy.loss + self.penalty(network_of(strategy), bounds)
 
-    def penalty(self, network: TaskNetwork) -> Tensor:
-        """What is added to the loss of the open task, at its terms as they are now.
+    def penalty(self, network: TaskNetwork, bounds: _Bounds | None = None) -> Tensor:
+        """What is added to the loss of the open task.
 
         :param network: in training.
+        :param bounds: by parameter, what stands for its orthogonality penalty; those that are
+            missing are put in. None for the penalty itself.
         :return: scalar.
         """
-        return self._penalty(network, {})
-
-    def _penalty(self, network: TaskNetwork, recent: _Slopes) -> Tensor:
         total = torch.zeros((), device=network.head.weight.device)
         parameters, slopes = [], []
         with torch.autocast(total.device.type, enabled=False):
             for store, frozen in zip(factored_stores(network), self._frozen):
-                for parameter, (value, slope) in self._penalties(store, frozen, recent):
-                    total = total + value
+                for weight, parameter, (value, slope) in self._penalties(store, frozen, bounds):
+                    total = torch.add(total, value, alpha=weight)
                     parameters.append(parameter)
-                    slopes.append(slope)
+                    slopes.append(slope.mul_(weight))
         return differentiable(total, parameters, slopes)
 
     def _penalties(
-        self, store: FactoredStore, frozen: _Frozen, recent: _Slopes
-    ) -> Iterator[tuple[Tensor, _Slope]]:
-        """The penalties on one layer's terms; none without terms."""
+        self, store: FactoredStore, frozen: _Frozen, bounds: _Bounds | None
+    ) -> Iterator[_Penalty]:
+        """Of one layer: what each is multiplied by, and what it is on; none without terms."""
         if not store.sigma.numel():
             return
         if self.lambda_orth:
             for side, rows in ((store.left, frozen.left), (store.right, frozen.right)):
-                if side not in recent:
-                    recent[side] = _weighted(self.lambda_orth, orthogonality(side, rows))
-                yield side, recent[side]
+                yield self.lambda_orth, side, _orthogonality(side, rows, bounds)
         if self.lambda_sparse:
             sparse = sparsity(store.sigma, self.sparsity, frozen.norms)
-            yield store.sigma, _weighted(self.lambda_sparse, sparse)
+            yield self.lambda_sparse, store.sigma, sparse
 
     def _frozen_of(self, store: FactoredStore) -> _Frozen:
         """What a layer's frozen terms add up to; those that were there before are not read again.
@@ -219,7 +217,7 @@ class FactorizationPlugin(ShapingPlugin):
         return frozen
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_recent": {}, "_earlier": {}}
+        return {**self.__dict__, "_bounds": {}, "_earlier": {}}
 
     def shape(self, strategy: Any) -> None:
         stores = factored_stores(network_of(strategy))
@@ -228,12 +226,17 @@ class FactorizationPlugin(ShapingPlugin):
         for store, frozen in zip(stores, self._frozen):
             earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
             store.truncate(self.energy, self.truncation, earlier)
-        self._frozen, self._recent = [], {}
+        self._frozen, self._bounds = [], {}
 
 
-def _weighted(weight: float, slope: _Slope) -> _Slope:
-    value, gradient = slope
-    return weight * value, gradient.mul_(weight)
+def _orthogonality(
+    side: Tensor, frozen: FrozenRows | None, bounds: _Bounds | None
+) -> tuple[Tensor, Tensor]:
+    if bounds is None:
+        return orthogonality(side, frozen)
+    if side not in bounds:
+        bounds[side] = OrthogonalityBound(side, frozen)
+    return bounds[side].at(side)
 
 
 def _is_count(rank: object) -> bool:

@@ -26,7 +26,7 @@ class CACL(CompressedStrategy):
     :param lambda_sparse: weight of the sparsity penalty; the paper's values are 0.1 and 0.4.
     :param energy: part of a layer's energy that truncation may lose.
     :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
-    :param reg_interval: steps that share one gradient of the orthogonality penalty.
+    :param reg_interval: steps after which the orthogonality penalty is computed anew.
     :param reg_scope: ``"all"`` or ``"new"``.
     :param truncation: ``"raw"`` or ``"exact"``.
     :param energy_scope: ``"new"`` or ``"cumulative"``.

@@ -180,3 +180,61 @@ def test_what_is_prepared_is_never_more_than_the_width_allows(earlier):
     prepared = FrozenRows(random_rows(earlier, 8))
     kept = prepared.rows if prepared.gram is None else prepared.gram
     assert kept.numel() <= 8 * 8 and (prepared.rows is None or prepared.gram is None)
+
+
+# ------------------------------------------------------------------ bounds
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 12),
+    earlier=st.integers(0, 30),
+    rank=st.integers(0, 6),
+    seed=st.integers(0, 10_000),
+    far=st.floats(0, 1),
+)
+def test_a_bound_is_exact_where_it_was_made_and_not_below_around(width, earlier, rank, seed, far):
+    start, frozen = random_rows(rank, width, seed=seed), random_rows(earlier, width, seed=seed + 1)
+    rows = (start + far * random_rows(rank, width, seed=seed + 2)).requires_grad_()
+    prepared = FrozenRows(frozen)
+    exact = naive_orthogonality(torch.cat([frozen, rows])) if rank + earlier else torch.zeros(())
+    there, slope = regularisers.OrthogonalityBound(rows, prepared).at(rows)
+    torch.testing.assert_close(there.double(), exact.detach().double())
+    if rank:
+        torch.testing.assert_close(slope, torch.autograd.grad(exact, rows)[0])
+        value, slope = regularisers.OrthogonalityBound(start, prepared).at(rows)
+        norm = torch.linalg.matrix_norm
+        if norm(rows, 2) ** 2 <= norm(start, 2) ** 2 + 0.6:
+            # the power method stops after some steps
+            assert value >= exact - 1e-9 - 0.01 * float((rows - start).square().sum())
+
+
+def test_a_bound_is_a_quadratic_whose_gradient_is_its_own():
+    start, frozen = random_rows(5, 16), FrozenRows(random_rows(9, 16, seed=1))
+    bound = regularisers.OrthogonalityBound(start, frozen)
+    step = 0.3 * random_rows(5, 16, seed=2)
+    values = [float(bound.at(start + part * step)[0]) for part in (-1, 0, 1, 2)]
+    assert values[3] - 3 * values[2] + 3 * values[1] - values[0] == pytest.approx(0, abs=1e-9)
+    slope = bound.at(start + step)[1]
+    assert float((slope * step).sum()) == pytest.approx((values[3] - values[1]) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("earlier", [0, 3, 40])
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0])
+def test_many_steps_down_a_bound_go_down_the_penalty(earlier, size):
+    """At a rate at which as many steps down an old gradient would go far beyond."""
+    rows, prepared = size * random_rows(5, 16), FrozenRows(random_rows(earlier, 16, seed=1))
+    exact = [float(regularisers.orthogonality(rows, prepared)[0])]
+    beyond = rows
+    for _ in range(30):
+        bound = regularisers.OrthogonalityBound(rows, prepared)
+        rate, old = 0.9 / bound._curvature, regularisers.orthogonality(beyond, prepared)[1]
+        for _ in range(200):
+            rows, beyond = rows - rate * bound.at(rows)[1], beyond - rate * old
+        exact.append(float(regularisers.orthogonality(rows, prepared)[0]))
+    assert all(after <= before + 1e-9 for before, after in zip(exact, exact[1:]))
+    assert not float(regularisers.orthogonality(beyond, prepared)[0]) < 100 * exact[0]
+    for _ in range(5000):
+        rows = rows - rate * regularisers.orthogonality(rows, prepared)[1]
+    least = float(regularisers.orthogonality(rows, prepared)[0])
+    assert exact[-1] - least <= 0.5 * (exact[0] - least)
