@@ -11,7 +11,6 @@ from typing import Any, Callable, Dict, Iterable, Mapping, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import as_multitask
 from avalanche.models.packnet import PackNetModel, WeightAndBiasPackNetModule
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from avalanche.training.supervised import EWC, JointTraining, LwF, Naive, Replay
@@ -37,6 +36,7 @@ from avalanche_compress import (
 )
 from benchmarks.backbones import float_bytes
 from benchmarks.checkpoints import load_strategy, resume, save_strategy
+from benchmarks.multi_head import MultiHead
 from benchmarks.settings import RunSettings
 from benchmarks.streams import SCENARIOS
 
@@ -473,7 +473,7 @@ def _baseline_model(settings: RunSettings) -> nn.Module:
     """A head per task where tasks have labels, one head for all classes where they have none."""
     if settings.stream.scenario == "class":
         return settings.model()
-    return as_multitask(settings.model(), "head")
+    return MultiHead(settings.model(), "head")
 
 
 def _plugin(strategy: Any, kind: type) -> Any:
