@@ -6,6 +6,7 @@ result is left to whoever asks, so a store has one writer per command.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -220,7 +221,7 @@ def run_on_ray(
         num_cpus=workers if address is None else None,
         include_dashboard=False if address is None else None,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         gpus = int(any(job.device == "cuda" for job in jobs))

@@ -93,7 +93,7 @@ class FrozenRows:
         product = rows @ rows.t() if self.count <= self.width else rows.t() @ rows
         self._squared = float((rows.double() ** 2).sum())
         self.constant = float((product.double() ** 2).sum()) - 2 * self._squared
-        self._largest: float | None = None
+        self._largest: Tensor | None = None
 
     def extended(self, rows: Tensor) -> FrozenRows:
         """These rows and more, at the cost of the new ones where there are many already.
@@ -119,8 +119,8 @@ class FrozenRows:
         return kept.device
 
     @property
-    def largest(self) -> float:
-        """The largest eigenvalue of ``A^T A``, A these rows; found when it is first asked for."""
+    def largest(self) -> Tensor:
+        """The largest eigenvalue of ``A^T A``, A these rows, scalar; found when first asked for."""
         if self._largest is None:
             kept = self.gram if self.rows is None else self.rows
             assert kept is not None
@@ -146,18 +146,19 @@ class FrozenRows:
             out.addmm_(rows @ self.rows.t(), self.rows, alpha=factor)
 
 
-def _largest_eigenvalue(product: Callable[[Tensor], Tensor], starts: Tensor) -> float:
+def _largest_eigenvalue(product: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
     """That of a positive semi-definite matrix, by the power method from the longest of some rows.
 
     :param product: a row ``(1, w)`` times the matrix.
     :param starts: ``(n, w)``, n may be 0.
+    :return: scalar, which nobody has waited for.
     """
     if not starts.numel():
-        return 0.0
-    row = starts[starts.norm(dim=1).argmax()].unsqueeze(0)
+        return starts.new_zeros(())
+    row = starts.index_select(0, starts.norm(dim=1).argmax(dim=0, keepdim=True))
     for _ in range(_POWER_STEPS):
         row = product(row / row.norm().clamp_min(torch.finfo(row.dtype).tiny))
-    return float(row.norm())
+    return row.norm()
 
 
 @torch.no_grad()
@@ -220,7 +221,7 @@ class OrthogonalityBound:
         self._value, self._slope = orthogonality(rows, frozen)
         own = rows @ rows.t()
         square = _largest_eigenvalue(lambda row: row @ own, own)
-        beside = 0.0 if frozen is None else frozen.largest
+        beside = 0 if frozen is None else frozen.largest
         d = max(1, _smaller_side(rows, frozen))
         self._curvature = 4 / d**2 * (3 * square + 1 + beside)
 
@@ -231,7 +232,7 @@ class OrthogonalityBound:
         :param rows: B, ``(r, w)``.
         """
         moved = rows - self._rows
-        slope = torch.add(self._slope, moved, alpha=self._curvature)
+        slope = torch.addcmul(self._slope, moved, self._curvature)
         moved = moved.flatten()
         rise = torch.dot(moved, self._slope.flatten()) + torch.dot(moved, slope.flatten())
         return self._value + rise / 2, slope
