@@ -1,7 +1,7 @@
 """Continual learning methods that learn compressed, as drop-in Avalanche strategies."""
 
 from avalanche_compress.archive import load_archive, save_archive
-from avalanche_compress.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import (
     ArchiveError,
     CapacityExhaustedError,
@@ -17,7 +17,29 @@ from avalanche_compress.errors import (
     UnsupportedPluginError,
     ValidationDataError,
 )
-from avalanche_compress.loggers import WandBLogger
+from avalanche_compress.host.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from avalanche_compress.host.tensor_data import ByteValues, NoTensorsError, TensorSamples
+from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
+from avalanche_compress.host.wandb_logger import WandBLogger
+from avalanche_compress.inference.task_inference import TaskInference, infer
+from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
+from avalanche_compress.methods.ada_qpacknet.strategy import AdaQPackNet
+from avalanche_compress.methods.cacl.plugin import FactorizationPlugin
+from avalanche_compress.methods.cacl.store import FactoredStore
+from avalanche_compress.methods.cacl.strategy import CACL
+from avalanche_compress.methods.halrp.growth import growth
+from avalanche_compress.methods.halrp.plugin import PerturbationPlugin
+from avalanche_compress.methods.halrp.store import PerturbedStore
+from avalanche_compress.methods.halrp.strategy import HALRP
+from avalanche_compress.methods.subnetworks.packnet import PackNet
+from avalanche_compress.methods.subnetworks.plugin import (
+    DensityRange,
+    DensitySearch,
+    MaskingPlugin,
+)
+from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.methods.subnetworks.tinysubnets import TinySubNets
+from avalanche_compress.methods.subnetworks.wsn import WSN
 from avalanche_compress.metrics import (
     OrderRobustness,
     OrderRobustnessError,
@@ -29,40 +51,19 @@ from avalanche_compress.metrics import (
     layer_ranks,
     task_id_metrics,
 )
-from avalanche_compress.network import TaskNetwork
-from avalanche_compress.plugins import (
-    AutocastPlugin,
-    ChannelsLastPlugin,
-    DensityRange,
-    DensitySearch,
-    FactorizationPlugin,
-    MaskingPlugin,
-    PerturbationPlugin,
-    QuantizationPlugin,
-    ShapingPlugin,
-    SharingPlugin,
-    TensorDataPlugin,
-    ValidationPlugin,
-    growth,
-)
-from avalanche_compress.stores import FactoredStore, MaskedStore, PerturbedStore, SlottedStore
-from avalanche_compress.strategies import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
-    CompressedStrategy,
-    PackNet,
-    TinySubNets,
-)
-from avalanche_compress.task_inference import TaskInference, infer
-from avalanche_compress.tensor_data import ByteValues, NoTensorsError, TensorSamples
-from avalanche_compress.training_state import (
+from avalanche_compress.shaping.plugin import ShapingPlugin
+from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.shaping.sharing import SharingPlugin
+from avalanche_compress.shaping.validation import ValidationPlugin
+from avalanche_compress.training.autocast import AutocastPlugin
+from avalanche_compress.training.channels_last import ChannelsLastPlugin
+from avalanche_compress.training.state import (
     Position,
     TrainingStatePlugin,
     load_training_state,
     save_training_state,
 )
+from avalanche_compress.training.strategy import CompressedStrategy
 
 __version__ = "0.1.0"
 

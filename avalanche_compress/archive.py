@@ -11,25 +11,16 @@ from typing import Any, Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.coding import ByteReader, ByteWriter, CorruptStreamError
+from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.container import Manifest, pack, unpack
+from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.registry import store_of_kind
+from avalanche_compress.core.store import Place, Store, WeightStore
 from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
 from avalanche_compress.files import PathLike, write_atomically
-from avalanche_compress.network import TaskNetwork
-from avalanche_compress.stores import (
-    FactoredStore,
-    MaskedStore,
-    PerturbedStore,
-    Place,
-    SlottedStore,
-    Store,
-    WeightStore,
-)
 
 MOST_CLASSES = 1 << 20
 """Class numbers are below this: a row of logits is as long as the largest one."""
-
-_KINDS = {kind.kind: kind for kind in (FactoredStore, MaskedStore, PerturbedStore, SlottedStore)}
 
 
 def save_archive(network: TaskNetwork, path: PathLike) -> int:
@@ -78,9 +69,9 @@ def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNe
     Whether the weights are any good is another matter: the checksum finds damage, not malice.
 
     A file that was changed and given a checksum that fits may be found out only when a task is
-    used, with a :class:`~avalanche_compress.coding.CorruptStreamError`, which like
+    used, with a :class:`~avalanche_compress.codec.errors.CorruptStreamError`, which like
     :class:`ArchiveError` is a ``CompressError`` and a ``ValueError``. To read everything at once,
-    call :meth:`~avalanche_compress.network.TaskNetwork.verify`.
+    call :meth:`~avalanche_compress.core.network.TaskNetwork.verify`.
 
     :param path: a file of :func:`save_archive`.
     :param build_model: gives a new model of the class and sizes that were trained; its values do
@@ -136,7 +127,7 @@ def _build_network(
             raise ArchiveError(f"{path} was made for another model: it knows no weight {name!r}")
         kind, config = kinds[name]
         try:
-            return _KINDS[kind](place, name, **config)
+            return store_of_kind(kind)(place, name, **config)
         except (KeyError, TypeError, TaskStateError) as error:
             raise ArchiveError(f"{path} is damaged: {name} is kept in an unknown way") from error
 

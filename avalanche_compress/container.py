@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Mapping, NoReturn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 
-from avalanche_compress.coding import bytes_tensor
+from avalanche_compress.codec import bytes_tensor
 from avalanche_compress.errors import ArchiveError
 from avalanche_compress.files import PathLike
 

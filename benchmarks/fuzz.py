@@ -41,7 +41,7 @@ from avalanche_compress import (
     load_archive,
     save_archive,
 )
-from avalanche_compress.coding import CorruptStreamError
+from avalanche_compress.codec import CorruptStreamError
 from benchmarks.fuzz_examples import EXAMPLES, build_model, inputs, train
 from benchmarks.mutations import MUTATIONS, mutate
 

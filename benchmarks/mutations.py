@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Callable
 
-from avalanche_compress.coding import ByteReader, ByteWriter
+from avalanche_compress.codec import ByteReader, ByteWriter
 
 PARTS = ("tasks", "static")
 HUGE = [

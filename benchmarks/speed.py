@@ -39,16 +39,13 @@ from avalanche_compress import (
     TensorDataPlugin,
     TinySubNets,
 )
-from avalanche_compress.coding import (
-    decode_mask,
-    encode_mask,
-    kmeans_1d,
-    kth_smallest,
+from avalanche_compress.codec import decode_mask, encode_mask, kmeans_1d, kth_smallest
+from avalanche_compress.methods.halrp.maths import (
     leading_svd,
     least_squares_scalings,
     scale_weight,
-    select_ranks,
 )
+from avalanche_compress.methods.halrp.rank_selection import select_ranks
 from benchmarks.backbones import BACKBONES
 from benchmarks.images import Images, load_mnist, value_table
 from benchmarks.splits import PixelDataset

@@ -27,13 +27,13 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.archive import archive_bytes
-from avalanche_compress.coding import (
+from avalanche_compress.codec import (
     ByteWriter,
     CorruptStreamError,
     quantise_codebook,
     quantise_fixed_point,
 )
-from avalanche_compress.stores import MaskedStore
+from avalanche_compress.methods.subnetworks.store import MaskedStore
 from benchmarks.fuzz_examples import SmallNet, inputs
 
 Scored = partial(MaskedStore, scored=True)

@@ -20,7 +20,7 @@ from avalanche.training.plugins import (
 )
 from torch import nn
 
-import avalanche_compress.strategies.base
+import avalanche_compress.training.strategy
 from avalanche_compress import WSN, TaskNetwork, UnsupportedPluginError
 from benchmarks import interoperation_plugins as plugin_cases
 from benchmarks.interoperation import PAGE, SECTIONS, main, outcome, page
@@ -89,7 +89,7 @@ def test_logits_that_change_are_noticed():
 
 
 def test_what_should_be_refused_and_is_not_is_noticed(monkeypatch):
-    monkeypatch.setattr(avalanche_compress.strategies.base, "check_plugins", lambda *given: None)
+    monkeypatch.setattr(avalanche_compress.training.strategy, "check_plugins", lambda *given: None)
     case = next(case for case in CASES if case.name == "`LwFPlugin`")
     with pytest.raises(AssertionError, match=r"LwFPlugin.*was to be refused"):
         outcome(case, "WSN")

@@ -34,8 +34,8 @@ from avalanche_compress import (
     load_archive,
     save_archive,
 )
-from avalanche_compress.coding import CorruptStreamError
-from avalanche_compress.coding.low_rank import free_rank
+from avalanche_compress.codec import CorruptStreamError
+from avalanche_compress.codec.low_rank import free_rank
 
 PAGE = (Path(__file__).parent.parent / "docs" / "misuse.md").read_text()
 SAMPLES = 40

@@ -9,9 +9,9 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 
 from avalanche_compress.archive import archive_bytes
-from avalanche_compress.coding import fused_mask_bits
-from avalanche_compress.network import TaskNetwork, network_of
-from avalanche_compress.stores import MaskedStore, Store, SubnetworkStore, WeightStore
+from avalanche_compress.codec import fused_mask_bits
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.store import Store, WeightStore
 
 
 def stored_bytes(network: TaskNetwork) -> int:
@@ -104,10 +104,14 @@ def layer_densities(network: TaskNetwork) -> dict[str, list[float]]:
     :param network: any.
     :return: by dotted name of the weight, in order of learning; empty without masked weights.
     """
-    return {
-        store.name: [int(store.mask_of(task).sum()) / store.shape.numel() for task in network.tasks]
+    densities = {
+        store.name: [store.density_of(task) for task in network.tasks]
         for store in network.weight_stores
-        if isinstance(store, SubnetworkStore)
+    }
+    return {
+        name: [density for density in own if density is not None]
+        for name, own in densities.items()
+        if None not in own
     }
 
 
@@ -142,8 +146,8 @@ def task_parameters(network: TaskNetwork) -> int:
     return sum(store.stored_values(task) for store in stores)
 
 
-def _masked(network: TaskNetwork) -> list[MaskedStore]:
-    return [store for store in network.weight_stores if isinstance(store, MaskedStore)]
+def _masked(network: TaskNetwork) -> list[Any]:
+    return [store for store in network.weight_stores if store.kind == "masked"]
 
 
 class NetworkMetric(PluginMetric[float]):

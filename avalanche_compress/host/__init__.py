@@ -1,0 +1,1 @@
+"""What adapts to Avalanche: its data sets, callbacks, checkpoints, loggers and plugins."""

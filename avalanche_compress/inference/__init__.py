@@ -1,0 +1,1 @@
+"""Which task a sample is of, where it has no label."""

@@ -1,0 +1,450 @@
+"""W_t = C_t[Z_t] on M_t: every task has its own low-bit value in a 32-bit slot."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avalanche_compress.codec import (
+    ByteReader,
+    ByteWriter,
+    Codebook,
+    CorruptStreamError,
+    decode_mask,
+    encode_mask,
+    recall_mask,
+)
+from avalanche_compress.codec.values import Values, decoded, pass_values, read_values, write_values
+from avalanche_compress.core.cache import RowsAtHand
+from avalanche_compress.core.registry import register_store
+from avalanche_compress.core.store import Place
+from avalanche_compress.core.table import Ledger
+from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
+from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
+
+SLOT_BITS = 32
+"""Bits of a slot, B: what one weight takes in a dense model."""
+_POLICIES = ("raise", "grow_copy", "reuse_frozen")
+_NEWEST, _FRESH, _SOURCES = range(3)
+"""Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
+_LEVELS = 8
+"""Tasks after which it is at hand how full the slots are: two weights' memory in single precision,
+and one for those that :class:`RowsAtHand` has besides."""
+
+
+@register_store
+class SlottedStore(SubnetworkStore):
+    """``W_t[i] = C_t[Z_t[i]]`` where ``M_t[i] = 1``, else 0; no value is shared between tasks.
+
+    Slot i has ``u[i] = sum_t b_t M_t[i]`` of its 32 bits in use: a task pays b_t bits for each
+    weight that it keeps, and nothing for those that it prunes (Ada-QPacknet, Pietron et al.,
+    arXiv 2308.07939; its public code charges all weights and refuses a task that would just fit).
+    A slot is open to the next task while ``u[i] + reserve <= 32``; floats, of any precision, take
+    a slot whole. With 4 bits and nothing pruned eight tasks find room.
+
+    A task's weights start from those of the newest task that it may read, where that one keeps
+    any, and go on from what the module holds elsewhere (our choice; the public code redraws them).
+
+    :param place: the module and the name of its weight, of any shape.
+    :param name: dotted name of the weight in the model.
+    :param policy: when no slot is open to a new task: ``"raise"`` a ``CapacityExhaustedError``;
+        ``"grow_copy"`` starts a fresh page of slots for this weight; ``"reuse_frozen"`` lets the
+        task compute with the newest weight that it may read and adds no value (our choice).
+    :raises TaskStateError: if the policy is none of these.
+
+    >>> layer = torch.nn.Linear(4, 2, bias=False)
+    >>> store = SlottedStore(Place(layer, "weight"))
+    >>> store.open([])
+    >>> store.prune(0.5)
+    >>> codes = torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    >>> store.keep_values([Codebook(codes, torch.tensor([-2.0, -1.0, 1.0, 2.0]))])
+    >>> store.check_commit()
+    >>> store.restore(7, store.encode())
+    >>> store.value_bits(7), store.slot_used  # 4 values of 2 bits in 8 slots of 32 bits
+    (8, 3.125)
+    """
+
+    kind = "slotted"
+
+    pages: int
+    """How many slots there are for each weight: 1, and one more whenever a page was full."""
+    _available: Tensor
+
+    def __init__(self, place: Place, name: str = "weight", *, policy: str = "raise"):
+        super().__init__(place, name)
+        if policy not in _POLICIES:
+            raise TaskStateError(f"policy={policy!r} must be one of {', '.join(_POLICIES)}.")
+        self.policy = policy
+        self.pages = 1
+        self._available = torch.ones_like(self.frozen, dtype=torch.bool)
+        self._granted = self.reserve  # to the open task
+        self._source: int | None = None  # the finished task that the open one computes with
+        self._levels = RowsAtHand(self.frozen.numel(), _LEVELS)
+
+    @property
+    def occupancy(self) -> Tensor:
+        """u, bits in use in each slot of the newest page: uint8, of the weight's shape; a copy."""
+        self.read_on()
+        return self._shaped(self._level_at(self._taken - 1).clone())
+
+    @property
+    def writable(self) -> Tensor:
+        if self._source is not None:
+            return torch.zeros_like(self._available)
+        return self._available
+
+    def config(self) -> dict[str, Any]:
+        return {"policy": self.policy}
+
+    def check_open(self, reusable: Sequence[int]) -> None:
+        if not 1 <= self.reserve <= SLOT_BITS:
+            raise TaskStateError(f"reserve={self.reserve} bits must lie between 1 and {SLOT_BITS}.")
+        if self._newest(reusable) is not None and self.policy == "reuse_frozen":
+            return
+        if self.policy != "grow_copy" and not bool(self._room(self.reserve).any()):
+            raise CapacityExhaustedError(
+                f"{self.name} has {self.occupancy.numel()} slots of {SLOT_BITS} bits and none has "
+                f"{self.reserve} bits left for the new task (the emptiest has "
+                f"{SLOT_BITS - int(self.occupancy.min())}): prune more of each task, use fewer "
+                "bits, start from a wider model, or choose policy='grow_copy' or 'reuse_frozen'."
+            )
+
+    @torch.no_grad()
+    def open(self, reusable: Sequence[int]) -> None:
+        newest = self._newest(reusable)
+        if newest is not None:
+            self.scratch.copy_(
+                torch.where(self.mask_of(newest), self.committed(newest), self.scratch)
+            )
+        self._mask = None
+        self._quantised = None
+        self._granted = self.reserve
+        self._source = None
+        self._available = self._room(self._granted)
+        if not bool(self._available.any()):
+            if self.policy == "reuse_frozen":
+                assert newest is not None, "check_open refuses this"
+                self._source = newest
+                self._available = self.mask_of(newest)
+            else:
+                self._available = torch.ones_like(self._available)
+        self._see(self._available)
+
+    def fix_mask(self, mask: Tensor) -> None:
+        super().fix_mask(mask)
+        self._see(self.mask)
+
+    def check_commit(self) -> None:
+        super().check_commit()
+        kept = int(self.own.sum())
+        bits = _charge(self._kept())
+        if kept and bits > self._granted:
+            raise CapacityExhaustedError(
+                f"{self.name} has {kept} values of {bits} bits to keep and {self._granted} bits of "
+                "a slot were reserved when the task was opened: use fewer bits, or set a larger "
+                "reserve before (floats take all 32)."
+            )
+
+    def encode(self) -> bytes:
+        mask, closed = self.mask.flatten().cpu(), ~self._available.flatten().cpu()
+        place = _NEWEST
+        if self._source is not None:
+            place = _SOURCES + list(self.sections).index(self._source)
+        elif not bool(self._room(self._granted).any()):
+            place = _FRESH
+        writer = ByteWriter()
+        for number in (self._granted, place, int(self.own.sum())):
+            writer.write_uint(number)
+        last = self._mask_at(self._taken - 1) if self._taken and place != _FRESH else None
+        writer.write_bytes(encode_mask(mask, _context(last, closed)))
+        write_values(self._kept(), writer)
+        return writer.getvalue()
+
+    def decode(self, reader: ByteReader) -> _Section:
+        head = self._read_head(reader)
+        level = self._level_at(self._taken - 1)
+        closed = _closed(level, head.reserve)
+        full = bool(closed.numpy().all())
+        if full and head.place == _NEWEST:
+            raise CorruptStreamError(f"a task of {head.reserve} bits a value, no slot is open")
+        if not full and head.place != _NEWEST:
+            raise CorruptStreamError("a task that left its page, where slots are open")
+        if head.place == _FRESH:
+            level, last = torch.zeros_like(level), None
+            closed = torch.zeros_like(closed)
+        else:
+            level, last = level.clone(), self._mask_at(self._taken - 1) if self._taken else None
+        if head.source is not None:
+            closed = ~self._mask_at(head.source)
+        mask = decode_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
+        head.check_mask(mask, closed)
+        charge = _charge(read_values(reader, head.added, self.frozen.dtype))
+        head.check_charge(charge)
+        if head.added:
+            level += charge * mask.view(torch.uint8)
+        return _Section(head, charge, mask, level)
+
+    def recall(self, reader: ByteReader) -> _Section:
+        head = self._read_head(reader)
+        reader.read_bytes()  # the mask is decoded when it is needed
+        charge = pass_values(reader, head.added, self.frozen.dtype)
+        head.check_charge(charge)
+        return _Section(head, charge, None, None)
+
+    @torch.no_grad()
+    def accept(self, task: int, content: _Section) -> None:
+        head, charge, mask, level = content
+        self._quantised = None  # the codes are in the section now
+        if mask is not None and level is not None:
+            self._masks.add(self._taken, mask)
+            self._levels.add(self._taken, level)
+        if head.source is not None:
+            _, _, page, owner = self._kept_by[head.source]
+            self._kept_by.append(head.added, charge, page, owner)
+            return
+        self.pages += head.place == _FRESH
+        self._kept_by.append(head.added, charge, self.pages - 1, self._taken)
+
+    @torch.no_grad()
+    def committed(self, task: int) -> Tensor:
+        mask, position = self.mask_of(task), self.position_of(task)
+        *_, owner = self._kept_by[position]
+        values = decoded(self._values_at(owner)).to(self.frozen)
+        weight = torch.zeros_like(self.frozen)
+        if owner == position:
+            return weight.masked_scatter_(mask, values)
+        weight.masked_scatter_(self._shaped(self._mask_at(owner)), values)
+        return torch.where(mask, weight, 0.0)
+
+    @property
+    def slot_used(self) -> float:
+        """``100 sum_i u[i] / (32 n)``: percent of the slots' bits in use, on all pages."""
+        used = sum(self.value_bits(task) for task in self.sections)
+        return 100 * used / max(1, SLOT_BITS * self.pages * self.frozen.numel())
+
+    def slot_words(self, page: int = -1) -> Tensor:
+        """The slots with all tasks' codes side by side, for inspection.
+
+        ``sum_t Z_t[i] << offset_t[i]`` with ``offset_t[i] = sum_{s<t} b_s M_s[i]``. A fixed-point
+        code counts from the lowest, a float is its bits in single precision.
+
+        :param page: which of :attr:`pages`, by default the newest.
+        :return: int64, of the weight's shape, each in ``0 .. 2**32 - 1``; a copy.
+        """
+        self.read_on()
+        page = range(self.pages)[page]
+        words = torch.zeros_like(self.frozen, dtype=torch.int64)
+        offset = torch.zeros_like(words)
+        for position, (_, bits, own, owner) in enumerate(self._kept_by):
+            if own == page and owner == position:
+                mask = self._shaped(self._mask_at(position))
+                codes = _codes(self._values_at(position)).to(words.device)
+                words[mask] |= codes << offset[mask]
+                offset += mask * bits
+        return words
+
+    def get_extra_state(self) -> dict[str, Any]:
+        state = super().get_extra_state()
+        state["open"].update(reserve=self.reserve, granted=self._granted, source=self._source)
+        return state
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        chosen = state["open"]
+        self.reserve, self._granted = chosen["reserve"], chosen["granted"]
+        self._source = chosen["source"]
+
+    def forget(self) -> None:
+        super().forget()
+        self.pages = 1
+        self._levels.clear()
+
+    def _room(self, reserve: int) -> Tensor:
+        return self.occupancy <= SLOT_BITS - reserve
+
+    def _newest(self, reusable: Sequence[int]) -> int | None:
+        return next((task for task in reversed(list(self.sections)) if task in reusable), None)
+
+    def _see(self, mask: Tensor) -> None:
+        """Compute with the weights in ``mask`` and no others."""
+        self.trainable = (mask & self.writable).to(self.frozen.dtype)
+        if self._source is None:
+            self.frozen = torch.zeros_like(self.frozen)
+        else:
+            self.frozen = torch.where(mask, self.committed(self._source), 0.0)
+
+    def _read_head(self, reader: ByteReader) -> _Head:
+        head = _Head(*(reader.read_uint() for _ in range(3)))
+        if not 1 <= head.reserve <= SLOT_BITS:
+            raise CorruptStreamError(f"a reserve of {head.reserve} bits in a slot of {SLOT_BITS}")
+        policy = {_NEWEST: self.policy, _FRESH: "grow_copy"}.get(head.place, "reuse_frozen")
+        if policy != self.policy:
+            raise CorruptStreamError(f"a task of policy {policy}, not {self.policy}")
+        if head.source is not None and (head.source >= self._taken or head.added):
+            raise CorruptStreamError(
+                f"a task of {head.added} values that reads number {head.source} of {self._taken}"
+            )
+        if head.added > self.frozen.numel():
+            raise CorruptStreamError(f"{head.added} values in {self.frozen.numel()} slots")
+        return head
+
+    def _new_ledger(self) -> Ledger:
+        """Of each task its values and their bits, its page, and the position of their owner."""
+        return Ledger(4)
+
+    def _values_at(self, position: int) -> Values:
+        """A task's values out of its section: kept as packed codes, not a second time."""
+        task, reader = self._section(position)
+        with self._damage_named(task):
+            self._read_head(reader)
+            reader.read_bytes()  # the mask, which is at hand already
+            return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
+
+    def _section(self, position: int) -> tuple[int, ByteReader]:
+        """A task's label and its section from the start."""
+        task = list(self.sections)[position]
+        return task, ByteReader(self.sections[task])
+
+    def _recall_mask(self, position: int) -> Tensor:
+        return self._walk(position)[0]
+
+    def _level_at(self, position: int) -> Tensor:
+        """(n,) Bits in use in each slot of a task's page after it, not to be written to.
+
+        :param position: of the task in order of learning, -1 for before the first.
+        """
+        if position < 0:
+            return torch.zeros(self.frozen.numel(), dtype=torch.uint8)
+        level = self._levels.get(position)
+        return self._walk(position)[1] if level is None else level
+
+    def _walk(self, position: int) -> tuple[Tensor, Tensor]:
+        """A task's mask and its page's levels after it, by way of those before it on the page."""
+        page = self._kept_by[position][2]
+        start = self._kept_by.column(2).index(page)
+        first = max(start - 1, self._last_known(position))
+        if first < start:
+            last, level = None, self._level_at(-1)
+        else:
+            last, level = self._masks.get(first), self._level_at(first).clone()
+        passed: list[Tensor] = []  # from the first task on, if any may read another one's values
+        for own in range(first + 1, position + 1):
+            mask = self._masks.get(own)
+            if mask is None:
+                mask = self._recall_next(own, last, level, passed)
+            added, charge, *_ = self._kept_by[own]
+            if added:
+                level += charge * mask.view(torch.uint8)
+            if self.policy == "reuse_frozen":
+                passed.append(mask)
+            last = mask
+        assert last is not None
+        self._levels.add(position, level)
+        return last, level
+
+    def _recall_next(
+        self, position: int, last: Tensor | None, level: Tensor, passed: Sequence[Tensor]
+    ) -> Tensor:
+        """(n,) A mask, given what is known before it.
+
+        :param position: of the task in order of learning.
+        :param last: (n,) bool, the mask before on its page.
+        :param level: (n,) bits in use in each slot of its page.
+        :param passed: masks from the first task on, if it may read another one's values.
+        """
+        task, reader = self._section(position)
+        with self._damage_named(task):
+            head = self._read_head(reader)
+            closed = _closed(level, head.reserve) if head.source is None else ~passed[head.source]
+            mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
+            head.check_mask(mask, closed)
+        return mask
+
+    def _last_known(self, position: int) -> int:
+        """The last task before one whose mask and levels are at hand; -1 for the start."""
+        if self.policy == "reuse_frozen":
+            return -1
+        known = self._levels.nearest(position - 1)
+        while known >= 0 and self._masks.get(known) is None:
+            known = self._levels.nearest(known - 1)
+        return known
+
+
+class _Head(NamedTuple):
+    """What a section begins with."""
+
+    reserve: int
+    place: int
+    """:data:`_NEWEST` or :data:`_FRESH`, the page with its slots, or :data:`_SOURCES` and more."""
+    added: int
+    """How many values it has of its own."""
+
+    @property
+    def source(self) -> int | None:
+        """The position of the task that it computes with, if it has no values of its own."""
+        return self.place - _SOURCES if self.place >= _SOURCES else None
+
+    def check_mask(self, mask: Tensor, closed: Tensor) -> None:
+        """Refuse a mask that keeps closed slots, or not as many as there are values."""
+        if bool((mask.numpy() & closed.numpy()).any()):
+            raise CorruptStreamError("a mask that keeps slots which are not open")
+        kept = int(np.count_nonzero(mask.numpy()))
+        if self.source is None and kept != self.added:
+            raise CorruptStreamError(f"{self.added} values for a mask that keeps {kept}")
+
+    def check_charge(self, bits: int) -> None:
+        """Refuse values that take more than was reserved for them."""
+        if self.added and bits > self.reserve:
+            raise CorruptStreamError(f"values of {bits} bits where {self.reserve} were reserved")
+
+
+class _Section(NamedTuple):
+    """What one task keeps, as its section tells; its values stay in there."""
+
+    head: _Head
+    charge: int
+    """Bits of a slot that each value takes."""
+    mask: Tensor | None
+    """(n,) bool; None as long as nobody has asked."""
+    level: Tensor | None
+    """(n,) Bits in use in each slot after it; None with the mask."""
+
+
+def _closed(level: Tensor, reserve: int) -> Tensor:
+    """Where a slot has not the room for a value (bool), on the CPU.
+
+    :param level: bits in use, uint8, on the CPU.
+    :param reserve: of the value.
+    """
+    # NumPy compares bytes in a twentieth of the time that torch takes
+    return torch.from_numpy(level.numpy() > SLOT_BITS - reserve)
+
+
+def _context(last: Tensor | None, closed: Tensor) -> Tensor:
+    """What is known of a slot before it is known whether a task keeps it: last + 2 closed.
+
+    :param last: (n,) bool, the mask of the task before on its page.
+    :param closed: (n,) bool, slots that it cannot keep.
+    :return: (n,) uint8.
+    """
+    context = closed.numpy().view(np.uint8) * np.uint8(2)  # a quarter of the time it takes in torch
+    if last is not None:
+        context += last.numpy().view(np.uint8)
+    return torch.from_numpy(context)
+
+
+def _charge(values: Values) -> int:
+    """Bits that each value takes of its slot."""
+    return SLOT_BITS if isinstance(values, Tensor) else values.bits
+
+
+def _codes(values: Values) -> Tensor:
+    """(n,) Values as they stand in their slots: int64, not negative."""
+    if isinstance(values, Tensor):
+        return values.float().view(torch.int32).long() & (1 << SLOT_BITS) - 1
+    if isinstance(values, Codebook):
+        return values.codes.long()
+    return values.codes.long() + (1 << (values.bits - 1))

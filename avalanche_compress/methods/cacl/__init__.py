@@ -1,0 +1,1 @@
+"""Every task adds few rank-one terms to frozen ones: CACL."""

@@ -1,0 +1,286 @@
+"""Weights that are trained as few terms: penalties, truncation, and how the network grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Iterator, Tuple
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.codec.low_rank import GROWTH, TRUNCATION, Factors, free_rank
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.methods.cacl.penalties import (
+    SPARSITY,
+    FrozenRows,
+    OrthogonalityBound,
+    differentiable,
+    orthogonality,
+    sparsity,
+)
+from avalanche_compress.methods.cacl.store import FactoredStore
+from avalanche_compress.shaping.plugin import ShapingPlugin, check_known, stores_of
+
+REG_SCOPES = ("all", "new")
+ENERGY_SCOPES = ("new", "cumulative")
+INITS = ("random", "orthogonal", "svd")
+
+_Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
+_Bounds = Dict[Tensor, OrthogonalityBound]
+
+
+class FactorizationPlugin(ShapingPlugin):
+    """Trains each weight as terms ``U diag|sigma| V`` and keeps the few that matter.
+
+    In training, ``lambda_orth (O(U) + O(V)) + lambda_sparse H(sigma)`` of each layer is added to
+    the loss: O for orthonormal rows, H for few large sigma (see
+    :mod:`~avalanche_compress.methods.cacl.penalties`). Afterwards the terms of least energy are
+    dropped, without retraining (CACL; Teja and Panda, arXiv 2009.01956). It needs a network of
+    :class:`~avalanche_compress.FactoredStore`.
+
+    :param lambda_orth: weight of the orthogonality penalty.
+    :param lambda_sparse: weight of the sparsity penalty: more is smaller and less accurate.
+    :param energy: part of a layer's energy ``sum sigma^2`` that truncation may lose, 0..1.
+    :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
+    :param reg_interval: steps after which the orthogonality penalty is computed anew, which beside
+        many frozen terms takes as long as the rest of a step; in between, and not beyond an epoch,
+        :class:`~avalanche_compress.methods.cacl.penalties.OrthogonalityBound` stands for it (our
+        choice). 1 is the paper's: at every step.
+    :param reg_scope: penalties on ``"all"`` terms together, frozen ones too (the public code; the
+        pressure on new sigma fades as frozen energy grows), or on the ``"new"`` ones alone.
+    :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
+    :param energy_scope: ``"new"``, or ``"cumulative"`` to count frozen energy as kept already.
+    :param grow: how many terms a task may train, see
+        :func:`~avalanche_compress.codec.low_rank.free_rank`.
+    :param grow_from: finished tasks before the network may grow; the public code has 2.
+    :param rank: terms of the first task, or of each with ``grow="fixed"``: a number of terms (int),
+        a part of the break-even rank (float in 0..1), or ``"full"``.
+    :param init: how a task's terms start: ``"random"``, the public code's; ``"orthogonal"``, which
+        the penalty leaves alone and in which no term is stronger than another; ``"svd"``, the
+        model's own weights for the first task and orthogonal for others.
+    :param residual: factor of U when a later task starts. 1 is the public code's: new terms are as
+        strong as a layer's random start; 0 leaves the task with what earlier ones have learned.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> FactorizationPlugin(lambda_sparse=0.4, grow="r0").energy
+    3e-05
+    """
+
+    turn = 1
+
+    def __init__(
+        self,
+        lambda_orth: float = 1.0,
+        lambda_sparse: float = 0.1,
+        *,
+        energy: float = 3e-5,
+        sparsity: str = "hoyer",
+        reg_interval: int = 32,
+        reg_scope: str = "all",
+        truncation: str = "raw",
+        energy_scope: str = "new",
+        grow: str = "avg",
+        grow_from: int = 1,
+        rank: int | float | str = 1.0,
+        init: str = "random",
+        residual: float = 1.0,
+    ):
+        super().__init__()
+        if not 0 <= energy < 1:
+            raise TaskStateError(
+                f"energy={energy} must be at least 0 and below 1: it is the part of a layer's "
+                "energy that truncation may lose."
+            )
+        if not (rank == "full" or _is_count(rank) or _is_part(rank)):
+            raise TaskStateError(
+                f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part "
+                "of the break-even rank), or 'full'."
+            )
+        if not _is_count(reg_interval):
+            raise TaskStateError(f"reg_interval={reg_interval!r} must be an int of at least 1.")
+        if not (isinstance(grow_from, int) and grow_from >= 0):
+            raise TaskStateError(f"grow_from={grow_from!r} must be an int of at least 0.")
+        if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual >= 0):
+            raise TaskStateError(
+                f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "
+                f"residual={residual} cannot be negative."
+            )
+        check_known(
+            sparsity=(sparsity, SPARSITY),
+            reg_scope=(reg_scope, REG_SCOPES),
+            truncation=(truncation, TRUNCATION),
+            energy_scope=(energy_scope, ENERGY_SCOPES),
+            grow=(grow, GROWTH),
+            init=(init, INITS),
+        )
+        self.lambda_orth = lambda_orth
+        self.lambda_sparse = lambda_sparse
+        self.energy = energy
+        self.sparsity = sparsity
+        self.reg_interval = reg_interval
+        self.reg_scope = reg_scope
+        self.truncation = truncation
+        self.energy_scope = energy_scope
+        self.grow = grow
+        self.grow_from = grow_from
+        self.rank = rank
+        self.init = init
+        self.residual = residual
+        self._frozen: list[_Frozen] = []
+        self._bounds: _Bounds = {}
+        # by weight: what the frozen terms of the last task added up to, and their sections
+        self._earlier: dict[str, tuple[tuple[bytes, ...], _Frozen]] = {}
+
+    def free_rank(self, store: FactoredStore) -> int:
+        """How many terms the next task trains in a layer.
+
+        :param store: the layer's.
+        """
+        most = min(store.rows, store.columns)
+        if isinstance(self.rank, str):
+            initial = most
+        elif isinstance(self.rank, int):
+            initial = min(self.rank, most)
+        else:
+            initial = max(1, round(self.rank * store.initial_rank))
+        return free_rank(
+            list(store.ranks.values()),
+            initial,
+            self.grow,
+            fixed=initial,
+            grow_from=self.grow_from,
+        )
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        for store in factored_stores(network_of(strategy)):
+            store.rank = self.free_rank(store)
+            store.start = self.init
+            store.residual = self.residual
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        stores = factored_stores(network_of(strategy))
+        with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
+            self._frozen = [self._frozen_of(store) for store in stores]
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        # training states are written between epochs, so bounds need not be in them
+        if strategy.clock.train_epoch_iterations % self.reg_interval == 0:
+            self._bounds = {}
+        bounds = self._bounds if self.reg_interval > 1 else None
+        strategy.loss = strategy.loss + self.penalty(network_of(strategy), bounds)
+
+    def penalty(self, network: TaskNetwork, bounds: _Bounds | None = None) -> Tensor:
+        """What is added to the loss of the open task.
+
+        :param network: in training.
+        :param bounds: by parameter, what stands for its orthogonality penalty; those that are
+            missing are put in. None for the penalty itself.
+        :return: scalar.
+        """
+        total = torch.zeros((), device=network.head.weight.device)
+        parameters, slopes = [], []
+        with torch.autocast(total.device.type, enabled=False):
+            for store, frozen in zip(factored_stores(network), self._frozen):
+                for weight, parameter, (value, slope) in self._penalties(store, frozen, bounds):
+                    total = torch.add(total, value, alpha=weight)
+                    parameters.append(parameter)
+                    slopes.append(slope.mul_(weight))
+        return differentiable(total, parameters, slopes)
+
+    def _penalties(
+        self, store: FactoredStore, frozen: _Frozen, bounds: _Bounds | None
+    ) -> Iterator[_Penalty]:
+        """Of one layer: what each is multiplied by, and what it is on; none without terms."""
+        if not store.sigma.numel():
+            return
+        if self.lambda_orth:
+            for side, rows in ((store.left, frozen.left), (store.right, frozen.right)):
+                yield self.lambda_orth, side, _orthogonality(side, rows, bounds)
+        if self.lambda_sparse:
+            sparse = sparsity(store.sigma, self.sparsity, frozen.norms)
+            yield self.lambda_sparse, store.sigma, sparse
+
+    def _frozen_of(self, store: FactoredStore) -> _Frozen:
+        """What a layer's frozen terms add up to; those that were there before are not read again.
+
+        :param store: with an open task.
+        """
+        sections = tuple(store.sections[task] for task in store.reusable)
+        known, frozen = self._earlier.get(store.name, ((), _Frozen()))
+        moved = frozen.left is not None and frozen.left.device != store.shared.device
+        if moved or sections[: len(known)] != known:
+            known, frozen = (), _Frozen()
+        for block in store.frozen_terms(skipped=len(known)):
+            frozen = frozen.extended(block, penalised=self.reg_scope == "all")
+        self._earlier[store.name] = sections, frozen
+        return frozen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bounds": {}, "_earlier": {}}
+
+    def shape(self, strategy: Any) -> None:
+        stores = factored_stores(network_of(strategy))
+        for store in stores:
+            store.check_finite()  # before any of them has changed
+        for store, frozen in zip(stores, self._frozen):
+            earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
+            store.truncate(self.energy, self.truncation, earlier)
+        self._frozen, self._bounds = [], {}
+
+
+def _orthogonality(
+    side: Tensor, frozen: FrozenRows | None, bounds: _Bounds | None
+) -> tuple[Tensor, Tensor]:
+    if bounds is None:
+        return orthogonality(side, frozen)
+    if side not in bounds:
+        bounds[side] = OrthogonalityBound(side, frozen)
+    return bounds[side].at(side)
+
+
+def _is_count(rank: object) -> bool:
+    return isinstance(rank, int) and rank >= 1
+
+
+def _is_part(rank: object) -> bool:
+    return isinstance(rank, float) and 0 < rank <= 1
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What the terms that a layer builds on add to its penalties: constant while a task trains."""
+
+    left: FrozenRows | None = None
+    right: FrozenRows | None = None
+    norms: tuple[float, float] = (0.0, 0.0)
+    energy: float = 0.0
+
+    def extended(self, terms: Factors, penalised: bool) -> _Frozen:
+        """The same with the terms of one more task.
+
+        :param terms: of the task.
+        :param penalised: whether frozen terms take part in the penalties.
+        """
+        scale = terms.scale.double()
+        energy = self.energy + float((scale**2).sum())
+        if not penalised:
+            return replace(self, energy=energy)
+        norms = (self.norms[0] + float(scale.abs().sum()), energy)
+        left, right = _extended(self.left, terms.left), _extended(self.right, terms.right)
+        return _Frozen(left, right, norms, energy)
+
+
+def _extended(frozen: FrozenRows | None, rows: Tensor) -> FrozenRows:
+    return FrozenRows(rows) if frozen is None else frozen.extended(rows)
+
+
+def factored_stores(network: TaskNetwork) -> list[FactoredStore]:
+    """The weights of a network that are trained as terms.
+
+    :param network: any.
+    :return: without those that are too small to be factored.
+    :raises TaskStateError: if none of its stores is a FactoredStore.
+    """
+    stores = stores_of(network, FactoredStore, "FactorizationPlugin", "factored", "FactoredStore")
+    return [store for store in stores if store.factored]

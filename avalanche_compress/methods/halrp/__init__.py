@@ -1,0 +1,1 @@
+"""Every task is a small perturbation of one frozen base: HALRP."""

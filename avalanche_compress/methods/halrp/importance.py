@@ -1,0 +1,108 @@
+"""How much the loss depends on each layer's weight, from gradients that leave no trace."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Iterable, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.store import WeightStore
+from avalanche_compress.core.substitution import evaluating
+
+IMPORTANCE = ("mean_sq", "sum", "uniform", "fisher_diag")
+_NUMBERS_AT_ONCE = 1 << 26
+
+Batch = Tuple[Tensor, Tensor]
+Criterion = Callable[[Tensor, Tensor], Tensor]
+
+
+def layer_importance(
+    network: TaskNetwork,
+    stores: Sequence[WeightStore],
+    batches: Iterable[Batch],
+    criterion: Criterion,
+    kind: str = "mean_sq",
+) -> Tensor:
+    r"""One number per layer: the squared gradient of the loss with respect to its weight.
+
+    - ``"mean_sq"``: of a batch's mean loss, averaged over the weight's elements; over batches
+      :math:`h_l = \frac1B \sum_b n_b \, mean(g_{l,b}^2)` (Li et al., HALRP, TKDE 2024);
+    - ``"sum"``: the same, summed over the elements;
+    - ``"fisher_diag"``: of single samples, averaged over samples and elements, the mean of the
+      empirical Fisher matrix's diagonal. The gradients of as many samples as have 2**26 numbers
+      (256 MB in float32), and of one at least, are in memory at a time; the model and the criterion
+      must be such that ``torch.func`` can vectorise them;
+    - ``"uniform"``: 1, without a look at the data.
+
+    The model is in evaluation mode meanwhile. Its parameters, gradients, running statistics and
+    the random generators stay as they are.
+
+    :param network: with an open task.
+    :param stores: those of the layers; each trains a whole weight.
+    :param batches: inputs (n, ...) and targets (n,).
+    :param criterion: mean loss of logits (n, C) and targets (n,).
+    :param kind: one of :data:`IMPORTANCE`.
+    :return: (L,), in float64.
+
+    >>> network = TaskNetwork(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2)))
+    >>> network.open(0, [0, 1])
+    >>> batch = torch.ones(4, 2), torch.tensor([0, 1, 1, 1])
+    >>> criterion = torch.nn.functional.cross_entropy
+    >>> layer_importance(network, network.weight_stores, [batch], criterion).shape
+    torch.Size([1])
+    """
+    if kind == "uniform" or not stores:
+        return torch.ones(len(stores), dtype=torch.float64)
+    squares = _sample_squares if kind == "fisher_diag" else _batch_squares
+    total, count = torch.zeros(len(stores), dtype=torch.float64), 0
+    with evaluating(network), _differentiable_in_evaluation(network):
+        for x, y in batches:
+            total += squares(network, stores, x, y, criterion)
+            count += len(y) if kind == "fisher_diag" else 1
+    if kind != "sum":
+        total /= torch.tensor([store.shape.numel() for store in stores])
+    return total / max(1, count)
+
+
+def _differentiable_in_evaluation(network: TaskNetwork) -> ContextManager[None]:
+    """cuDNN's recurrent layers have no gradients in evaluation mode; torch's own have."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+
+
+@torch.enable_grad()
+def _batch_squares(
+    network: TaskNetwork, stores: Sequence[WeightStore], x: Tensor, y: Tensor, criterion: Criterion
+) -> Tensor:
+    """``n ||g_l||^2`` of a batch of n samples, (L,)."""
+    loss = criterion(network(x, network.open_task), y)
+    weights = [store.scratch for store in stores]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+    squares = [0.0 if g is None else g.double().square().sum().item() for g in gradients]
+    return len(y) * torch.tensor(squares, dtype=torch.float64)
+
+
+@torch.no_grad()
+def _sample_squares(
+    network: TaskNetwork, stores: Sequence[WeightStore], x: Tensor, y: Tensor, criterion: Criterion
+) -> Tensor:
+    """``sum_i ||g_li||^2`` over the samples i of a batch, (L,)."""
+    names = [f"backbone.{store.name}" for store in stores]
+    weights = {name: store.scratch.detach() for name, store in zip(names, stores)}
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = functional_call(network, weights, (x.unsqueeze(0), network.open_task))
+        return criterion(logits, y.unsqueeze(0))
+
+    numbers = sum(weight.numel() for weight in weights.values())
+    gradients_of = vmap(grad(loss), in_dims=(None, 0, 0))
+    total = torch.zeros(len(stores), dtype=torch.float64)
+    for part in torch.arange(len(y)).split(max(1, _NUMBERS_AT_ONCE // numbers)):
+        gradients = gradients_of(weights, x[part], y[part])
+        squares = [gradients[name].double().square().sum().item() for name in names]
+        total += torch.tensor(squares, dtype=torch.float64)
+    return total

@@ -1,0 +1,496 @@
+"""Weights that perturb a base: the ranks are chosen after a warm-up, then few numbers train on."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from avalanche_compress.core.experiences import classes_in
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.errors import TaskStateError, ValidationDataError
+from avalanche_compress.methods.halrp.budget import prune_to_count, reference_prune
+from avalanche_compress.methods.halrp.growth import (
+    GrowthLimit,
+    added_parameters,
+    base_parameters,
+    fixed_parameters,
+    perturbed_stores,
+    trains_base,
+)
+from avalanche_compress.methods.halrp.importance import IMPORTANCE, Batch, layer_importance
+from avalanche_compress.methods.halrp.maths import LeadingSVD, balanced_factors, leading_svd
+from avalanche_compress.methods.halrp.rank_selection import (
+    choose_conv_mode,
+    ranks_within_budget,
+    select_ranks,
+)
+from avalanche_compress.methods.halrp.store import PerturbedStore
+from avalanche_compress.shaping.plugin import ShapingPlugin, check_known
+from avalanche_compress.shaping.validation import (
+    ValidationPlugin,
+    iterate_batches,
+    restart_comparisons,
+    validation_of,
+)
+
+RANK_METHODS = ("importance", "flat", "budget")
+IMPORTANCE_DATA = ("train", "validation")
+SVD_METHODS = ("auto", "gram", "randomised", "exact")
+
+
+class PerturbationPlugin(ShapingPlugin):
+    """Turns each task's weights into small perturbations of a base while the task is trained.
+
+    A task starts from the base, its biases, norms and running statistics included, and trains
+    whole weights for ``warmup_epochs``. Then each becomes ``diag(r) W_base diag(s) + U A``: r and s
+    by least squares, U and A by singular value decomposition of what is left, at ranks that keep
+    ``approx_rate`` of what all layers' components are worth, ``K h sigma^2`` with h the layer's
+    importance for the loss. These train for the remaining epochs under the penalty
+    ``l1 (||U||_1 + ||A||_1) + l2/2 (||r - c||^2 + ||s - c||^2 + ||U||^2 + ||A||^2)``, and the
+    smallest entries of U and A are pruned (Li et al., HALRP, TKDE 2024). It needs a network of
+    :class:`~avalanche_compress.PerturbedStore`.
+
+    If the first task is the base, it is trained as it is, under ``l2/2 ||W||^2``. A layer whose
+    rank comes out so large that its whole weight has fewer numbers goes on with that. Earlier
+    tasks are never touched. The optimiser keeps its object and learning rate, so schedulers go on;
+    its state starts anew.
+
+    :param approx_rate: part of the components' worth to keep, 0 < approx_rate <= 1.
+    :param warmup_epochs: epochs with whole weights: an int from 1 on, or a part (float in 0..1) of
+        the strategy's epochs.
+    :param max_rank: of any layer.
+    :param min_rank: of any layer that has so many components.
+    :param rank_method: ``"importance"``; ``"flat"``, ``max_rank`` everywhere; or ``"budget"``, the
+        components that are worth most per parameter, as many as the limit on growth allows.
+    :param importance: ``"mean_sq"``, ``"sum"``, ``"fisher_diag"`` or ``"uniform"``, see
+        :func:`~avalanche_compress.methods.halrp.importance.layer_importance`.
+    :param importance_data: ``"train"``, or ``"validation"`` for those that a
+        :class:`ValidationPlugin` has set aside.
+    :param l1: weight of the factors' absolute values in the loss.
+    :param l2: weight of the squares in the loss.
+    :param scale_center: the c in the loss: at 1 a task stays near the base, at 0 the base fades
+        where it is of no use, as in the public code.
+    :param growth_bound: what all tasks may add to the base, as a part of its parameters and as
+        :func:`~avalanche_compress.methods.halrp.growth.growth` counts for reference. The smallest
+        entries of the factors are pruned until the bound holds exactly, and no layer keeps a whole
+        weight that need not.
+    :param tasks: how many there will be, the base's included, to share the bound equally; if None,
+        a task may take all that is left.
+    :param per_task_budget: parameters that a single task may add, counted in the same way.
+    :param prune_floor: entries of the factors of this magnitude or less are always pruned.
+    :param post_prune_epochs: epochs left for training when factors are pruned; 0 prunes in the end.
+    :param svd: ``"auto"``, ``"gram"``, ``"randomised"`` or ``"exact"``, see
+        :func:`~avalanche_compress.methods.halrp.maths.leading_svd`.
+    :param als_iters: how many times r and s are solved for in turn.
+    :param reference_compat: do as the public code does: its estimate of s, a ``scale_center`` of 0,
+        and pruning by its threshold, which may miss the bound and leaves all entries below it.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> PerturbationPlugin(0.9, warmup_epochs=0.25).warmup(train_epochs=12)
+    3
+    """
+
+    turn = 1
+    state_attributes = ("_given", "_perturbed", "_pruned")
+
+    def __init__(
+        self,
+        approx_rate: float = 0.9,
+        *,
+        warmup_epochs: int | float = 1,
+        max_rank: int = 100,
+        min_rank: int = 1,
+        rank_method: str = "importance",
+        importance: str = "mean_sq",
+        importance_data: str = "train",
+        l1: float = 1e-4,
+        l2: float = 1e-4,
+        scale_center: float = 1.0,
+        growth_bound: float | None = None,
+        tasks: int | None = None,
+        per_task_budget: int | None = None,
+        prune_floor: float = 1e-5,
+        post_prune_epochs: int = 0,
+        svd: str = "auto",
+        als_iters: int = 1,
+        reference_compat: bool = False,
+    ):
+        super().__init__()
+        if not 0 < approx_rate <= 1:
+            raise TaskStateError(
+                f"approx_rate={approx_rate} must be above 0 and at most 1: it is the part of the "
+                "components' worth that is kept, and 1 keeps all."
+            )
+        if not (_is_count(warmup_epochs) or _is_part(warmup_epochs)):
+            raise TaskStateError(
+                f"warmup_epochs={warmup_epochs!r} must be an int of at least 1, or a float between "
+                "0 and 1 (a part of the strategy's epochs)."
+            )
+        if not (0 <= min_rank <= max_rank and max_rank > 0):
+            raise TaskStateError(
+                f"min_rank={min_rank} and max_rank={max_rank} must be 0 <= min_rank <= max_rank "
+                f"and max_rank at least 1: give max_rank={max(1, min_rank)} or more."
+            )
+        check_known(
+            rank_method=(rank_method, RANK_METHODS),
+            importance=(importance, IMPORTANCE),
+            importance_data=(importance_data, IMPORTANCE_DATA),
+            svd=(svd, SVD_METHODS),
+        )
+        for name, number in (
+            ("l1", l1),
+            ("l2", l2),
+            ("prune_floor", prune_floor),
+            ("post_prune_epochs", post_prune_epochs),
+        ):
+            if not number >= 0:
+                raise TaskStateError(f"{name}={number} cannot be negative: give 0 to do without.")
+        if not isfinite(scale_center):
+            raise TaskStateError(
+                f"scale_center={scale_center} must be a finite number: 1 draws r and s to the base."
+            )
+        if als_iters < 1 or (reference_compat and als_iters > 1):
+            raise TaskStateError(
+                f"als_iters={als_iters} must be at least 1, and 1 with reference_compat: the "
+                "public code solves once."
+            )
+        self.limit = GrowthLimit(growth_bound, tasks, per_task_budget)
+        if rank_method == "budget" and (reference_compat or not self.limit.given):
+            raise TaskStateError(
+                "rank_method='budget' spends what growth_bound= or per_task_budget= allows, and "
+                "not with reference_compat: give one of them, such as growth_bound=0.2."
+            )
+        if reference_compat and (tasks, per_task_budget) != (None, None):
+            raise TaskStateError(
+                f"tasks={tasks} and per_task_budget={per_task_budget} cannot be held with "
+                "reference_compat, which prunes by growth_bound alone: leave them out."
+            )
+        self.approx_rate = approx_rate
+        self.warmup_epochs = warmup_epochs
+        self.max_rank = max_rank
+        self.min_rank = min_rank
+        self.rank_method = rank_method
+        self.importance = importance
+        self.importance_data = importance_data
+        self.l1 = l1
+        self.l2 = l2
+        self.scale_center = 0.0 if reference_compat else scale_center
+        self.prune_floor = prune_floor
+        self.post_prune_epochs = post_prune_epochs
+        self.svd = svd
+        self.als_iters = als_iters
+        self.reference_compat = reference_compat
+        self._given: list[Tensor] | None = None
+        self._perturbed = False
+        self._pruned = False
+
+    def warmup(self, train_epochs: int) -> int:
+        """Epochs of a task with whole weights.
+
+        :param train_epochs: of the task.
+        :raises TaskStateError: if no epoch is left for the factors, or none before they are pruned.
+        """
+        epochs = self.warmup_epochs
+        if isinstance(epochs, float):
+            epochs = max(1, round(epochs * train_epochs))
+        if epochs + self.post_prune_epochs >= train_epochs:
+            raise TaskStateError(
+                f"{epochs} warm-up epochs and post_prune_epochs={self.post_prune_epochs} of "
+                f"train_epochs={train_epochs} leave none to train the factors: give "
+                f"train_epochs={epochs + self.post_prune_epochs + 1} at least."
+            )
+        return epochs
+
+    # ------------------------------------------------------------------ when
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        network = network_of(strategy)
+        stores = perturbed_stores(network)
+        self.warmup(strategy.train_epochs)
+        if self.importance_data == "validation" and not any(
+            isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
+        ):
+            raise ValidationDataError(
+                "importance_data='validation' needs data that is set aside, and none is: add "
+                "ValidationPlugin(fraction=0.1) to plugins=, or take importance_data='train'."
+            )
+        if self._limited and not trains_base(network):
+            least = 0
+            if self.rank_method == "budget":
+                least = sum(_least_entries(store, self.min_rank) for store in stores)
+            self.limit.entries(network, len(classes_in(strategy.experience)), least)
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        network = network_of(strategy)
+        self._perturbed = self._pruned = trains_base(network)
+        if not self._perturbed:
+            self._start_from_base(network)
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        done, epochs = strategy.clock.train_exp_epochs, strategy.train_epochs
+        if not self._perturbed and done >= self.warmup(epochs):
+            self._perturb(strategy)
+        if not self._pruned and 0 < epochs - done <= self.post_prune_epochs:
+            self._prune(strategy)
+
+    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        strategy.loss = strategy.loss + self.penalty(network_of(strategy))
+
+    def shape(self, strategy: Any) -> None:
+        if not self._perturbed:  # training was stopped early
+            self._perturb(strategy)
+        if not self._pruned:
+            self._prune(strategy)
+
+    def penalty(self, network: TaskNetwork) -> Tensor:
+        """What is added to the loss of the open task; nothing in its warm-up.
+
+        :param network: in training.
+        :return: scalar.
+        """
+        stores = perturbed_stores(network)
+        if trains_base(network):
+            sums = [store.scratch.square().sum() for store in stores]
+            return self.l2 / 2 * torch.stack(sums).sum()
+        stores = [store for store in stores if not store.dense]
+        if not stores:
+            return torch.zeros((), device=network.head.weight.device)
+        factors = torch.cat([part.flatten() for s in stores for part in (s.left, s.right)])
+        scales = torch.cat([p.flatten() for s in stores for p in (s.row_scale, s.column_scale)])
+        if self.scale_center:
+            scales = scales - self.scale_center
+        squares = factors.square().sum() + scales.square().sum()
+        return self.l1 * factors.abs().sum() + self.l2 / 2 * squares
+
+    # ------------------------------------------------------------------ how
+
+    @property
+    def _limited(self) -> bool:
+        """Whether a limit on growth has to be met exactly."""
+        return self.limit.given and not self.reference_compat
+
+    @torch.no_grad()
+    def _start_from_base(self, network: TaskNetwork) -> None:
+        """Let biases, norms and running statistics start as the base's, all but the head."""
+        if self._given is not None and perturbed_stores(network)[0].given:
+            start = self._given
+        elif network.tasks:
+            start = network.private.committed(network.tasks[0])
+        else:
+            start = self._given = [place.tensor.clone() for place in network.private.places]
+        for place, tensor in zip(network.private.places, start):
+            if place.module is not network.head:
+                place.tensor.copy_(tensor)
+
+    def _perturb(self, strategy: Any) -> None:
+        """Replace whole weights by perturbations, and the optimiser's parameters with them."""
+        network = network_of(strategy)
+        stores = [store for store in perturbed_stores(network) if store.factored]
+        importance = self._importance(strategy, stores)
+        mode = "reference" if self.reference_compat else "ls"
+        layers = [
+            _Layer(store, *store.scalings(self.als_iters, mode), store.modes[0], self.svd)
+            for store in stores
+        ]
+        for layer in layers:
+            layer.decompose(self.max_rank)
+        ranks = self._ranks(layers, importance, network)
+        flat = [self._better_flat(layer, rank) for layer, rank in zip(layers, ranks)]
+        if any(flat):
+            layers = [other or layer for layer, other in zip(layers, flat)]
+            ranks = self._ranks(layers, importance, network)
+        for layer, rank in zip(layers, ranks):
+            if rank <= layer.store.break_even_rank(layer.mode):
+                layer.perturb(rank)
+        self._perturbed = True
+        strategy.make_optimizer(reset_optimizer_state=True)
+        restart_comparisons(strategy)
+
+    def _importance(self, strategy: Any, stores: Sequence[PerturbedStore]) -> Tensor:
+        kind = "uniform" if self.rank_method == "flat" else self.importance
+        batches: Iterable[Batch]
+        if self.importance_data == "validation":
+            batches = validation_of(strategy, "importance_data='validation'").batches
+        else:
+            data = strategy.adapted_dataset.eval()
+            loaded = iterate_batches(data, strategy.train_mb_size)
+            batches = ((x.to(strategy.device), y.to(strategy.device)) for x, y in loaded)
+        return layer_importance(network_of(strategy), stores, batches, strategy._criterion, kind)
+
+    def _ranks(
+        self, layers: Sequence[_Layer], importance: Tensor, network: TaskNetwork
+    ) -> list[int]:
+        """The rank of each layer, which may be above its break-even."""
+        caps = [layer.cap(self.max_rank, self._limited) for layer in layers]
+        if self.rank_method == "flat":
+            return caps
+        sizes = [layer.kernel_size for layer in layers]
+        if self.rank_method == "budget":
+            assert network.open_task is not None
+            return ranks_within_budget(
+                [layer.singular_values for layer in layers],
+                importance,
+                [layer.cost for layer in layers],
+                self.limit.entries(network, len(network.classes_of(network.open_task))),
+                kernel_sizes=sizes,
+                min_rank=self.min_rank,
+                caps=caps,
+            )
+        while True:
+            selection = select_ranks(
+                [layer.singular_values for layer in layers],
+                importance,
+                self.approx_rate,
+                kernel_sizes=sizes,
+                min_rank=self.min_rank,
+                caps=caps,
+                energies=[layer.energy for layer in layers],
+            )
+            for layer, certain in zip(layers, selection.certified):
+                if not certain:
+                    layer.decompose(2 * layer.components)
+            if all(selection.certified):
+                return selection.ranks
+
+    def _better_flat(self, layer: _Layer, rank: int) -> _Layer | None:
+        """The layer with a flattened kernel, if it has the choice and that captures more.
+
+        Both may spend as many parameters as one component of the flattened kernel takes at least.
+
+        :param layer: with a product that is constant over kernel positions.
+        :param rank: of that product.
+        """
+        if "flatten" not in layer.store.modes[1:]:
+            return None
+        flat = layer.flattened()
+        spent, least = rank * layer.cost, max(1, self.min_rank) * flat.cost
+        if self.rank_method == "budget" and spent < least:
+            return None
+        flat.decompose(self.max_rank)
+        store = layer.store
+        better = choose_conv_mode(
+            layer.singular_values,
+            flat.singular_values,
+            store.rows,
+            store.columns,
+            store.kernel_size,
+            max(spent, least) // store.groups,
+        )
+        return flat if better == "flatten" else None
+
+    def _prune(self, strategy: Any) -> None:
+        """Drop the smallest entries of the open task's factors."""
+        network = network_of(strategy)
+        stores = [store for store in perturbed_stores(network) if not store.dense]
+        factors = [part.detach() for store in stores for part in (store.left, store.right)]
+        masks = iter(self._masks(factors, network))
+        for store, left, right in zip(stores, masks, masks):
+            if not bool(left.all() and right.all()):
+                store.fix_masks(left, right)
+        self._pruned = True
+        restart_comparisons(strategy)
+
+    def _masks(self, factors: Sequence[Tensor], network: TaskNetwork) -> list[Tensor]:
+        entries = sum(factor.numel() for factor in factors)
+        assert network.open_task is not None
+        classes = len(network.classes_of(network.open_task))
+        if not self.reference_compat:
+            keep = entries
+            if self.limit.given:
+                keep = min(keep, self.limit.entries(network, classes))
+            return prune_to_count(factors, keep, self.prune_floor)
+        if self.limit.bound is None:
+            return [torch.ones_like(factor, dtype=torch.bool) for factor in factors]
+        base = base_parameters(network, classes)
+        earlier = sum(added_parameters(network, task, unpruned=True) for task in network.tasks)
+        dense = base + earlier + fixed_parameters(network, classes) + entries
+        return reference_prune(factors, base, dense, self.limit.bound, self.prune_floor)
+
+
+class _Layer:
+    """A layer between its whole weight and its perturbation.
+
+    :param store: with a whole weight in training.
+    :param r: scales of its outputs, (G, n).
+    :param s: scales of its inputs, (G, m).
+    :param mode: ``"spatial_mean"`` or ``"flatten"``.
+    :param method: of the singular value decomposition.
+    """
+
+    def __init__(self, store: PerturbedStore, r: Tensor, s: Tensor, mode: str, method: str):
+        self.store = store
+        self.mode = mode
+        self.cost = store.parameters_per_rank(mode)
+        self.kernel_size = 1 if mode == "flatten" else store.kernel_size
+        """K, the kernel positions over which a component is constant."""
+        self._r, self._s = r, s
+        self._method = method
+        self._residual = store.residual(r, s, mode)
+        self._svds: list[LeadingSVD] = []
+
+    def flattened(self) -> _Layer:
+        """The same layer with its kernel as one matrix."""
+        return _Layer(self.store, self._r, self._s, "flatten", self._method)
+
+    def decompose(self, rank: int) -> None:
+        """Find the leading components of every group's matrix.
+
+        :param rank: how many, if there are so many.
+        """
+        self.components = min(rank, self.store.full_rank(self.mode))
+        with torch.autocast(self._residual.device.type, enabled=False):
+            self._svds = [
+                leading_svd(matrix, self.components, method=self._method)
+                for matrix in self._residual
+            ]
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Of all groups together: components of one index stand or fall with each other."""
+        groups = torch.stack([svd.singular_values for svd in self._svds])
+        return torch.linalg.vector_norm(groups, dim=0)
+
+    @property
+    def energy(self) -> float | None:
+        """Sum of all squared singular values, if not all of them were found."""
+        if all(svd.exact for svd in self._svds):
+            return None
+        return sum(svd.energy for svd in self._svds)
+
+    def cap(self, max_rank: int, limited: bool) -> int:
+        """The largest rank that may be chosen.
+
+        :param max_rank: for any layer.
+        :param limited: whether no layer may keep its whole weight instead.
+        """
+        store = self.store
+        most = store.break_even_rank if limited else store.full_rank
+        return min(max_rank, most(self.mode))
+
+    def perturb(self, rank: int) -> None:
+        """Let the store train scales and this many components.
+
+        :param rank: at most as many as were found.
+        """
+        factors = [balanced_factors(svd, rank) for svd in self._svds]
+        left, right = (torch.stack(parts) for parts in zip(*factors))
+        self.store.perturb(self._r, self._s, left, right)
+
+
+def _least_entries(store: PerturbedStore, min_rank: int) -> int:
+    """Entries of a layer's factors that cannot be saved by a lower rank."""
+    if not store.factored:
+        return 0
+    mode = store.modes[0]
+    return min(min_rank, store.break_even_rank(mode)) * store.parameters_per_rank(mode)
+
+
+def _is_count(epochs: object) -> bool:
+    return isinstance(epochs, int) and epochs >= 1
+
+
+def _is_part(epochs: object) -> bool:
+    return isinstance(epochs, float) and 0 < epochs < 1

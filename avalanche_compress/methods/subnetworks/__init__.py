@@ -1,0 +1,1 @@
+"""Every task is a sub-network of one shared tensor: PackNet, WSN, TinySubNets."""

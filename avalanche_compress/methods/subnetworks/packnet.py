@@ -1,0 +1,83 @@
+"""PackNet: prune by magnitude, keep what is left, train the next task on the free weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Mapping, Sequence
+
+from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, MaskingPlugin
+from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class PackNet(CompressedStrategy):
+    """PackNet (Mallya and Lazebnik, CVPR 2018), ``W_t = U_t * V``.
+
+    A task trains all free weights, drops the smallest ``prune_proportion`` of them, trains on what
+    it keeps, and freezes it. Later tasks read all frozen weights. In comparison with
+    ``avalanche.training.PackNet``: any module converts (BatchNorm, biases, ResNets), every task
+    has its own head, biases and norms, weight decay and any optimiser leave frozen weights alone,
+    and the user's plugins, periodic evaluation and checkpoints work.
+
+    Needs task labels, or ``task_inference=``. All other arguments as in
+    :class:`CompressedStrategy`.
+
+    :param prune_proportion: part of the free weights that a task gives up, 0..1: a float, a list by
+        position of the task, a function of it, or a mapping from a weight's name to one of these.
+    :param post_prune_epochs: epochs of ``train_epochs`` that come after pruning.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> strategy = PackNet(model=model, optimizer=sgd, prune_proportion=0.5, evaluator=None)
+    >>> strategy.network.tasks
+    []
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        optimizer: Any,
+        prune_proportion: Density = 0.5,
+        post_prune_epochs: int = 0,
+        **base_kwargs: Any,
+    ):
+        super().__init__(
+            model=model,
+            optimizer=optimizer,
+            store=MaskedStore,
+            shaping=[
+                MaskingPlugin(complement(prune_proportion), post_prune_epochs=post_prune_epochs)
+            ],
+            **base_kwargs,
+        )
+
+
+class _Complement:
+    """``position -> 1 - function(position)``; a class, because checkpoints pickle it."""
+
+    def __init__(self, function: Any):
+        self.function = function
+
+    def __call__(self, position: int) -> float:
+        return 1 - float(self.function(position))
+
+
+def complement(proportion: Density) -> Density:
+    """The density that a pruned proportion leaves.
+
+    :param proportion: what :class:`PackNet` takes.
+
+    >>> complement([0.25, 0.5])
+    [0.75, 0.5]
+    """
+    if isinstance(proportion, DensityRange):  # a search, too
+        return replace(proportion, low=1 - proportion.high, high=1 - proportion.low)
+    if isinstance(proportion, Mapping):
+        return {name: complement(own) for name, own in proportion.items()}  # type: ignore[misc]
+    if callable(proportion):
+        return _Complement(proportion)
+    if isinstance(proportion, Sequence):
+        return [1 - p for p in proportion]
+    return 1 - proportion

@@ -1,0 +1,85 @@
+"""What the plugins that shape a task have in common."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence, TypeVar
+
+from avalanche.core import SupervisedPlugin
+
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.store import WeightStore
+from avalanche_compress.errors import TaskStateError
+
+S = TypeVar("S", bound=WeightStore)
+
+
+class ShapingPlugin(SupervisedPlugin):
+    """Prunes, truncates or quantises a task when its training is over.
+
+    When the experience ends, the shaping plugins of the strategy run in the order of their
+    :attr:`turn` and the task is committed, once, whichever of them Avalanche calls first. So each
+    works alone on any Avalanche strategy, and together wherever they stand in its list.
+    """
+
+    turn = 0
+    """Restore the best epoch (0), prune (1), quantise (2)."""
+    state_attributes: tuple[str, ...] = ()
+    """The attributes that a training state has to keep: those that change from epoch to epoch, or
+    from task to task, and are not set anew when a task begins."""
+
+    def shape(self, strategy: Any) -> None:
+        """Change the open task's weights, after its last training step.
+
+        :param strategy: its model has an open task.
+        """
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        shape_and_commit(strategy)
+
+
+def shape_and_commit(strategy: Any) -> None:
+    """Run the strategy's shaping plugins in turn and commit the task; nothing if that was done.
+
+    :param strategy: an Avalanche strategy.
+    """
+    network = network_of(strategy)
+    if network.open_task is None:
+        return
+    shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
+    for plugin in sorted(shaping, key=lambda plugin: plugin.turn):
+        if plugin.turn:  # the best epoch is back by now, and may be finite where the last is not
+            network.check_finite()
+        plugin.shape(strategy)
+    network.commit()
+
+
+def check_known(**options: tuple[str, Sequence[str]]) -> None:
+    """Refuse an option that is none of those there are.
+
+    :param options: by name, the value and those that are known.
+    :raises TaskStateError: for the first that is unknown.
+
+    >>> check_known(grow=("avg", ["avg", "none"]))
+    """
+    for name, (value, known) in options.items():
+        if value not in known:
+            raise TaskStateError(f"{name}={value!r} must be one of {known}.")
+
+
+def stores_of(network: TaskNetwork, kind: type[S], plugin: str, what: str, store: str) -> list[S]:
+    """The stores of one kind behind a network's weights.
+
+    :param network: any.
+    :param kind: their class.
+    :param plugin: that needs them, for the message.
+    :param what: they are, for the message.
+    :param store: to build the network with, for the message.
+    :raises TaskStateError: if there is none.
+    """
+    stores = [own for own in network.weight_stores if isinstance(own, kind)]
+    if not stores:
+        raise TaskStateError(
+            f"a {plugin} needs {what} weights and the network has none: build it with "
+            f"TaskNetwork(model, store={store})."
+        )
+    return stores

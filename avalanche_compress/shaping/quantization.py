@@ -1,0 +1,259 @@
+"""How many bits the values take that a task newly keeps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from avalanche_compress.codec import quantise_codebook, quantise_fixed_point
+from avalanche_compress.codec.values import Values, decoded
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.store import WeightStore
+from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.shaping.codebook_training import train_centroids
+from avalanche_compress.shaping.plugin import ShapingPlugin
+from avalanche_compress.shaping.validation import ValidationPlugin, find_validation, validation_of
+
+_QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
+    "kmeans": quantise_codebook,
+    "fixed_point": quantise_fixed_point,
+}
+_LEAST_BITS = {"kmeans": 1, "fixed_point": 2}
+
+
+class QuantizationPlugin(ShapingPlugin):
+    """Replaces the values that a task newly keeps by codes of few bits, layer by layer.
+
+    Values that the task reads from earlier tasks stay their owners'. With ``bits="auto"`` the
+    smallest width is taken whose validation accuracy is within ``tolerance`` of the float
+    weights' (the ascending search of Pietron et al., arXiv 2412.10869 v1, Algorithm 1); if none is,
+    ``max_bits``. A gain of accuracy is no loss. Then, with ``per_layer``, layers give up further
+    bits one after another, those first whose loss of one bit alone costs least, as long as all of
+    it together stays within ``tolerance`` (our choice; Ada-QPacknet's code measures this
+    sensitivity and does not use it). Both need a :class:`ValidationPlugin`.
+
+    At the end the centroids may be trained for ``codebook_finetune_epochs`` on the task's training
+    data, the codes as they are. The loss on validation data, where there is some, says whether that
+    was for the better: accuracy on few samples is too coarse for it. Inputs are transformed as for
+    evaluation and the model is in evaluation mode, as the task will be used, so no random number is
+    drawn that training would draw.
+
+    :param bits: 1..16 for every layer and task, or ``"auto"``.
+    :param method: ``"kmeans"``: the optimal codebook of ``2**bits`` floats a layer; or
+        ``"fixed_point"``: a shared power of two, at least 2 bits.
+    :param tolerance: loss of accuracy that the search accepts, in percentage points.
+    :param max_bits: where the search ends.
+    :param per_layer: search layer by layer after the common width is found.
+    :param codebook_finetune_epochs: of training for the centroids; fixed point has none to train.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> QuantizationPlugin(bits=4).most_bits
+    4
+    """
+
+    turn = 2
+
+    def __init__(
+        self,
+        bits: int | str = "auto",
+        *,
+        method: str = "kmeans",
+        tolerance: float = 0.5,
+        max_bits: int = 8,
+        per_layer: bool = False,
+        codebook_finetune_epochs: int = 0,
+    ):
+        super().__init__()
+        if method not in _QUANTISERS:
+            raise TaskStateError(f"method={method!r} must be one of {sorted(_QUANTISERS)}.")
+        least = _LEAST_BITS[method]
+        for name, width in (("bits", bits), ("max_bits", max_bits)):
+            if width == "auto" and name == "bits":
+                continue
+            if not isinstance(width, int) or not least <= width <= 16:
+                raise TaskStateError(
+                    f"{name}={width!r} must be an int from {least} to 16 for method={method!r}."
+                )
+        if not tolerance >= 0:
+            raise TaskStateError(
+                f"tolerance={tolerance} percentage points cannot be negative: it is the loss of "
+                "accuracy that few bits may cost."
+            )
+        if codebook_finetune_epochs < 0:
+            raise TaskStateError(
+                f"codebook_finetune_epochs={codebook_finetune_epochs} cannot be negative."
+            )
+        self.bits = bits
+        self.method = method
+        self.tolerance = tolerance
+        self.max_bits = max_bits
+        self.per_layer = per_layer
+        self.codebook_finetune_epochs = codebook_finetune_epochs
+
+    @property
+    def most_bits(self) -> int:
+        """Bits that a value takes at most."""
+        return self.bits if isinstance(self.bits, int) else self.max_bits
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if self.bits == "auto" and not any(
+            isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
+        ):
+            validation_of(strategy, "bits='auto'")  # raises now, not after hours of training
+        for store in network_of(strategy).weight_stores:
+            store.reserve = self.most_bits
+
+    def shape(self, strategy: Any) -> None:
+        network = network_of(strategy)
+        layers = [
+            Layer(store, [values.clone() for values in store.kept_values()])
+            for store in network.weight_stores
+        ]
+        if isinstance(self.bits, int):
+            self.quantise(layers, self.bits)
+        else:
+            self._search(layers, network, validation_of(strategy, "bits='auto'"))
+        if self.codebook_finetune_epochs:
+            self._finetune(layers, strategy)
+
+    def quantise(self, layers: Sequence[Layer], bits: int) -> None:
+        """Let each layer keep codes of its float values.
+
+        :param layers: of the open task.
+        :param bits: width of a code.
+        """
+        for layer in layers:
+            layer.keep([self._codes(layer, values, bits) for values in layer.originals])
+            layer.bits = bits
+
+    def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
+        return _QUANTISERS[self.method](values, bits)
+
+    def _search(
+        self, layers: Sequence[Layer], network: TaskNetwork, validation: ValidationPlugin
+    ) -> None:
+        reference = validation.accuracy(network)
+
+        def loss() -> float:
+            return reference - validation.accuracy(network)
+
+        if self._find_width(layers, loss) and self.per_layer:
+            self._lower_layers(layers, loss)
+
+    def _find_width(self, layers: Sequence[Layer], loss: Callable[[], float]) -> bool:
+        """Take the smallest common width within the tolerance, else the widest.
+
+        :param loss: of accuracy in percentage points, with the layers as they are.
+        :return: whether it is within the tolerance.
+        """
+        for bits in range(_LEAST_BITS[self.method], self.max_bits + 1):
+            self.quantise(layers, bits)
+            if loss() <= self.tolerance:
+                return True
+        return False
+
+    def _lower_layers(self, layers: Sequence[Layer], loss: Callable[[], float]) -> None:
+        """Take bits from one layer after another while the loss of all stays within the tolerance.
+
+        :param layers: quantised within the tolerance.
+        :param loss: of accuracy in percentage points, with the layers as they are.
+        """
+        least = _LEAST_BITS[self.method]
+        candidates = [layer for layer in layers if layer.bits > least and layer.count]
+        sensitivity = [self._loss_of_a_bit(layer, loss) for layer in candidates]
+        # of layers that lose the same, the larger first: its bits weigh more
+        order = sorted(range(len(candidates)), key=lambda i: (sensitivity[i], -candidates[i].count))
+        for layer in (candidates[i] for i in order):
+            while layer.bits > least:
+                self.quantise([layer], layer.bits - 1)
+                if loss() > self.tolerance:
+                    self.quantise([layer], layer.bits + 1)
+                    break
+
+    def _loss_of_a_bit(self, layer: Layer, loss: Callable[[], float]) -> float:
+        """The layer's sensitivity: the loss when it alone has a bit less."""
+        self.quantise([layer], layer.bits - 1)
+        result = loss()
+        self.quantise([layer], layer.bits + 1)
+        return result
+
+    def _finetune(self, layers: Sequence[Layer], strategy: Any) -> None:
+        network, validation = network_of(strategy), find_validation(strategy)
+        before = [layer.values for layer in layers]
+        reference = validation.loss(strategy) if validation else 0.0
+        loader = _training_data(strategy)
+
+        def losses() -> Iterator[Tensor]:
+            for _ in range(self.codebook_finetune_epochs):
+                for x, y, *_ in loader:
+                    network.zero_grad(set_to_none=True)
+                    logits = network(x.to(strategy.device), network.open_task)
+                    yield strategy._criterion(logits, y.to(strategy.device))
+
+        with evaluating(network), _recurrent_gradients(network):
+            after = train_centroids(
+                [layer.store for layer in layers],
+                before,
+                losses(),
+                self.codebook_finetune_epochs * len(loader),
+            )
+        network.zero_grad(set_to_none=True)
+        better = validation is None or validation.loss(strategy) <= reference
+        finite = all(bool(decoded(v).isfinite().all()) for values in after for v in values)
+        for layer, kept in zip(layers, after if better and finite else before):
+            layer.keep(kept)
+
+
+@dataclass
+class Layer:
+    """A weight while its width is chosen.
+
+    :param store: of the open task.
+    :param originals: the float values it keeps.
+    :param bits: its width so far.
+    :param values: the codes it keeps so far.
+    """
+
+    store: WeightStore
+    originals: list[Tensor]
+    bits: int = 32
+    values: list[Values] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many values it keeps."""
+        return sum(values.numel() for values in self.originals)
+
+    def keep(self, values: list[Values]) -> None:
+        """Let the store keep these values.
+
+        :param values: one entry for each of ``originals``.
+        """
+        self.values = values
+        self.store.keep_values(values)
+
+
+def _training_data(strategy: Any) -> DataLoader[Any]:
+    """The task's training data in an order of its own, transformed as for evaluation."""
+    dataset = strategy.adapted_dataset.eval()
+    return DataLoader(
+        dataset,
+        batch_size=strategy.train_mb_size,
+        shuffle=True,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        # drawing from torch's would change the order of the next task's training batches
+        generator=torch.Generator().manual_seed(strategy.clock.train_exp_counter),
+    )
+
+
+def _recurrent_gradients(network: TaskNetwork) -> AbstractContextManager[None]:
+    """cuDNN gives no gradients of a recurrent layer in evaluation mode; torch itself does."""
+    if any(isinstance(module, nn.RNNBase) for module in network.modules()):
+        return torch.backends.cudnn.flags(enabled=False)  # type: ignore[no-any-return]
+    return nullcontext()

@@ -1,0 +1,224 @@
+"""Held-out data for decisions that are made by accuracy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EarlyStoppingPlugin
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.errors import ValidationDataError
+from avalanche_compress.host.tensor_data import NoTensorsError, read_samples
+from avalanche_compress.shaping.plugin import ShapingPlugin
+
+
+class ValidationPlugin(ShapingPlugin):
+    """Sets a seeded part of each experience's training data aside; the test stream is never used.
+
+    Put it before plugins that add data (replay), and beside plugins that decide by accuracy.
+
+    :param fraction: part of the training samples, 0 < fraction < 1.
+    :param seed: of the split; experience e is split with seed + e.
+    :param keep_best: when the task ends, go back to its epoch of least validation loss. A change of
+        phase (pruning) starts the comparison anew; a loss that is NaN is never the least.
+    :raises ValidationDataError: if the fraction is outside (0, 1).
+
+    >>> ValidationPlugin(0.1, seed=3).fraction
+    0.1
+    """
+
+    state_attributes = ("_best",)
+
+    def __init__(self, fraction: float = 0.1, seed: int = 0, *, keep_best: bool = False):
+        super().__init__()
+        if not 0 < fraction < 1:
+            raise ValidationDataError(
+                f"fraction={fraction} of the training data cannot be set aside: "
+                "give a number between 0 and 1, such as 0.1."
+            )
+        self.fraction = fraction
+        self.seed = seed
+        self.keep_best = keep_best
+        self._best: tuple[float, list[Tensor]] | None = None
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        dataset = strategy.adapted_dataset
+        held_out = round(self.fraction * len(dataset))
+        if not 0 < held_out < len(dataset):
+            raise ValidationDataError(
+                f"fraction={self.fraction} of {len(dataset)} samples leaves {held_out} for "
+                f"validation and {len(dataset) - held_out} for training: both need at least one."
+            )
+        generator = torch.Generator().manual_seed(self.seed + strategy.clock.train_exp_counter)
+        order = torch.randperm(len(dataset), generator=generator).tolist()
+        strategy.adapted_dataset = dataset.subset(order[held_out:])
+        self.restart()
+        self._batches = load_batches(
+            dataset.subset(order[:held_out]).eval(),
+            strategy.eval_mb_size or strategy.train_mb_size,
+        )
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._batches = [(x.to(strategy.device), y.to(strategy.device)) for x, y in self._batches]
+
+    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if not self.keep_best:
+            return
+        loss = self.loss(strategy)
+        if not math.isnan(loss) and (self._best is None or loss < self._best[0]):
+            state = _trained_tensors(network_of(strategy))
+            self._best = loss, [tensor.detach().clone() for tensor in state]
+
+    def restart(self) -> None:
+        """Forget the best epoch so far: what follows is not to be compared with it."""
+        self._best = None
+
+    @torch.no_grad()
+    def shape(self, strategy: Any) -> None:
+        if self._best is not None:
+            for tensor, best in zip(_trained_tensors(network_of(strategy)), self._best[1]):
+                tensor.copy_(best)
+        self.restart()
+
+    def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._batches = []
+
+    @property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The current task's held-out inputs (n, ...) and targets (n,), batch by batch."""
+        return self._batches
+
+    @torch.no_grad()
+    def accuracy(self, network: TaskNetwork) -> float:
+        """Accuracy of the open task on the held-out samples.
+
+        :param network: with an open task; its training modes come back as they were.
+        :return: percent, 0..100.
+        """
+        return self._mean(network, lambda out, y: 100 * int((out.argmax(dim=1) == y).sum()))
+
+    @torch.no_grad()
+    def loss(self, strategy: Any) -> float:
+        """The strategy's criterion for the open task on the held-out samples.
+
+        :param strategy: whose network has an open task.
+        :return: mean over samples.
+        """
+        network, criterion = network_of(strategy), strategy._criterion
+        return self._mean(network, lambda out, y: float(criterion(out, y)) * len(y))
+
+    def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
+        """``summed(logits, targets)`` of each batch, added up and divided by the samples."""
+        with evaluating(network):
+            sums = [summed(network(x, network.open_task), y) for x, y in self._batches]
+        return sum(sums) / sum(len(y) for _, y in self._batches)
+
+
+def _trained_tensors(network: TaskNetwork) -> list[Tensor]:
+    """Everything that training the open task changes."""
+    return [*network.parameters(), *(place.tensor for place in network.private.places)]
+
+
+def find_validation(strategy: Any) -> ValidationPlugin | None:
+    """The strategy's validation plugin, if there is one and it has data.
+
+    :param strategy: an Avalanche strategy.
+    """
+    for plugin in strategy.plugins:
+        if isinstance(plugin, ValidationPlugin) and plugin.batches:
+            return plugin
+    return None
+
+
+def restart_comparisons(strategy: Any) -> None:
+    """Let the best epoch be sought anew: that of the phase before had weights of another form.
+
+    That holds for a :class:`ValidationPlugin` and for Avalanche's ``EarlyStoppingPlugin``, which
+    waits for the first evaluation of the new phase.
+
+    :param strategy: an Avalanche strategy whose open task has just been pruned or decomposed.
+    """
+    validation = find_validation(strategy)
+    if validation is not None:
+        validation.restart()
+    for plugin in strategy.plugins:
+        if isinstance(plugin, EarlyStoppingPlugin):
+            plugin.best_state = plugin.best_val = plugin.best_step = None
+            results = strategy.evaluator.last_metric_results
+            for name in [name for name in results if name.startswith(plugin.metric_key)]:
+                del results[name]
+
+
+def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
+    """The strategy's validation plugin.
+
+    :param strategy: an Avalanche strategy.
+    :param purpose: what needs it, for the message.
+    :raises ValidationDataError: if there is none, or it has no data.
+    """
+    network_of(strategy)
+    plugin = find_validation(strategy)
+    if plugin is None:
+        raise ValidationDataError(
+            f"{purpose} is decided by accuracy on held-out data and none was set aside: add "
+            "ValidationPlugin(fraction=0.1) to plugins=."
+        )
+    return plugin
+
+
+def validation_unless_given(
+    plugins: Sequence[SupervisedPlugin] | None, fraction: float, seed: int
+) -> list[SupervisedPlugin]:
+    """A validation plugin for a strategy whose user has not brought one.
+
+    :param plugins: the user's.
+    :param fraction: of the training samples.
+    :param seed: of the split.
+    :return: one plugin or none.
+
+    >>> validation_unless_given([ValidationPlugin(0.2)], 0.1, 0)
+    []
+    """
+    if any(isinstance(plugin, ValidationPlugin) for plugin in plugins or []):
+        return []
+    return [ValidationPlugin(fraction, seed)]
+
+
+def load_batches(dataset: Any, size: int) -> list[tuple[Tensor, Tensor]]:
+    """All samples in memory, since they are looked at many times.
+
+    :param dataset: one of Avalanche's.
+    :param size: samples in a batch.
+    :return: inputs (n, ...) and targets (n,), batch by batch.
+    """
+    return list(iterate_batches(dataset, size))
+
+
+def iterate_batches(dataset: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All samples in their order, one batch in memory at a time; no random number is drawn.
+
+    :param dataset: one of Avalanche's.
+    :param size: samples in a batch.
+    :return: inputs (n, ...) and targets (n,), batch by batch.
+    """
+    try:
+        yield from read_samples([dataset]).batches(size)
+        return
+    except NoTensorsError:
+        pass  # sample by sample, then
+    loader = DataLoader(
+        dataset,
+        batch_size=size,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        # of its own: drawing from torch's would change the order of the training batches
+        generator=torch.Generator(),
+    )
+    for x, y, *_ in loader:
+        yield x, y

@@ -1,0 +1,1 @@
+"""How a task is trained: the frame of all strategies, and going on after a stop."""

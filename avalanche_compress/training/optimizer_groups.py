@@ -1,0 +1,57 @@
+"""Which group of the optimiser a parameter belongs to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import List
+
+from avalanche.models.dynamic_optimizers import update_optimizer
+from torch import nn
+from torch.optim import Optimizer
+
+from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.errors import TaskStateError
+
+Groups = List[List[nn.Parameter]]
+
+
+def plan_groups(model: nn.Module, optimizer: Optimizer) -> Groups:
+    """The optimiser's groups with all of a model's trainable parameters; nothing is changed.
+
+    As with any Avalanche strategy, a parameter that was left out joins: the only group, or the one
+    in which all of its neighbours by name are.
+
+    :param model: plain.
+    :param optimizer: over its parameters, or some of them.
+    :raises TaskStateError: if it is unclear which group a parameter would join.
+    """
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    known = {id(parameter) for group in groups for parameter in group}
+    trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
+    plan = SimpleNamespace(param_groups=[{"params": group} for group in groups], state={})
+    try:
+        update_optimizer(plan, trained)
+    except AttributeError as error:
+        missing = next(name for name, own in trained.items() if id(own) not in known)
+        raise TaskStateError(
+            f"the optimiser has {len(groups)} groups and {missing!r} is in none of them, nor are "
+            "its neighbours all in one that it could join: put it into a group, or freeze it with "
+            "requires_grad_(False)."
+        ) from error
+    return groups
+
+
+def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> None:
+    """Let the optimiser have planned groups, and the stores' parameters beside their weights.
+
+    :param network: of the model that the groups were planned for.
+    :param optimizer: whose groups change.
+    :param groups: of :func:`plan_groups`.
+    """
+    known = {id(parameter) for group in groups for parameter in group}
+    for store in network.weight_stores:
+        for group in groups:
+            if any(parameter is store.scratch for parameter in group):
+                group += [part for part in store.parameters() if id(part) not in known]
+    for own, planned in zip(optimizer.param_groups, groups):
+        own["params"] = planned

@@ -1,0 +1,55 @@
+"""Which strategy trains a model, so that no other one trains it too."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+from torch import nn
+
+from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.errors import TaskStateError
+
+_TRAINED_BY: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""Modules whose parameters a strategy trains; beside the model, so that copies are free."""
+
+
+def claim(network: TaskNetwork, strategy: Any) -> None:
+    """Remember who trains a network's modules, for as long as that strategy exists.
+
+    :param network: that it trains.
+    :param strategy: any.
+    """
+    for place in (*(store.place for store in network.weight_stores), *network.private.places):
+        _TRAINED_BY[place.module] = weakref.ref(strategy)
+
+
+def check_unclaimed(model: nn.Module, strategy: Any) -> None:
+    """Refuse a model with modules that another strategy trains.
+
+    Frozen modules may be shared, as nobody trains them.
+
+    :param model: plain or a :class:`TaskNetwork`.
+    :param strategy: that is to train it.
+    :raises TaskStateError: if another strategy does.
+    """
+    if _other_owner(model, strategy) is None:
+        return
+    gc.collect()  # it may be unreachable
+    owner = _other_owner(model, strategy)
+    if owner is not None:
+        raise TaskStateError(
+            f"the model is trained by another strategy already ({type(owner).__name__}), and two "
+            "would change its weights under each other: give each a model of its own, "
+            "copy.deepcopy(model), or delete the other strategy first."
+        )
+
+
+def _other_owner(model: nn.Module, strategy: Any) -> Any:
+    for module in model.modules():
+        reference = _TRAINED_BY.get(module)
+        owner = None if reference is None else reference()
+        if owner is not None and owner is not strategy:
+            return owner
+    return None

@@ -1,0 +1,88 @@
+"""The last two states of a run on disk, of which the older one is there in case of need."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from avalanche_compress.errors import TrainingStateError
+from avalanche_compress.files import PathLike, write_atomically
+from avalanche_compress.training.state.tree import HEADER, DamagedError, fits_header, pack, unpack
+
+_NAME = re.compile(r"(\d{8,})\.state")
+
+
+def write_newest(tree: Any, folder: PathLike) -> Path:
+    """Write a state and drop all but the newest whole one before it.
+
+    :param tree: what :func:`~avalanche_compress.training.state.tree.pack` takes.
+    :param folder: of the run; created if missing.
+    :return: the file.
+    :raises TrainingStateError: if it cannot be written; the files are then as they were.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for epoch in range(3):
+    ...         _ = write_newest({"epoch": epoch}, folder)
+    ...     [path.name for path in states_in(folder)], read_newest(folder)
+    (['00000002.state', '00000001.state'], {'epoch': 2})
+    """
+    earlier = states_in(folder)
+    number = 1 + int(earlier[0].stem) if earlier else 0
+    path = Path(folder) / f"{number:08d}.state"
+    data = pack(tree)
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise TrainingStateError(str(error)) from error
+    spare = next((own for own in earlier if _is_whole(own)), None)
+    for own in earlier:
+        if own != spare:
+            with suppress(OSError):  # a file too many does no harm
+                own.unlink()
+    return path
+
+
+def read_newest(folder: PathLike) -> Any:
+    """The newest state that is whole; a warning names those that are not.
+
+    :param folder: of the run.
+    :return: the tree, or None if no state was ever written.
+    :raises TrainingStateError: if there are states and all are damaged, or the newest is of another
+        version.
+    """
+    reasons = []
+    for path in states_in(folder):
+        try:
+            tree = unpack(path.read_bytes(), path)
+        except (DamagedError, OSError) as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warnings.warn(f"{' '.join(reasons)} The run goes on from {path}.", stacklevel=3)
+        return tree
+    if reasons:
+        raise TrainingStateError(" ".join(reasons))
+    return None
+
+
+def states_in(folder: PathLike) -> list[Path]:
+    """The files of a run's states, the newest first.
+
+    :param folder: of the run; it need not exist.
+    """
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    numbered = {int(match.group(1)): name for name in names if (match := _NAME.fullmatch(name))}
+    return [Path(folder) / numbered[number] for number in sorted(numbered, reverse=True)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return fits_header(file.read(HEADER.size), path.stat().st_size, path)
+    except (TrainingStateError, OSError):
+        return False

@@ -1,0 +1,90 @@
+"""What an evaluator's metrics have counted so far, without the metrics themselves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from avalanche.evaluation import PluginMetric
+
+from avalanche_compress.training.state.tree import is_plain
+
+_METRICS = ("avalanche.evaluation.", "avalanche_compress.metrics.")
+_RESULTS = ("last_metric_results", "all_metric_results")
+
+
+def evaluator_counts(evaluator: Any) -> dict[str, Any]:
+    """The results that an evaluator has gathered, and the counts in its metrics.
+
+    Numbers and tensors only: pictures and whatever else a metric holds are left out.
+
+    :param evaluator: an ``EvaluationPlugin``.
+    :return: a tree.
+    """
+    results = {
+        name: {key: own for key, own in getattr(evaluator, name).items() if is_plain({key: own})}
+        for name in _RESULTS
+    }
+    return {**results, "metrics": [_counts(metric, set()) for metric in evaluator.metrics]}
+
+
+def restore_evaluator(evaluator: Any, counts: dict[str, Any]) -> None:
+    """Let an evaluator go on counting.
+
+    :param evaluator: with the same metrics.
+    :param counts: of :func:`evaluator_counts`.
+    """
+    for name in _RESULTS:
+        own = getattr(evaluator, name)
+        own.clear()
+        own.update(counts[name])
+    for metric, state in zip(evaluator.metrics, counts["metrics"]):
+        _restored(metric, state)
+
+
+def _counts(value: Any, seen: set[int]) -> Any:
+    """A value as a tree ``(kind, content)``; None for what is left out.
+
+    :param seen: ids of the metrics on the way, each of which is taken once.
+    """
+    if is_plain(value):
+        return "plain", value
+    if isinstance(value, dict):
+        entries = {key: _counts(own, seen) for key, own in value.items() if is_plain({key: 0})}
+        return "dict", {key: own for key, own in entries.items() if own is not None}
+    if isinstance(value, (list, tuple)):
+        return "sequence", [_counts(own, seen) for own in value]
+    if not _is_metric(value) or id(value) in seen:
+        return None
+    seen.add(id(value))
+    attributes = {name: _counts(own, seen) for name, own in getattr(value, "__dict__", {}).items()}
+    return "metric", {name: own for name, own in attributes.items() if own is not None}
+
+
+def _restored(value: Any, state: Any) -> Any:
+    """The value with its counts as in the tree, in place where it is a metric or dictionary."""
+    if state is None:
+        return value
+    kind, content = state
+    if kind == "plain":
+        if isinstance(value, dict):  # which may be one that makes its missing entries
+            value.clear()
+            value.update(content)
+            return value
+        return content
+    if kind == "dict" and isinstance(value, dict):
+        for key in [key for key in value if key not in content and is_plain({key: 0})]:
+            del value[key]
+        for key, own in content.items():
+            if key in value or isinstance(value, defaultdict):
+                value[key] = _restored(value[key], own)
+    elif kind == "sequence" and isinstance(value, (list, tuple)) and len(value) == len(content):
+        return type(value)([_restored(own, part) for own, part in zip(value, content)])
+    elif kind == "metric" and _is_metric(value):
+        for name, own in content.items():
+            setattr(value, name, _restored(getattr(value, name, None), own))
+    return value  # what a metric has made only in training is its own to make again
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, PluginMetric) or type(value).__module__.startswith(_METRICS)

@@ -1,0 +1,369 @@
+"""The frame that all strategies of this package share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Callable, Sequence
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.dynamic_optimizers import update_optimizer
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.templates.strategy_mixin_protocol import CriterionType
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from avalanche_compress.core.experiences import (
+    position_in_stream,
+    single_task_label,
+    task_labels_of,
+)
+from avalanche_compress.core.network import StoreFactory, TaskNetwork
+from avalanche_compress.errors import (
+    NonFiniteError,
+    TaskLabelError,
+    TaskStateError,
+    TrainingDataError,
+)
+from avalanche_compress.host.callbacks import StepCallbacks
+from avalanche_compress.host.refused_plugins import check_plugins
+from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
+from avalanche_compress.inference.task_inference import TaskInference
+from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
+from avalanche_compress.shaping.plugin import shape_and_commit
+from avalanche_compress.shaping.validation import load_batches, restart_comparisons
+from avalanche_compress.training.optimizer_groups import join_groups, plan_groups
+from avalanche_compress.training.ownership import check_unclaimed, claim
+from avalanche_compress.training.state import ResumableTraining
+
+
+class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
+    """Trains a :class:`TaskNetwork` task by task; a method is a store and a list of plugins.
+
+    A plain model is converted on construction and the optimiser goes on with its parameters, in
+    their groups; new ones (scores, factors) join the group of the weight that they belong to. The
+    optimiser's state is reset at each task, the optimiser object stays, so that schedulers do.
+    Tasks are told apart by the experiences' task labels, in training and in evaluation.
+
+    With ``task_inference`` no labels are needed, and those that there are play no role: the task in
+    training is the position of its experience in the stream, evaluation infers every sample's, and
+    :class:`~avalanche_compress.TaskIdAccuracy` is reported beside what the evaluator reports.
+
+    :param model: a plain ``nn.Module`` or a :class:`TaskNetwork`.
+    :param optimizer: over the model's parameters.
+    :param criterion: loss of logits (N, C) and targets (N,).
+    :param store: what to put behind each weight of a plain model.
+    :param shaping: the method's plugins, in their order; they run before the user's.
+    :param head: dotted name of the classifier, see :class:`TaskNetwork`.
+    :param exclude: modules to keep out of compression, see :class:`TaskNetwork`.
+    :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or its rule
+        (``"entropy"``, ``"energy"``, ``"prototype"``, or one with ``_batch`` behind it); None for
+        streams with task labels.
+    :param tensor_data: cut the mini-batches from tensors where the data allow it, see
+        :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
+    :param train_mb_size: samples per training step.
+    :param train_epochs: epochs a task.
+    :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
+    :param device: where to compute.
+    :param plugins: the user's plugins.
+    :param evaluator: metrics and loggers.
+    :param eval_every: epochs between evaluations during training, -1 for none.
+    :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
+    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs, another
+        strategy trains the model, or it is unclear which group of the optimiser a parameter that
+        was left out belongs to.
+    :raises NonFiniteError: if the model holds NaN or infinite weights.
+    :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work beside
+        sub-networks that are frozen.
+    :raises TaskInferenceError: if there is no such rule, if it cannot judge the network's tasks, or
+        if a plugin replays samples, whose tasks nobody would know.
+    """
+
+    optimized_param_id: Any
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        criterion: CriterionType = nn.CrossEntropyLoss(),  # noqa: B008 (the host's signature)
+        store: StoreFactory,
+        shaping: Sequence[SupervisedPlugin],
+        head: str | None = None,
+        exclude: Sequence[str] = (),
+        task_inference: str | TaskInference | None = None,
+        tensor_data: bool = True,
+        train_mb_size: int = 1,
+        train_epochs: int = 1,
+        eval_mb_size: int | None = 1,
+        device: str | torch.device = "cpu",
+        plugins: list[SupervisedPlugin] | None = None,
+        evaluator: EvaluationPlugin | Callable[[], EvaluationPlugin] = default_evaluator,
+        eval_every: int = -1,
+        **base_kwargs: Any,
+    ):
+        if isinstance(task_inference, str):
+            task_inference = TaskInference(task_inference)
+        if callable(evaluator):
+            evaluator = evaluator()
+        metrics = [] if evaluator is None else evaluator.metrics
+        check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
+        check_unclaimed(model, self)
+        if isinstance(model, TaskNetwork):
+            _check_stores(model, store)
+            groups = plan_groups(model.backbone, optimizer)
+            network = model
+        else:
+            _check_finite(model)
+            groups = plan_groups(model, optimizer)
+            network = TaskNetwork(model, store, head=head, exclude=exclude)
+        if task_inference is not None:
+            task_inference.candidates(network)
+        network.task_of = single_task_label if task_inference is None else position_in_stream
+        self.task_inference = task_inference
+        self.inferred_tasks: Tensor | None = None
+        self._moved: list[tuple[Tensor, Tensor]] = []
+        self._finite: _LateFlag | None = None
+        join_groups(network, optimizer, groups)
+        plugins = [*shaping, *(plugins or [])]
+        if tensor_data and not any(isinstance(own, TensorDataPlugin) for own in plugins):
+            plugins.append(TensorDataPlugin())
+        super().__init__(
+            model=network,
+            optimizer=optimizer,
+            criterion=criterion,
+            train_mb_size=train_mb_size,
+            train_epochs=train_epochs,
+            eval_mb_size=eval_mb_size,
+            device=device,
+            plugins=plugins,
+            evaluator=evaluator,
+            eval_every=eval_every,
+            **base_kwargs,
+        )
+        if task_inference is not None:
+            _report_task_identity(self.evaluator)
+        claim(network, self)
+
+    @property
+    def network(self) -> TaskNetwork:
+        """The model, with its type."""
+        assert isinstance(self.model, TaskNetwork)
+        return self.model
+
+    def make_optimizer(self, **kwargs: Any) -> None:
+        """Give the optimiser the open task's parameters, in place and without old state.
+
+        :param kwargs: as Avalanche's, for example ``remove_params``.
+        """
+        self.optimized_param_id = update_optimizer(
+            self.optimizer,
+            {n: p for n, p in self.model.named_parameters() if p.requires_grad},
+            self.optimized_param_id,
+            reset_state=True,
+            remove_params=kwargs.get("remove_params", False),
+        )
+
+    def model_adaptation(self, model: nn.Module | None = None) -> nn.Module:
+        """Open the experience's task in training; see Avalanche.
+
+        :param model: the strategy's own, unless another is given.
+        """
+        adapted: nn.Module = super().model_adaptation(model)
+        task = self.network.open_task
+        if self.task_inference is not None and self.is_training and task is not None:
+            # before hours of training, and not at the evaluation after them
+            self.task_inference.check_classes(task, self.network.classes_of(task))
+        return adapted
+
+    def forward(self) -> Any:
+        """Logits of the mini-batch, by its task labels or by inferred ones.
+
+        :return: ``(N, C)``.
+        :raises TaskLabelError: if labels are needed and the experience has none.
+        :raises TrainingDataError: in training, if the mini-batch is too small for BatchNorm.
+        """
+        if not self.is_training:
+            return self._logits()
+        self._moved = [(own, own.clone()) for own in self.network.moving_tensors()]
+        try:
+            return self._logits()
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            self._undo_forward()
+            raise TrainingDataError(
+                f"a mini-batch of {len(self.mb_x)} is too small for BatchNorm, which takes means "
+                "over samples in training: call train(experience, drop_last=True), or choose "
+                "another train_mb_size. The weights are those before this step."
+            ) from error
+
+    def criterion(self) -> Tensor:
+        """The loss of the mini-batch.
+
+        :raises TrainingDataError: in training, if a target is none of the task's classes.
+        """
+        try:
+            loss: Tensor = super().criterion()
+        except IndexError as error:
+            if not self.is_training or self.network.open_task is None:
+                raise
+            self._undo_forward()
+            raise TrainingDataError(
+                f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
+                f"task {self.network.open_task} are "
+                f"{list(self.network.classes_of(self.network.open_task))}, as the experience says: "
+                "make its classes those of its samples. The weights are those before this step."
+            ) from error
+        return loss
+
+    def _undo_forward(self) -> None:
+        """Let running statistics be as before the last forward pass of training."""
+        for own, before in self._moved:
+            own.copy_(before)
+
+    def _logits(self) -> Any:
+        if self.task_inference is None:
+            return self.model(self.mb_x, self._task_labels())
+        self.inferred_tasks = None
+        if self.is_training:
+            return self.model(self.mb_x, self.network.open_task)
+        if not self.task_inference.candidates(self.network):
+            # periodic evaluation before the first task is finished: there is no choice yet
+            task = self.network.open_task
+            return self.model(self.mb_x, 0 if task is None else task)
+        logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
+        return logits
+
+    def _task_labels(self) -> int | Tensor:
+        """The mini-batch's; one int, where the loader knows it and nobody changed them."""
+        loader = self.dataloader
+        known = loader.task_of(self.mbatch[-1]) if isinstance(loader, TensorLoader) else None
+        if known is not None:
+            return known
+        if not hasattr(self.experience, "task_labels") and task_labels_of(self.experience) is None:
+            raise TaskLabelError(
+                "the experience has no task labels, which say whose sub-network is to answer: "
+                "build the stream with return_task_id=True, or with with_task_labels(); for a "
+                "stream that has none, give the strategy task_inference='entropy'."
+            )
+        labels: Tensor = self.mb_task_id
+        return labels
+
+    def backward(self) -> None:
+        """Back-propagate, unless the loss is NaN or infinite.
+
+        :raises NonFiniteError: before the step that would spoil the weights.
+        """
+        self._check_late()
+        if self._waits_for_loss():
+            self._check_loss(math.isfinite(self.loss.detach().sum().item()))
+        else:
+            self._finite = _LateFlag(torch.isfinite(self.loss).all())
+        super().backward()
+
+    def optimizer_step(self) -> None:
+        """Change the weights, unless the loss was NaN or infinite.
+
+        :raises NonFiniteError: before the weights change.
+        """
+        self._check_late()
+        super().optimizer_step()
+
+    def _waits_for_loss(self) -> bool:
+        """Whether the loss is looked at before the backward pass; a GPU would idle meanwhile."""
+        return not self.loss.is_cuda
+
+    def _check_late(self) -> None:
+        if self._finite is not None:
+            finite, self._finite = self._finite, None
+            self._check_loss(bool(finite))
+
+    def _check_loss(self, finite: bool) -> None:
+        if not finite:
+            self._undo_forward()
+            raise NonFiniteError(
+                f"the loss is {float(self.loss.detach().sum())} in epoch "
+                f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
+                f"those before this step: {self._cause()}"
+            )
+
+    def _cause(self) -> str:
+        """What may have brought a loss about that is not finite, and what to do."""
+        spoiled = self.network.spoiled()
+        if spoiled is not None:
+            return (
+                f"an earlier one has made values of {spoiled} NaN or infinite, which start anew "
+                "when the task is trained again; lower the learning rate, or clip gradients."
+            )
+        if self.mb_x.is_floating_point() and not bool(torch.isfinite(self.mb_x).all()):
+            return "the inputs hold NaN or infinite values, take those samples out."
+        return "check the inputs, or lower the learning rate."
+
+    def _before_training(self, **kwargs: Any) -> None:
+        check_plugins(self.plugins, self.task_inference is not None)  # one may have been added
+        check_unclaimed(self.network, self)
+        claim(self.network, self)  # as a copy, or out of a file, it has not yet done so
+        super()._before_training(**kwargs)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        self.network.check_experience(self.experience)
+        self._finite = None
+        super()._before_training_exp(**kwargs)
+        restart_comparisons(self)  # what was evaluated before is another task's sub-network
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        # before any plugin, so that periodic evaluation and the user's plugins see what will stay
+        shape_and_commit(self)
+        if self.task_inference is not None and self.task_inference.needs_statistics:
+            batches = load_batches(self.adapted_dataset.eval(), self.train_mb_size)
+            self.task_inference.collect(self.network, self.network.tasks[-1], batches)
+        super()._after_training_exp(**kwargs)
+        self._moved = []
+
+
+class _LateFlag:
+    """A flag on its way from a GPU, which goes on with what was queued behind it.
+
+    :param flag: bool, scalar.
+    """
+
+    def __init__(self, flag: Tensor):
+        self._flag = flag.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record()
+
+    def __bool__(self) -> bool:
+        self._copied.synchronize()
+        return bool(self._flag)
+
+
+def _report_task_identity(evaluator: EvaluationPlugin) -> None:
+    """Accuracy without labels says little unless one knows how often the task was right."""
+    if not any(isinstance(metric, TaskIdAccuracy) for metric in evaluator.metrics):
+        evaluator.metrics = [*evaluator.metrics, *task_id_metrics()]
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Refuse a model that is spoiled before any step."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(
+                f"{name} of the model holds NaN or infinite values before any training: build or "
+                "load it anew."
+            )
+
+
+def _check_stores(network: TaskNetwork, factory: StoreFactory) -> None:
+    """Refuse a network whose stores are not what ``factory`` (a class or a partial) builds."""
+    kind: Any = getattr(factory, "func", factory)
+    config = getattr(factory, "keywords", {})
+    for store in network.weight_stores:
+        if not isinstance(store, kind) or not config.items() <= store.config().items():
+            raise TaskStateError(
+                f"the TaskNetwork keeps {store.name} in a {type(store).__name__}{store.config()}, "
+                f"and this method needs {kind.__name__}{config}: pass the plain model, or build "
+                "the network with that store."
+            )

@@ -1,0 +1,205 @@
+"""Whatever bytes a section has: it is refused by name and nothing changes, or it is a task."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from avalanche_compress.codec import (
+    ByteWriter,
+    CorruptStreamError,
+    quantise_codebook,
+    quantise_fixed_point,
+)
+from avalanche_compress.core.private import PrivateStore
+from avalanche_compress.core.store import Place
+from avalanche_compress.errors import CompressError
+from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
+from avalanche_compress.methods.cacl.store import FactoredStore
+from avalanche_compress.methods.halrp.store import PerturbedStore
+from avalanche_compress.methods.subnetworks.store import MaskedStore
+
+CODES = (None, partial(quantise_codebook, bits=3), partial(quantise_fixed_point, bits=5))
+
+
+def place():
+    return Place(nn.Conv2d(4, 6, 3), "weight")
+
+
+def private():
+    module = nn.BatchNorm1d(5)
+    names = ["weight", "running_mean", "offset"]
+    module.register_buffer("offset", torch.tensor(1.0))
+    return PrivateStore([Place(module, name) for name in names], names)
+
+
+STORES = {
+    "pruned": lambda: MaskedStore(place()),
+    "scored": lambda: MaskedStore(place(), scored=True),
+    "slotted": lambda: SlottedStore(place()),
+    "pages": lambda: SlottedStore(place(), policy="grow_copy"),
+    "reuse": lambda: SlottedStore(place(), policy="reuse_frozen"),
+    "factored": lambda: FactoredStore(place()),
+    "spatial": lambda: FactoredStore(place(), decomposition="spatial"),
+    "perturbed": lambda: PerturbedStore(place(), conv_mode="auto"),
+    "perturbed, given": lambda: PerturbedStore(place(), base="given"),
+    "private": private,
+}
+
+
+def encoded(store, task, codes):
+    """The section of a task that was opened, shaped and not committed."""
+    if isinstance(store, PrivateStore):
+        return store.encode()
+    store.density = 0.4
+    store.reserve = 32 if codes is None else 8
+    store.open(list(store.sections))
+    if isinstance(store, (MaskedStore, SlottedStore)):
+        if not store.scored:
+            store.prune(0.5)
+    elif isinstance(store, FactoredStore):
+        store.truncate(0.3)
+    elif store.base is not None:
+        mode = store.modes[task % len(store.modes)]
+        g, n, width = store.groups, store.rows, store.width(mode)
+        store.perturb(*store.scalings(), torch.randn(g, n, 2), torch.randn(g, 2, width))
+        store.fix_masks(torch.rand(g, n, 2) < 0.5, torch.rand(g, 2, width) < 0.5)
+    if codes is not None:
+        store.keep_values([codes(values) for values in store.kept_values()])
+    return store.encode()
+
+
+def restored(build, sections):
+    store = build()
+    for task, section in enumerate(sections):
+        store.restore(task, section)
+    return store
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Of each store the sections of two tasks, and all forms of a third one."""
+    found = {}
+    for name, build in STORES.items():
+        torch.manual_seed(0)
+        store = build()
+        for task, codes in enumerate(CODES[1:]):
+            store.restore(task, encoded(store, task, codes))
+        found[name] = (list(store.sections.values()), [encoded(store, 2, codes) for codes in CODES])
+    return found
+
+
+def everything(store):
+    """What a store holds, in a form that can be compared; buffers that are not saved, too."""
+    tensors = {name: own.clone() for name, own in store.named_buffers()}
+    tensors.update({name: own.detach().clone() for name, own in store.named_parameters()})
+    plain = {
+        name: repr(value)
+        for name, value in vars(store).items()
+        if not name.startswith("_") or name in ("_kept_by", "_sizes")
+    }
+    weights = [store.committed(task) for task in store.sections]
+    flat = [own for one in weights for own in (one if isinstance(one, list) else [one])]
+    return dict(store.sections), tensors, plain, flat
+
+
+def assert_same(before, after):
+    assert before[0] == after[0] and before[2] == after[2]
+    assert before[1].keys() == after[1].keys()
+    pairs = [*((own, after[1][name]) for name, own in before[1].items()), *zip(before[3], after[3])]
+    assert all(torch.equal(a, b) for a, b in pairs) and len(before[3]) == len(after[3])
+
+
+def check(build, good, section):
+    """Restore a section that may be damaged after good ones."""
+    store = restored(build, good)
+    before = everything(store)
+    try:
+        store.restore(len(good), section)
+    except CorruptStreamError as error:
+        assert isinstance(error, CompressError)
+        assert_same(before, everything(store))
+        return
+    assert list(store.sections) == [*range(len(good) + 1)]
+    store.committed(len(good))
+    store.stored_values(len(good))
+
+
+@pytest.mark.parametrize("name", STORES)
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.integers(0, 2),
+    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4),
+    near=st.booleans(),
+    cut=st.integers(0, 6),
+    tail=st.binary(max_size=3),
+)
+def test_a_damaged_section_is_refused_and_nothing_changes_or_it_is_a_task(
+    name, examples, form, edits, near, cut, tail
+):
+    good, thirds = examples[name]
+    changed = bytearray(thirds[form])
+    for position, value in edits:
+        changed[position % min(len(changed), 8 if near else len(changed))] = value
+    check(STORES[name], good, bytes(changed[: len(changed) - cut]) + tail)
+
+
+@pytest.mark.parametrize("name", STORES)
+@settings(max_examples=60, deadline=None)
+@given(section=st.binary(max_size=60), finished=st.integers(0, 2))
+def test_any_bytes_are_refused_and_nothing_changes_or_they_are_a_task(
+    name, examples, section, finished
+):
+    check(STORES[name], examples[name][0][:finished], section)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_section_that_goes_on_is_refused_before_anything_has_changed(name, examples):
+    good, thirds = examples[name]
+    for third in thirds:
+        store = restored(STORES[name], good)
+        before = everything(store)
+        with pytest.raises(CorruptStreamError):
+            store.restore(2, third + b"\0")
+        assert_same(before, everything(store))
+        store.restore(2, third)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_sections_of_other_stores_do_no_harm(name, examples):
+    for good, thirds in examples.values():
+        for section in (*good, *thirds):
+            check(STORES[name], examples[name][0], section)
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_number_anywhere_that_claims_terabytes_takes_no_memory(name, examples):
+    good, thirds = examples[name]
+    for huge in ((1 << 63) - 1, 1 << 40, 1 << 33):
+        writer = ByteWriter()
+        writer.write_uint(huge)
+        for third in thirds:
+            for position in range(0, len(third), max(1, len(third) // 25)):
+                check(
+                    STORES[name], good, third[:position] + writer.getvalue() + third[position + 1 :]
+                )
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_state_dict_with_a_damaged_section_leaves_the_tasks_from_before(name, examples):
+    good, thirds = examples[name]
+    other = restored(STORES[name], good)
+    other.sections[1] = good[1][:-1]
+    state = other.state_dict()
+    store = restored(STORES[name], [*good, thirds[1]])
+    before = everything(store)
+    with pytest.raises(CorruptStreamError):
+        store.load_state_dict(state)
+    after = everything(store)
+    assert before[0] == after[0]
+    assert all(torch.equal(a, b) for a, b in zip(before[3], after[3]))

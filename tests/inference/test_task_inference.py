@@ -1,0 +1,374 @@
+"""Answers without task labels: the scores, the choice, and what must stay bit-identical."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from avalanche.benchmarks import class_incremental_benchmark, tensors_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.evaluation.metrics import accuracy_metrics
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from streams_for_tests import conv_net, inputs_of, mlp
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from avalanche_compress import (
+    WSN,
+    PackNet,
+    TaskAlreadyLearnedError,
+    TaskInference,
+    TaskInferenceError,
+    TaskLabelError,
+    TaskNetwork,
+    TinySubNets,
+    ValidationPlugin,
+    infer,
+    load_archive,
+    save_archive,
+)
+from avalanche_compress.inference.task_inference import (
+    FLOOR,
+    choose,
+    energy,
+    entropy,
+    prototype_distance,
+    prototypes,
+    scatter_logits,
+)
+from avalanche_compress.metrics import stored_bytes
+
+RULES = ["entropy", "energy", "prototype"]
+TASKS, PER_TASK = 3, 2
+
+
+def numbered_data(samples=60, seed=0):
+    """Inputs and targets 0..5 of three tasks, far apart: (train, test) of each."""
+    generator = torch.Generator().manual_seed(seed)
+    tasks = []
+    for task in range(TASKS):
+        means = 1.5 * torch.randn(PER_TASK, 1, 8, 8, generator=generator)
+        parts = []
+        for count in (samples, samples // 2):
+            y = torch.arange(count) % PER_TASK
+            x = means[y] + 0.5 * torch.randn(count, 1, 8, 8, generator=generator)
+            parts.append((x, y + PER_TASK * task))
+        tasks.append(parts)
+    return tasks
+
+
+def old_style(labels=(0, 0, 0)):
+    """As ``return_task_id=False`` makes them: global classes, all labelled 0."""
+    train, test = zip(*numbered_data())
+    return tensors_benchmark(train_tensors=train, test_tensors=test, task_labels=list(labels))
+
+
+def new_style():
+    """Without task labels: mini-batches of two elements."""
+    parts = []
+    for part in zip(*numbered_data()):
+        x, y = torch.cat([x for x, _ in part]), torch.cat([y for _, y in part])
+        data = TensorDataset(x, y)
+        data.targets = y.tolist()
+        parts.append(as_classification_dataset(data))
+    train, test = parts
+    return class_incremental_benchmark(
+        {"train": train, "test": test}, num_experiences=TASKS, class_order=list(range(6))
+    )
+
+
+def make(strategy=WSN, model=None, **arguments):
+    torch.manual_seed(0)
+    model = mlp() if model is None else model
+    return strategy(
+        model=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
+        train_mb_size=10,
+        eval_mb_size=15,
+        **{"train_epochs": 4, "evaluator": None, **arguments},
+    )
+
+
+def learned(stream, rule, **arguments):
+    strategy = make(task_inference=rule, **arguments)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    return strategy
+
+
+# ------------------------------------------------------------------ scores
+
+
+def softmax(logits):
+    parts = np.exp(logits - logits.max(1, keepdims=True))
+    return parts / parts.sum(1, keepdims=True)
+
+
+def test_entropy_is_that_of_the_softmax_in_parts_of_the_largest():
+    logits = 5 * torch.randn(40, 7)
+    p = softmax(logits.double().numpy())
+    expected = -(p * np.log(p)).sum(1) / np.log(7)
+    np.testing.assert_allclose(entropy(logits).numpy(), expected, atol=1e-5)
+    assert entropy(torch.tensor([[500.0, -500.0]])).item() == 0
+
+
+def test_energy_is_minus_the_log_of_summed_exponentials():
+    logits = 5 * torch.randn(40, 7, dtype=torch.float64)  # an energy may be near zero
+    expected = -np.log(np.exp(logits.numpy()).sum(1))
+    np.testing.assert_allclose(energy(logits).numpy(), expected, rtol=1e-9)
+
+
+def test_prototype_distance_by_brute_force():
+    features, means, variance = torch.randn(30, 9), torch.randn(4, 9), torch.rand(9) + 0.1
+    squares = (features[:, None].numpy() - means.numpy()) ** 2 / variance.numpy()
+    np.testing.assert_allclose(
+        prototype_distance(features, means, variance).numpy(), squares.mean(2).min(1), rtol=1e-4
+    )
+
+
+def test_prototypes_are_class_means_and_a_distance_of_one_on_average():
+    features, classes = torch.randn(200, 5) * torch.arange(1.0, 6.0), torch.arange(200) % 3
+    means, variance = prototypes(features, classes, 3)
+    for number in range(3):
+        torch.testing.assert_close(means[number], features[classes == number].mean(0))
+    own = ((features - means[classes]) ** 2 / variance).mean(1)
+    assert own.mean().item() == pytest.approx(1, abs=1e-4)
+    within = ((features - means[classes]) ** 2).mean(0)
+    shape = within + FLOOR * within.mean()
+    torch.testing.assert_close(variance / variance[0], shape / shape[0])
+
+
+def test_features_that_never_fire_give_finite_distances():
+    means, variance = prototypes(torch.zeros(6, 3), torch.arange(6) % 2, 2)
+    assert torch.isfinite(prototype_distance(torch.randn(4, 3), means, variance)).all()
+
+
+def test_the_batch_votes_by_its_mean_score():
+    scores = torch.rand(50, 6)
+    assert choose(scores).tolist() == scores.numpy().argmin(1).tolist()
+    together = choose(scores, batchwise=True)
+    assert together.tolist() == [int(scores.numpy().mean(0).argmin())] * 50
+
+
+def test_logits_go_to_the_columns_of_the_chosen_task_even_if_classes_overlap():
+    logits, classes = [torch.randn(20, 2), torch.randn(20, 3)], [[1, 4], [0, 1, 2]]
+    chosen = torch.arange(20) % 2
+    out = scatter_logits(logits, classes, chosen, width=7)
+    assert out.shape == (20, 7)
+    for row, task in enumerate(chosen.tolist()):
+        expected = torch.full((7,), -1000.0)
+        expected[classes[task]] = logits[task][row]
+        assert torch.equal(out[row], expected)
+
+
+# ------------------------------------------------------------------ networks
+
+
+@pytest.mark.parametrize("rule", [*RULES, "entropy_batch"])
+@pytest.mark.parametrize("strategy", [WSN, PackNet, TinySubNets])
+def test_separable_tasks_are_told_apart_and_answer_as_with_their_label(rule, strategy):
+    stream = old_style()
+    arguments = {"plugins": [ValidationPlugin(0.1)]} if strategy is TinySubNets else {}
+    trained = learned(stream, rule, strategy=strategy, **arguments)
+    network, right = trained.network.eval(), 0
+    for task, experience in enumerate(stream.test_stream):
+        x = inputs_of(experience)
+        logits, tasks = infer(network, x, rule)
+        hit = tasks == task
+        right += int(hit.sum())
+        oracle = network(x, task)[hit]
+        columns = list(network.classes_of(task))
+        assert torch.equal(logits[hit][:, columns], oracle[:, columns])
+        others = [c for c in range(logits.shape[1]) if c not in columns]
+        assert bool((logits[hit][:, others] == -1000).all())
+    assert right / 90 > 0.6
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_stacked_sub_networks_choose_as_the_loop_does(rule):
+    network = learned(old_style(), rule, model=conv_net()).network
+    for x in map(inputs_of, old_style().test_stream):
+        loop, stacked = (
+            TaskInference(rule)(network, x),
+            TaskInference(rule, stacked=True)(network, x),
+        )
+        assert torch.equal(loop.tasks, stacked.tasks)
+        torch.testing.assert_close(loop.logits, stacked.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_little_memory_changes_nothing():
+    stream = old_style()
+    network = learned(stream, "entropy").network.eval()
+    x = inputs_of(stream.test_stream[1])
+    roomy, tight = TaskInference()(network, x), TaskInference(memory=0)(network, x)
+    assert torch.equal(roomy.logits, tight.logits)
+    network.activate(2)
+    assert torch.equal(network(x, 0), network(x, 0))
+
+
+def test_training_goes_on_after_an_inference_and_leaves_old_tasks_alone():
+    stream = old_style()
+    strategy = make(task_inference="entropy")
+    strategy.train(stream.train_stream[0])
+    x = inputs_of(stream.test_stream[0])
+    before = strategy.network.eval()(x, 0)
+    strategy.eval(stream.test_stream[:1])
+    strategy.train(stream.train_stream[1])
+    assert torch.equal(strategy.network.eval()(x, 0), before)
+    assert strategy.network.tasks == [0, 1]
+
+
+def test_an_archive_carries_prototypes_and_counts_their_bytes(tmp_path):
+    stream = old_style()
+    with_them = learned(stream, "prototype").network.eval()
+    without = learned(stream, "entropy").network.eval()
+    width, numbers = 24, TASKS * (PER_TASK + 1) * 24
+    assert with_them.head.in_features == width
+    extra = stored_bytes(with_them) - stored_bytes(without)
+    assert 4 * numbers <= extra <= 4 * numbers + 200
+    save_archive(with_them, tmp_path / "archive")
+    loaded = load_archive(tmp_path / "archive", mlp)
+    for x in map(inputs_of, stream.test_stream):
+        ours, theirs = infer(with_them, x, "prototype"), infer(loaded, x, "prototype")
+        assert torch.equal(ours.logits, theirs.logits)
+        assert torch.equal(ours.tasks, theirs.tasks)
+
+
+def test_similarity_and_prototypes_are_kept_side_by_side():
+    strategy = learned(
+        old_style(),
+        "prototype",
+        strategy=TinySubNets,
+        plugins=[ValidationPlugin(0.1)],
+        sharing="similar",
+    )
+    for task in strategy.network.tasks:
+        assert set(strategy.network.statistics[task]) == {
+            "similarity",
+            "prototype_means",
+            "prototype_variance",
+        }
+
+
+# ------------------------------------------------------------------ streams and metrics
+
+
+@pytest.mark.parametrize("stream", [old_style, new_style])
+@pytest.mark.parametrize("rule", RULES)
+def test_streams_without_task_labels_are_learned(stream, rule):
+    benchmark = stream()
+    evaluator = EvaluationPlugin(accuracy_metrics(experience=True, stream=True), loggers=[])
+    strategy = learned(
+        benchmark,
+        rule,
+        evaluator=evaluator,
+        eval_every=1,
+        plugins=[ValidationPlugin(0.1, keep_best=True)],
+    )
+    assert strategy.network.classes == {0: (0, 1), 1: (2, 3), 2: (4, 5)}
+    metrics = {n: v for n, v in strategy.eval(benchmark.test_stream).items() if "test_stream" in n}
+    found = {name: value for name, value in metrics.items() if name.startswith("TaskId_Acc")}
+    assert sum("TaskId_Acc_Exp" in name for name in found) == TASKS
+    assert sum("TaskId_Acc_Stream" in name for name in found) == 1
+    assert all(type(value) is float and 0 <= value <= 1 for value in found.values())
+    task_id = next(value for name, value in found.items() if "Stream" in name)
+    accuracy = next(value for name, value in metrics.items() if "Top1_Acc_Stream" in name)
+    assert 1.5 / (TASKS * PER_TASK) < accuracy <= task_id + 1e-6
+
+
+def test_labels_play_no_role_where_tasks_are_inferred():
+    strategy = learned(old_style(labels=(7, 5, 6)), "entropy", train_epochs=1)
+    assert strategy.network.tasks == [0, 1, 2]
+
+
+def test_without_inference_such_streams_are_refused_with_advice():
+    strategy = make(train_epochs=1)
+    strategy.train(old_style().train_stream[0])
+    with pytest.raises(TaskAlreadyLearnedError, match="task_inference="):
+        strategy.train(old_style().train_stream[1])
+    with pytest.raises(TaskLabelError, match="task_inference="):
+        make().train(new_style().train_stream[0])
+
+
+def test_nothing_is_reported_before_there_is_a_choice_or_with_labels():
+    stream = old_style(labels=(0, 1, 2))
+    strategy = make(task_inference="prototype")
+    assert not any("TaskId" in name for name in strategy.eval(stream.test_stream))
+    evaluator = strategy.evaluator
+    labelled = make(evaluator=evaluator, train_epochs=1)
+    labelled.train(stream.train_stream[0])
+    assert not any("TaskId" in name for name in labelled.eval(stream.test_stream))
+
+
+# ------------------------------------------------------------------ errors
+
+
+def two_layers():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def test_an_unknown_rule_names_the_nearest():
+    with pytest.raises(TaskInferenceError, match="did you mean 'entropy'"):
+        make(task_inference="entrpy")
+
+
+def test_replay_is_refused_before_anything_has_changed():
+    model = mlp()
+    with pytest.raises(TaskInferenceError, match="ReplayPlugin replays samples of earlier tasks"):
+        make(model=model, task_inference="entropy", plugins=[ReplayPlugin()])
+    strategy = make(model=model, task_inference="entropy", train_epochs=1)  # still a plain model
+    strategy.plugins.insert(0, ReplayPlugin())
+    with pytest.raises(TaskInferenceError, match="ReplayPlugin replays samples of earlier tasks"):
+        strategy.train(old_style().train_stream[0])
+    assert strategy.network.tasks == [] and strategy.network.open_task is None
+    make(plugins=[ReplayPlugin()])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_can_be_inferred_before_a_task_is_learned(rule):
+    with pytest.raises(TaskInferenceError, match="no task is learned yet"):
+        infer(TaskNetwork(two_layers()), torch.zeros(2, 4), rule)
+
+
+def test_prototypes_that_were_not_kept_are_missed_by_name(tmp_path):
+    network = TaskNetwork(two_layers())
+    network.open(4, [0, 1])
+    network.commit()
+    save_archive(network, tmp_path / "archive")
+    loaded = load_archive(tmp_path / "archive", two_layers)
+    with pytest.raises(TaskInferenceError, match=r"the tasks \[4\] have none"):
+        infer(loaded, torch.zeros(2, 4), "prototype")
+    with pytest.raises(TaskInferenceError, match="feature statistics"):
+        PackNet(
+            model=loaded,
+            optimizer=torch.optim.SGD(loaded.parameters(), lr=0.1),
+            task_inference="prototype",
+            evaluator=None,
+        )
+
+
+def test_the_entropy_of_one_class_is_refused():
+    network = TaskNetwork(two_layers())
+    network.open(0, [3])
+    network.commit()
+    with pytest.raises(TaskInferenceError, match="one class"):
+        infer(network, torch.zeros(2, 4), "entropy")
+    assert infer(network, torch.zeros(2, 4), "energy").tasks.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])
+def test_statistics_of_another_size_are_named(name):
+    """As a file may hold them that somebody has changed."""
+    network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    network.open(4, [0, 1])
+    network.commit()
+    inference = TaskInference("prototype")
+    x = torch.randn(6, 1, 8, 8)
+    inference.collect(network, 4, [(x, torch.arange(6) % 2)])
+    assert inference(network, x).tasks.tolist() == [4] * 6
+    network.statistics[4][name] = torch.ones(7)
+    with pytest.raises(TaskInferenceError, match="64 features"):
+        inference(network, x)
+    del network.statistics[4][name]
+    with pytest.raises(TaskInferenceError, match=r"the tasks \[4\] have none"):
+        inference(network, x)
