@@ -18,10 +18,11 @@ from typing import Iterable, NoReturn, Sequence
 import torch
 from rich.console import Console
 
-from benchmarks import report
-from benchmarks.backbones import BACKBONES
-from benchmarks.display import Display, make_display
-from benchmarks.engines import (
+from benchmarks.data.streams import SCENARIOS, STREAMS, Budget, nearest
+from benchmarks.report import command as report
+from benchmarks.runs.backbones import BACKBONES
+from benchmarks.runs.display import Display, make_display
+from benchmarks.runs.engines import (
     ENGINES,
     EngineError,
     Outcomes,
@@ -29,13 +30,12 @@ from benchmarks.engines import (
     run_in_processes,
     run_on_ray,
 )
-from benchmarks.recipe import RecipeError, fingerprint
-from benchmarks.results import RunKey, RunResult, write_results
-from benchmarks.runs import Failure, Job
-from benchmarks.store import NAME, Store, in_order
-from benchmarks.strategies import RULES, STRATEGIES
-from benchmarks.streams import SCENARIOS, STREAMS, Budget, nearest
-from benchmarks.tracking import MODES, group_of
+from benchmarks.runs.recipe import RecipeError, fingerprint
+from benchmarks.runs.results import RunKey, RunResult, write_results
+from benchmarks.runs.run import Failure, Job
+from benchmarks.runs.store import NAME, Store, in_order
+from benchmarks.runs.strategies import RULES, STRATEGIES
+from benchmarks.runs.tracking import MODES, group_of
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -7,8 +7,8 @@ again; without a store only the tables are written. A table is marked by two com
     <!-- table: permuted_mnist epochs=5 strategy=packnet,wsn -->
     <!-- end -->
 
-The first names the stream, then fields of :class:`~benchmarks.results.RunResult` with the values
-that the table's runs may have; what stands between the two is replaced.
+The first names the stream, then fields of :class:`~benchmarks.runs.results.RunResult` with the
+values that the table's runs may have; what stands between the two is replaced.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Iterable, Sequence
 
-from benchmarks.report import markdown_tables
-from benchmarks.results import RunResult, by_stream, write_text
-from benchmarks.store import Store, in_order
-from benchmarks.streams import nearest
+from benchmarks.data.streams import nearest
+from benchmarks.report.command import markdown_tables
+from benchmarks.runs.results import RunResult, by_stream, write_text
+from benchmarks.runs.store import Store, in_order
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 DOCUMENT = Path(__file__).parent.parent / "RESULTS.md"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.results import RunResult
+from benchmarks.runs.results import RunResult
 
 
 def make_result(strategy: str = "naive", **changes: Any) -> RunResult:

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from benchmarks.five_datasets import SVHN_FILES
-from benchmarks.images import MNIST_FILES
-from benchmarks.png_folders import LETTERS
+from benchmarks.data.five_datasets import SVHN_FILES
+from benchmarks.data.images import MNIST_FILES
+from benchmarks.data.png_folders import LETTERS
 
 
 class Python2Pickler(pickle._Pickler):

@@ -34,7 +34,7 @@ from avalanche_compress.codec import (
     quantise_fixed_point,
 )
 from avalanche_compress.methods.subnetworks.store import MaskedStore
-from benchmarks.fuzz_examples import SmallNet, inputs
+from benchmarks.stress.examples import SmallNet, inputs
 
 Scored = partial(MaskedStore, scored=True)
 

@@ -22,9 +22,16 @@ from torch import nn
 
 import avalanche_compress.training.strategy
 from avalanche_compress import WSN, TaskNetwork, UnsupportedPluginError
-from benchmarks import interoperation_plugins as plugin_cases
-from benchmarks.interoperation import PAGE, SECTIONS, main, outcome, page
-from benchmarks.small_training import INPUTS, STRATEGIES, build, learn, samples, small_stream
+from benchmarks.stress import interoperation_plugins as plugin_cases
+from benchmarks.stress.interoperation import PAGE, SECTIONS, main, outcome, page
+from benchmarks.stress.small_training import (
+    INPUTS,
+    STRATEGIES,
+    build,
+    learn,
+    samples,
+    small_stream,
+)
 
 CASES = [case for section in SECTIONS for case in section.cases]
 found = lru_cache(maxsize=None)(outcome)
@@ -97,8 +104,8 @@ def test_what_should_be_refused_and_is_not_is_noticed(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.interoperation.STRATEGIES", ["WSN"])
-    monkeypatch.setattr("benchmarks.interoperation.SECTIONS", SECTIONS[:1])
+    monkeypatch.setattr("benchmarks.stress.interoperation.STRATEGIES", ["WSN"])
+    monkeypatch.setattr("benchmarks.stress.interoperation.SECTIONS", SECTIONS[:1])
     assert main(["--out", str(tmp_path / "page.md")]) == 0
     assert "combinations as they should be" in capsys.readouterr().out
     text = (tmp_path / "page.md").read_text()

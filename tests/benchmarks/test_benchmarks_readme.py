@@ -13,8 +13,10 @@ import torch
 from avalanche.training.supervised import SynapticIntelligence
 from sklearn.datasets import load_digits
 
-from benchmarks import backbones, compare, images, recipe, strategies, streams
-from benchmarks.store import NAME, Store
+from benchmarks import compare
+from benchmarks.data import images, streams
+from benchmarks.runs import backbones, recipe, strategies
+from benchmarks.runs.store import NAME, Store
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import pytest
 
 from avalanche_compress import OrderRobustness
 from benchmarks import compare
-from benchmarks.strategies import STRATEGIES, StrategyEntry
-from benchmarks.streams import nearest, task_orders
+from benchmarks.data.streams import nearest, task_orders
+from benchmarks.runs.strategies import STRATEGIES, StrategyEntry
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from benchmarks.records import (
     write_records,
     write_tables,
 )
-from benchmarks.report import markdown_tables
-from benchmarks.store import NAME, Store
+from benchmarks.report.command import markdown_tables
+from benchmarks.runs.store import NAME, Store
 
 RUNS = [
     make_result(strategy="naive", seed=0, accuracy=0.9),

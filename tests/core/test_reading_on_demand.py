@@ -15,7 +15,7 @@ from avalanche_compress.archive import archive_bytes
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.store import Store
 from avalanche_compress.metrics.compression import union_density
-from benchmarks.fuzz_examples import SmallNet, inputs
+from benchmarks.stress.examples import SmallNet, inputs
 
 WRITTEN = sorted((Path(__file__).parent / "archives").glob("*.v1"))
 

@@ -118,7 +118,7 @@ def test_a_new_process_resumes_to_the_same_numbers(tmp_path):
         from torch import nn
         from avalanche.benchmarks import tensors_benchmark
         from avalanche.training import Naive
-        from avalanche_compress.checkpoint import load_checkpoint, save_checkpoint
+        from avalanche_compress.host.checkpoint import load_checkpoint, save_checkpoint
         generator = torch.Generator().manual_seed(3)
         data = [(torch.randn(24, 6, generator=generator), torch.arange(24) % 3) for _ in "ab"]
         stream = tensors_benchmark(

@@ -359,7 +359,7 @@ def test_our_strategies_end_with_the_same_weights(name, loaders):
 
 
 def test_a_pixel_data_set_is_known():
-    from benchmarks.splits import PixelDataset
+    from benchmarks.data.splits import PixelDataset
 
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 256, (30, 12), dtype=np.uint8)

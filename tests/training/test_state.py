@@ -664,7 +664,7 @@ SCRIPT = """
     import os, signal, sys, torch
     sys.path[:0] = {paths}
     torch.set_num_threads(1)
-    import test_training_state as tests
+    from tests.training import test_state as tests
     from avalanche_compress import TrainingStatePlugin, load_training_state, save_archive
     folder, archive, last_step = sys.argv[1:]
     class Kill(tests.Draw):
@@ -680,7 +680,7 @@ SCRIPT = """
 
 
 def run_process(folder, last_step):
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    paths = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
     script = textwrap.dedent(SCRIPT).format(paths=paths)
     arguments = [folder / "state", folder / "archive", last_step]
     command = [sys.executable, "-W", "ignore", "-c", script, *map(str, arguments)]

@@ -19,7 +19,7 @@ from avalanche_compress.codec.low_rank import Factors
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import NonFiniteError, TaskStateError
 from avalanche_compress.methods.cacl.store import FactoredStore
-from benchmarks.backbones import cacl_net
+from benchmarks.runs.backbones import cacl_net
 
 
 def behind(layer, **options) -> FactoredStore:

@@ -33,7 +33,7 @@ from avalanche_compress import (
     save_checkpoint,
 )
 from avalanche_compress.archive import archive_bytes
-from benchmarks.backbones import resnet18
+from benchmarks.runs.backbones import resnet18
 
 OPTIMIZERS = {
     "adam": partial(torch.optim.Adam, lr=5e-3),

@@ -28,7 +28,7 @@ from avalanche_compress import (
     save_archive,
     save_checkpoint,
 )
-from benchmarks.backbones import resnet18
+from benchmarks.runs.backbones import resnet18
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2),

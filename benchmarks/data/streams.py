@@ -1,0 +1,302 @@
+"""The streams of the comparison by name, and what is spent on each of their tasks."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Callable, Iterable
+
+import numpy as np
+
+from benchmarks.data.image_streams import (
+    cifar100_superclasses,
+    five_datasets,
+    mini_imagenet,
+    omniglot_rotation,
+    split_cifar100,
+    split_tiny_imagenet,
+    split_tiny_imagenet_200,
+)
+from benchmarks.data.images import Images, load_mnist, value_table
+from benchmarks.data.splits import (
+    SCENARIOS,
+    Order,
+    Stream,
+    equal_groups,
+    same_classes,
+    split_classes,
+)
+
+PUBLISHED_ORDERS = {
+    10: (
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9),
+        (1, 7, 4, 5, 2, 0, 8, 6, 9, 3),
+        (7, 0, 5, 1, 8, 4, 3, 6, 2, 9),
+        (5, 8, 2, 9, 0, 4, 3, 7, 6, 1),
+        (2, 9, 5, 4, 8, 0, 6, 1, 3, 7),
+    ),
+    20: (
+        (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19),
+        (15, 12, 5, 9, 7, 16, 18, 17, 1, 0, 3, 8, 11, 14, 10, 6, 2, 4, 13, 19),
+        (17, 1, 19, 18, 12, 7, 6, 0, 11, 15, 10, 5, 13, 3, 9, 16, 4, 14, 2, 8),
+        (11, 9, 6, 5, 12, 4, 0, 10, 13, 7, 14, 3, 15, 16, 8, 1, 2, 19, 18, 17),
+        (6, 14, 0, 11, 12, 17, 13, 4, 9, 1, 7, 19, 8, 10, 3, 15, 18, 5, 2, 16),
+    ),
+}
+"""Orders A to E of 10 and of 20 tasks in the public code of APD and of HALRP (CIFAR-100)."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every strategy may spend on one task of a stream.
+
+    :param epochs: epochs per task.
+    :param train_mb_size: examples per training batch.
+    :param lr: learning rate of the first epoch, unless a recipe has its own.
+    :param validation_fraction: part of each task's training set that no strategy trains on.
+    :param eval_mb_size: examples per batch in evaluation.
+    :param lr_decay: what the learning rate is multiplied by over each epoch of a phase, see
+        :class:`~benchmarks.runs.settings.LearningRateDecay`.
+    :param bf16: whether training computes in bfloat16, with images channels last.
+    """
+
+    epochs: int
+    train_mb_size: int
+    lr: float
+    validation_fraction: float = 0.1
+    eval_mb_size: int = 500
+    lr_decay: float = 1.0
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class StreamEntry:
+    """How to build a registered stream, and what is spent on it by default.
+
+    :param build: ``(data_dir, seed, held_out) -> Stream``; ``held_out`` is the fraction of each
+        training set that is left out. It takes ``order=`` as well, a permutation of its tasks, and
+        with several scenarios ``scenario=``.
+    :param backbone: name of its default backbone.
+    :param budget: its default budget.
+    :param tasks: how many it has, which is known before it is built.
+    :param scenarios: those that it makes sense in.
+    """
+
+    build: Callable[..., Stream]
+    backbone: str
+    budget: Budget
+    tasks: int
+    scenarios: tuple[str, ...] = ("task",)
+
+
+def split_digits(
+    data_dir: Path,
+    seed: int,
+    held_out: float = 0.0,
+    scenario: str = "task",
+    *,
+    order: Order = None,
+) -> Stream:
+    """scikit-learn's 1,797 handwritten digits (8 x 8), five tasks of two classes, no download.
+
+    70 % of each digit are for training. Values are divided by 16, then standardised by the mean
+    and deviation of the training pixels.
+
+    :param data_dir: not used.
+    :param seed: of the split into train, test and held-out examples.
+    :param held_out: fraction of each task's training set to leave out.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
+    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    """
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    train_x, test_x, train_y, test_y = train_test_split(
+        digits.data.astype(np.uint8),
+        digits.target.astype(np.int64),
+        test_size=0.3,
+        stratify=digits.target,
+        random_state=seed,
+    )
+    scaled = train_x / 16
+    values = value_table(16, scaled.mean(), scaled.std())
+    images = Images((train_x, train_y), (test_x, test_y), values, (1, 8, 8))
+    groups = equal_groups(images, 5)
+    return split_classes("split_digits", images, groups, seed, held_out, order, scenario)
+
+
+def split_mnist(
+    data_dir: Path,
+    seed: int,
+    held_out: float = 0.0,
+    scenario: str = "task",
+    *,
+    order: Order = None,
+) -> Stream:
+    """MNIST, five tasks of two digits.
+
+    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
+    :param seed: of the held-out examples.
+    :param held_out: fraction of each task's training set to leave out.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
+    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    """
+    images = load_mnist(data_dir)
+    groups = equal_groups(images, 5)
+    return split_classes("split_mnist", images, groups, seed, held_out, order, scenario)
+
+
+def permuted_mnist(
+    data_dir: Path,
+    seed: int,
+    held_out: float = 0.0,
+    tasks: int = 10,
+    *,
+    order: Order = None,
+) -> Stream:
+    """MNIST under ten fixed permutations of the pixels, ten classes each, with task labels.
+
+    Every task is permuted, the first too, by the seeds of the public WSN code.
+
+    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
+    :param seed: of the permutations and of the held-out examples.
+    :param held_out: fraction of each task's training set to leave out.
+    :param tasks: number of permutations.
+    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    """
+    images = load_mnist(data_dir)
+    guises = [(images, permutation) for permutation in wsn_permutations(seed, tasks, 784)]
+    return same_classes("permuted_mnist", guises, seed, held_out, order)
+
+
+def permuted_mnist_32(
+    data_dir: Path,
+    seed: int,
+    held_out: float = 0.0,
+    tasks: int = 5,
+    *,
+    order: Order = None,
+) -> Stream:
+    """The first of ten permutations of MNIST as 3 x 32 x 32, by the seeds of the HALRP code.
+
+    Images are resized to 32 x 32 (bilinear), repeated in three channels and permuted as one vector,
+    so channels differ. The public code holds the first images of the training set out; here they
+    are drawn.
+
+    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
+    :param seed: of the permutations and of the held-out examples.
+    :param held_out: fraction of each task's training set to leave out.
+    :param tasks: number of permutations; with more than ten, all are drawn anew.
+    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    """
+    grey = load_mnist(data_dir, size=32)
+    images = replace(grey, shape=(3, 32, 32))
+    # The channels are equal before the permutation: number n is byte n modulo 1024 of the image.
+    drawn = wsn_permutations(seed, max(tasks, 10), 3 * 1024)[:tasks]
+    guises = [(images, permutation % 1024) for permutation in drawn]
+    return same_classes("permuted_mnist_32", guises, seed, held_out, order)
+
+
+STREAMS: dict[str, StreamEntry] = {
+    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
+    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
+    "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
+    "permuted_mnist_32": StreamEntry(
+        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.54), 5
+    ),
+    "split_cifar100_10": StreamEntry(
+        partial(split_cifar100, tasks=10), "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
+    ),
+    "split_cifar100_20": StreamEntry(
+        partial(split_cifar100, tasks=20), "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+    ),
+    "cifar100_superclasses": StreamEntry(
+        cifar100_superclasses, "lenet_bn", Budget(20, 128, 1e-3, 0.2), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet": StreamEntry(
+        split_tiny_imagenet, "cacl_net", Budget(10, 64, 1e-3, 0.0), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet_10": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=10), "tinynet", Budget(30, 64, 1e-3), 10, SCENARIOS
+    ),
+    "split_tiny_imagenet_20": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=20), "alexnet", Budget(50, 32, 1e-3), 20, SCENARIOS
+    ),
+    "split_tiny_imagenet_40": StreamEntry(
+        partial(split_tiny_imagenet_200, tasks=40), "tinynet", Budget(10, 10, 1e-3), 40, SCENARIOS
+    ),
+    "five_datasets": StreamEntry(five_datasets, "alexnet", Budget(12, 128, 1e-3, 0.2), 5),
+    "omniglot_rotation": StreamEntry(
+        omniglot_rotation, "lenet_large", Budget(100, 64, 1e-3, 0.05), 100, SCENARIOS
+    ),
+    "mini_imagenet": StreamEntry(
+        mini_imagenet, "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+    ),
+}
+"""Streams by name; backbones and budgets are those of public codes where there are some:
+
+========================== =================================================
+stream                     epochs, batch, learning rate and validation data
+========================== =================================================
+``permuted_mnist``         WSN
+``permuted_mnist_32``      HALRP
+``split_cifar100_10``      WSN
+``split_cifar100_20``      CACL (all training data)
+``cifar100_superclasses``  HALRP
+``split_tiny_imagenet``    ours
+``split_tiny_imagenet_10`` Avalanche's PackNet baseline (epochs), ours
+``split_tiny_imagenet_20`` HALRP
+``split_tiny_imagenet_40`` WSN
+``five_datasets``          HALRP
+``omniglot_rotation``      WSN
+``mini_imagenet``          CACL (all training data)
+========================== =================================================
+"""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that looks most like ``name``.
+
+    >>> nearest("split_digit", ["permuted_mnist", "split_digits"])
+    'split_digits'
+    """
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def wsn_permutations(seed: int, tasks: int, pixels: int) -> list[np.ndarray]:
+    """The pixel permutations of the public WSN code (``dataloader/pmnist.py``) for a seed."""
+    shuffled = _shuffled(tasks, seed)
+    return [_shuffled(pixels, int(drawn) * 100 + task) for task, drawn in enumerate(shuffled)]
+
+
+def task_orders(tasks: int, count: int, seed: int = 0) -> list[list[int]]:
+    """Orders to train tasks in, all different while there are so many.
+
+    First the published ones (:data:`PUBLISHED_ORDERS`), or the tasks as they are numbered, then
+    seeded permutations.
+
+    :param tasks: number of tasks.
+    :param count: number of orders.
+    :param seed: of the permutations that follow.
+
+    >>> task_orders(10, 2)[1]
+    [1, 7, 4, 5, 2, 0, 8, 6, 9, 3]
+    """
+    published = PUBLISHED_ORDERS.get(tasks, (range(tasks),))
+    orders = [list(order) for order in published[:count]]
+    generator = np.random.RandomState(seed)
+    while len(orders) < count:
+        drawn = generator.permutation(tasks).tolist()
+        if drawn not in orders or len(orders) >= math.factorial(tasks):
+            orders.append(drawn)
+    return orders
+
+
+def _shuffled(count: int, seed: int) -> np.ndarray:
+    indices = np.arange(count)
+    np.random.RandomState(seed).shuffle(indices)
+    return indices

@@ -1,0 +1,186 @@
+"""What all pictures have in common: colours, axes, groups of runs, and the two files of each."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from statistics import stdev
+from typing import Sequence, Tuple
+
+import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator
+
+from benchmarks.runs.results import RunResult, by_scenario, by_strategy, by_stream
+from benchmarks.runs.strategies import RULES, STRATEGIES
+
+Style = Tuple[str, str]
+"""Colour and marker."""
+
+COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+    "#ee7733",
+    "#009988",
+    "#555555",
+    "#882255",
+    "#117733",
+    "#332288",
+    "#999933",
+    "#885533",
+    "#bb88cc",
+)
+# no common divisor with the number of colours: the pairs repeat after 165 strategies, not after 15
+_MARKERS = "osD^vPhX<>d"
+
+FEW_LAYERS = 8
+"""Up to so many layers are named; more of them have colours by depth."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure.
+
+    :param width: in inches.
+    :param height: in inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write a figure as PNG and, beside it, as SVG.
+
+    :param path: of the PNG.
+    :return: the SVG.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = svg_of(figure)
+    path.with_suffix(".svg").write_text(written, encoding="utf-8")
+    figure.savefig(path, dpi=150)
+    return written
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as SVG: the same text for the same figure, with letters drawn as shapes."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # everything has its place, which another pass would move
+    written = io.BytesIO()
+    with rc_context({"svg.hashsalt": "the same names every time"}):
+        figure.savefig(written, format="svg", metadata={"Date": None})
+    return written.getvalue().decode("utf-8")
+
+
+def panels_of(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    """The runs of each stream and scenario, with the stream's name."""
+    return [
+        (stream, same) for stream, runs in by_stream(results) for same in by_scenario(runs).values()
+    ]
+
+
+def styles_of(results: Sequence[RunResult]) -> dict[str, Style]:
+    """Colour and marker by label, those of a registered strategy the same in every picture.
+
+    The rules by which one strategy infers tasks share its colour.
+    """
+    places = _places(results)
+    rules: list[str | None] = [None, *RULES, *(f"{rule}_batch" for rule in RULES)]
+    styles = {}
+    for label, (run, *_) in by_strategy(results).items():
+        place = places[run.strategy]
+        marker = place + (4 * rules.index(run.task_inference) if run.task_inference in rules else 0)
+        styles[label] = (COLOURS[place % len(COLOURS)], _MARKERS[marker % len(_MARKERS)])
+    return styles
+
+
+def _places(results: Sequence[RunResult]) -> dict[str, int]:
+    """Each strategy's place in the registry, of those that are not in it behind the last."""
+    names = dict.fromkeys([*STRATEGIES, *(run.strategy for run in results)])
+    return {name: place for place, name in enumerate(names)}
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation; None of a single value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def keep_apart(places: Sequence[float], gap: float) -> list[float]:
+    """Move places between 0 and 1 until no two are nearer than ``gap``, in the order they have.
+
+    >>> [round(place, 2) for place in keep_apart([0.5, 0.98, 0.97, 0.0], 0.1)]
+    [0.5, 1.0, 0.9, 0.0]
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    moved = list(places)
+    for below, above in zip(order, order[1:]):
+        moved[above] = max(moved[above], moved[below] + gap)
+    ceiling = 1.0
+    for index in reversed(order):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved
+
+
+def rows_of(panels: int, across: int) -> int:
+    """How many rows so many panels take.
+
+    >>> rows_of(8, 4), rows_of(9, 4)
+    (2, 3)
+    """
+    return -(-panels // across)
+
+
+def subplots(part: Figure | SubFigure, panels: int, across: int) -> np.ndarray:
+    """A grid of axes on one scale, of which the first ``panels`` are seen."""
+    axes = part.subplots(rows_of(panels, across), across, sharex=True, sharey=True, squeeze=False)
+    for unused in axes.flat[panels:]:
+        unused.set_visible(False)
+    return axes
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers."""
+    return MaxNLocator(integer=True, steps=[1, 2, 5, 10])
+
+
+def bare(axes: Axes, grid: str = "y") -> None:
+    """Leave away what says nothing.
+
+    :param grid: the axis whose ticks have lines across the panel, or ``"both"``.
+    """
+    axes.grid(True, axis=grid, which="major", color="0.92", linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def layer_colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each layer: few have distinct ones, many those of their depth."""
+    if len(names) <= FEW_LAYERS:
+        return dict(zip(names, COLOURS))
+    return dict(zip(names, map(to_hex, _depth_map(len(names)).colors)))  # type: ignore[arg-type]
+
+
+def _depth_map(layers: int) -> ListedColormap:
+    """A colour per layer, dark at the input; without the palest end, which is lost on white."""
+    return ListedColormap(colormaps["viridis"](np.linspace(0, 0.93, layers)))
+
+
+def depth_bar(part: Figure | SubFigure, panels: np.ndarray, names: Sequence[str]) -> None:
+    """A colour bar with the layers from the input up, some of them named."""
+    layers = len(names)
+    scale = ScalarMappable(BoundaryNorm(np.arange(layers + 1) - 0.5, layers), _depth_map(layers))
+    named = np.unique(np.linspace(0, layers - 1, 6).round().astype(int))
+    bar = part.colorbar(scale, ax=panels, pad=0.02, aspect=24, ticks=named)
+    bar.ax.set_yticklabels([names[layer] for layer in named], size=8)
+    bar.set_label(f"{layers} layers, by depth")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(which="both", length=0)

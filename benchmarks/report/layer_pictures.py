@@ -1,0 +1,209 @@
+"""Pictures of what tasks made of each layer: its ranks, densities and bits."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator
+
+from benchmarks.report.drawing import (
+    COLOURS,
+    FEW_LAYERS,
+    bare,
+    depth_bar,
+    keep_apart,
+    layer_colours,
+    new_figure,
+    panels_of,
+    rows_of,
+    subplots,
+    whole_numbers,
+)
+from benchmarks.runs.results import RunResult, by_strategy, layer_name, scenario_of
+
+QUANTITIES = {
+    "ranks": "rank: terms that each task added",
+    "densities": "density: part of the weight that each task computes with (%)",
+    "bits": "bits of a number that each task added",
+}
+"""Fields of a run that have a number per layer and task, with what they say."""
+
+# panels beside each other
+_ACROSS = 4
+
+
+def layer_figure(results: Sequence[RunResult], quantity: str) -> Figure:
+    """A curve over the tasks for each layer, a panel per strategy, a part per stream and scenario.
+
+    A point is the mean over seeds and orders of the tasks learned at that place in the order.
+
+    :param results: all runs, some of which have the quantity; the others are left out.
+    :param quantity: of :data:`QUANTITIES`.
+    """
+    groups = [(stream, by_strategy(runs)) for stream, runs in groups_with(results, quantity)]
+    across = min(_ACROSS, max(len(strategies) for _, strategies in groups))
+    rows = [rows_of(len(strategies), across) for _, strategies in groups]
+    heights = [1.0 + 2.0 * count for count in rows]
+    figure = new_figure(max(6.4, 2.2 + 2.2 * across), sum(heights))
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)
+    for part, (stream, strategies) in zip(parts[:, 0], groups):
+        first = next(iter(strategies.values()))
+        title = f"{stream}{scenario_of(first)}: {QUANTITIES[quantity]}"
+        part.suptitle(title, x=0.01, ha="left", size=10)
+        _draw_strategies(part, strategies, quantity, across)
+    return figure
+
+
+def groups_with(results: Sequence[RunResult], quantity: str) -> list[tuple[str, list[RunResult]]]:
+    """The runs of each stream and scenario that have the quantity.
+
+    :param results: all runs.
+    :param quantity: of :data:`QUANTITIES`.
+    """
+    return panels_of([run for run in results if getattr(run, quantity)])
+
+
+def layer_means(runs: Sequence[RunResult], quantity: str) -> dict[str, np.ndarray]:
+    """The mean over runs, by layer: an array over the tasks, NaN where no run has a number.
+
+    Densities are in percent.
+
+    :param runs: of one strategy, all with the quantity.
+    :param quantity: of :data:`QUANTITIES`.
+    """
+    tables = [getattr(run, quantity) for run in runs]
+    scale = 100 if quantity == "densities" else 1
+    return {
+        layer_name(weight): scale * _means([table[weight] for table in tables])
+        for weight in tables[0]
+    }
+
+
+def _means(rows: Sequence[Sequence[Any]]) -> np.ndarray:
+    numbers = np.ma.masked_invalid(np.array(rows, dtype=float))  # None becomes NaN
+    return numbers.mean(axis=0).filled(np.nan)
+
+
+def _draw_strategies(
+    part: SubFigure, strategies: dict[str, list[RunResult]], quantity: str, across: int
+) -> None:
+    means = {label: layer_means(runs, quantity) for label, runs in strategies.items()}
+    names = list(dict.fromkeys(name for own in means.values() for name in own))
+    colours, widths = layer_colours(names), _layer_widths(names)
+    highest = max(
+        float(np.nanmax(curve, initial=0)) for own in means.values() for curve in own.values()
+    )
+    panels = subplots(part, len(means), across)
+    for axes, (label, own) in zip(panels.flat, means.items()):
+        for name, curve in own.items():
+            _draw_curve(axes, curve, colours[name], widths[name])
+        axes.set_title(label, size=10, loc="left")
+        axes.set_ylim(0, 1.06 * max(1e-9, highest))
+        if quantity == "bits":
+            axes.yaxis.set_major_locator(MultipleLocator(8))
+        axes.xaxis.set_major_locator(whole_numbers())
+        axes.tick_params(labelbottom=True)
+        bare(axes)
+    part.supxlabel("task, in order of learning", size=10)
+    if len(names) > FEW_LAYERS:
+        depth_bar(part, panels, names)
+        return
+    shown = [Line2D([], [], color=colours[name], marker="o", markersize=4) for name in names]
+    part.legend(shown, names, loc="outside right center", frameon=False, fontsize=9, title="layer")
+
+
+def _layer_widths(names: Sequence[str]) -> dict[str, float]:
+    """The first of few layers are thicker: where curves are the same, all are seen."""
+    layers = len(names)
+    thicker = 2.8 if layers <= FEW_LAYERS else 0.0
+    return {name: 1.2 + thicker * (1 - (i + 1) / layers) for i, name in enumerate(names)}
+
+
+def _draw_curve(axes: Axes, curve: np.ndarray, colour: str, width: float) -> None:
+    axes.plot(
+        np.arange(len(curve)) + 1,
+        curve,
+        color=colour,
+        linewidth=width,
+        marker="o" if len(curve) <= 20 else "",
+        markersize=2.4 + width,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+    )
+
+
+def rank_figure(result: RunResult) -> Figure:
+    """How many terms each task added to each layer in one run, and how they add up.
+
+    Up to eight layers are named where their curves end; more of them are coloured by depth.
+
+    :param result: a run with ranks.
+    :raises ValueError: if the run has no ranks.
+    """
+    if not result.ranks:
+        raise ValueError(f"There are no ranks to draw: {result.key} keeps no weights as terms.")
+    names = [layer_name(weight) for weight in result.ranks]
+    own = np.array(list(result.ranks.values()))
+    total = own.cumsum(axis=1)
+    figure = new_figure(10.4, 3.9)
+    panels = figure.subplots(1, 2)
+    figure.suptitle(str(result.key), x=0.01, ha="left", size=11)
+    for axes, ranks, title, label in (
+        (panels[0], own, "rank that each task added", "task, in order of learning"),
+        (panels[1], total, "cumulative rank", "after learning task"),
+    ):
+        _draw_ranks(axes, ranks, names, result.order)
+        axes.set_title(title, size=10, loc="left")
+        axes.set_xlabel(label)
+    if len(names) <= FEW_LAYERS:
+        _name_curves(panels[1], names, total)
+    else:
+        depth_bar(figure, panels, names)
+    return figure
+
+
+def _draw_ranks(axes: Axes, ranks: np.ndarray, names: Sequence[str], order: Sequence[int]) -> None:
+    """A curve over the tasks for each row of ``ranks``, which are the layers, the first on top."""
+    layers, tasks = ranks.shape
+    few = layers <= FEW_LAYERS
+    colours = list(layer_colours(names).values())
+    for layer, curve in enumerate(ranks):
+        axes.plot(
+            curve,
+            color=colours[layer],
+            linewidth=1.6 if few else 1.1,
+            marker="o" if tasks <= 20 else "",
+            markersize=5 if few and tasks <= 10 else 3.5,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            zorder=2 + (layers - layer) / layers,
+            clip_on=False,
+        )
+    highest = max(1, ranks.max())
+    axes.set_ylim(-0.03 * highest, 1.05 * highest)
+    axes.set_xlim(-0.4, tasks - 0.6)
+    shown = range(0, tasks, -(-tasks // 20))
+    axes.set_xticks(shown, [str(order[position] + 1) for position in shown])
+    axes.yaxis.set_major_locator(whole_numbers())
+    bare(axes)
+
+
+def _name_curves(axes: Axes, names: Sequence[str], ranks: np.ndarray) -> None:
+    """Write its name and last value behind each curve, no text over another."""
+    last, ends = ranks.shape[1] - 1, ranks[:, -1]
+    low, high = axes.get_ylim()
+    heights = keep_apart([(end - low) / (high - low) for end in ends], 0.07)
+    for name, end, height, colour in zip(names, ends, heights, COLOURS):
+        axes.annotate(
+            f"{name}  {end}",
+            (last, end),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            size=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1, "shrinkB": 4},
+        )

@@ -1,0 +1,1 @@
+"""One run: its recipe, its learner, what it leaves on disk and how it goes on."""

@@ -1,0 +1,294 @@
+"""The hyper-parameters of each strategy on each stream, read from ``recipes/*.yaml`` and checked.
+
+``recipes/wsn.yaml`` belongs to the strategy ``wsn``. All its keys are optional::
+
+    like: cacl                  # start from another strategy's recipe
+    default:                    # hyper-parameters on every stream,
+      density: 0.5
+      post_prune_epochs: {part_of_epochs: 0.2}
+    streams:                    # and what differs on some
+      permuted_mnist:
+        density: 0.3
+        optimizer: {name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}
+
+A strategy takes the hyper-parameters that its registry entry knows. Three forms stand for numbers
+that depend on the run: :class:`PartOfEpochs`, :class:`AllEpochsBut` and :class:`Shares`. Any
+strategy takes an ``optimizer`` as well, see :class:`~benchmarks.runs.settings.OptimizerChoice`;
+where it says nothing it is Adam at the learning rate of the stream's budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, fields, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import create_model as create_schema
+from typing_extensions import Annotated, Literal
+
+from benchmarks.data.streams import STREAMS, Budget, nearest
+from benchmarks.runs.settings import OPTIMIZERS, OptimizerChoice, RunSettings
+from benchmarks.runs.strategies import STRATEGIES, Learner
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+Arguments = Dict[str, Any]
+
+Part = Annotated[float, Field(strict=True, ge=0, le=1)]
+Amount = Annotated[float, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Bits = Annotated[int, Field(strict=True, ge=1, le=16)]
+
+
+class RecipeError(ValueError):
+    """A recipe cannot be used; the message names the file, the key and what to do."""
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PartOfEpochs(_Form):
+    """``{part_of_epochs: 0.2}``: that part of the epochs of a task, rounded down.
+
+    >>> PartOfEpochs(part_of_epochs=0.2).resolve(epochs=14, tasks=5)
+    2
+    """
+
+    part_of_epochs: Part
+
+    def resolve(self, epochs: int, tasks: int) -> int:
+        """The epochs that are meant."""
+        return int(Fraction(str(self.part_of_epochs)) * epochs)
+
+
+class AllEpochsBut(_Form):
+    """``{all_epochs_but: 0.2}``: the epochs without that part of them, which is at least one.
+
+    >>> AllEpochsBut(all_epochs_but=0.2).resolve(epochs=14, tasks=5)
+    12
+    """
+
+    all_epochs_but: Part
+
+    def resolve(self, epochs: int, tasks: int) -> int:
+        """The epochs that are meant."""
+        return epochs - max(1, int(Fraction(str(self.all_epochs_but)) * epochs))
+
+
+_Pair = Annotated[List[Amount], Field(min_length=2, max_length=2)]
+
+
+class Shares(_Form):
+    """``{shares: [0.5, 0.9]}``: what each task prunes of the weights it finds free.
+
+    The tasks' shares of all weights grow evenly from the first to the last one's, which are given
+    in units of ``1 / tasks``: early tasks choose from many weights, later ones have to compute
+    beside what is frozen.
+
+    >>> Shares(shares=[1.0, 1.0]).resolve(epochs=20, tasks=4)
+    [0.75, 0.6666666666666667, 0.5, 0.0]
+    """
+
+    shares: _Pair
+
+    def resolve(self, epochs: int, tasks: int) -> list[float]:
+        """What is pruned, by position of the task."""
+        first, last = self.shares
+        step = (last - first) / max(1, tasks - 1)
+        kept = [(first + step * task) / tasks for task in range(tasks)]
+        free = [1.0 - sum(kept[:task]) for task in range(tasks)]
+        return [max(0.0, 1.0 - own / left) for own, left in zip(kept, free)]
+
+
+Fractions = Union[Part, List[Part], Shares, Dict[str, Union[Part, List[Part], Shares]]]
+Epochs = Union[Count, PartOfEpochs, AllEpochsBut]
+
+VALUES: dict[str, Any] = {
+    "alpha": Amount,
+    "bits": Optional[Union[Bits, Literal["auto"]]],
+    "codebook_finetune_epochs": Count,
+    "decay_factor": Optional[Part],
+    "density": Fractions,
+    "energy": Part,
+    "ewc_lambda": Amount,
+    "growth_bound": Optional[Amount],
+    "lambda_orth": Amount,
+    "lambda_sparse": Amount,
+    "lr": Annotated[float, Field(strict=True, gt=0)],
+    "max_bits": Bits,
+    "memory": Count,
+    "momentum": Part,
+    "name": Literal[tuple(OPTIMIZERS)],
+    "post_prune_epochs": Epochs,
+    "prune_fraction": Part,
+    "prune_proportion": Fractions,
+    "prune_rounds": Count,
+    "prune_tolerance": Amount,
+    "rank": Union[Annotated[int, Field(strict=True, ge=1)], Part, Literal["full"]],
+    "residual": Amount,
+    "scale_center": Amount,
+    "similarity_threshold": Part,
+    "temperature": Amount,
+    "tolerance": Amount,
+    "validation_fraction": Part,
+    "warmup_epochs": Union[Epochs, Part],
+    "weight_decay": Amount,
+}
+"""What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
+
+_TYPES = {bool: StrictBool, str: StrictStr, float: Amount, int: Count}
+
+
+def arguments_of(strategy: str, stream: str) -> Arguments:
+    """The hyper-parameters of a strategy on a stream, with the forms as they are written.
+
+    :param strategy: name in the registry; without a file it is built with its own defaults.
+    :param stream: name in the registry.
+    :raises RecipeError: if the file is no recipe of this strategy.
+
+    >>> arguments_of("wsn", "split_digits")
+    {'density': 0.5, 'post_prune_epochs': {'part_of_epochs': 0.2}}
+    """
+    path = FOLDER / f"{strategy}.yaml"
+    recipe = _read(path) if path.exists() else {}
+    if "like" in recipe:
+        _check_name(path, "like", "strategy", recipe["like"], STRATEGIES)
+    inherited = arguments_of(recipe["like"], stream) if "like" in recipe else {}
+    per_stream = recipe.get("streams", {})
+    known = {**STRATEGIES[strategy].known(), "optimizer": None}
+    for name, own in [("default", recipe.get("default", {})), *per_stream.items()]:
+        _check_arguments(path, name, own, known)
+        if "optimizer" in own:
+            _check_optimizer(path, f"{name}: optimizer", own["optimizer"])
+    return {**inherited, **recipe.get("default", {}), **per_stream.get(stream, {})}
+
+
+def resolve(arguments: Arguments, epochs: int, tasks: int) -> Arguments:
+    """Put numbers in the place of the forms.
+
+    :param arguments: as :func:`arguments_of` returns them.
+    :param epochs: epochs per task.
+    :param tasks: tasks of the stream.
+
+    >>> resolve({"density": 0.5, "post_prune_epochs": {"part_of_epochs": 0.2}}, 20, 5)
+    {'density': 0.5, 'post_prune_epochs': 4}
+    """
+    return {name: _resolved(value, epochs, tasks) for name, value in arguments.items()}
+
+
+def hyper_parameters(strategy: str, stream: str, budget: Budget, tasks: int) -> Arguments:
+    """What a run is configured with: numbers instead of forms, and its optimiser spelled out.
+
+    :param strategy: name in the registry.
+    :param stream: name in the registry.
+    :param budget: has the epochs, and the learning rate unless the recipe has its own.
+    :param tasks: tasks of the stream.
+    :raises RecipeError: if there is something wrong with the recipe.
+
+    >>> hyper_parameters("replay", "split_digits", STREAMS["split_digits"].budget, 5)
+    {'memory': 500, 'optimizer': {'name': 'adam', 'lr': 0.001}}
+    """
+    resolved = resolve(arguments_of(strategy, stream), budget.epochs, tasks)
+    own = resolved.pop("optimizer", {})
+    return {**resolved, "optimizer": {"name": OptimizerChoice.name, "lr": budget.lr, **own}}
+
+
+def build(strategy: str, settings: RunSettings) -> Learner:
+    """Make a strategy as its recipe says.
+
+    :param strategy: name in the registry.
+    :param settings: of the run; the recipe adds the optimiser, the budget what lowers its rate.
+    :raises RecipeError: if there is something wrong with its recipe.
+    """
+    stream = settings.stream
+    own = hyper_parameters(strategy, stream.name, settings.budget, len(stream.tasks))
+    settings = replace(settings, optimizer_choice=OptimizerChoice(**own.pop("optimizer")))
+    settings = replace(settings, plugins=[*settings.plugins, *settings.decay()])
+    return STRATEGIES[strategy].build(settings, **own)
+
+
+def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, device: str) -> str:
+    """Twelve hexadecimal digits that change with whatever a run's numbers come from.
+
+    :param strategy: name in the registry; its hyper-parameters count, its recipe's wording does
+        not.
+    :param stream: name in the registry.
+    :param backbone: that it is run with.
+    :param budget: what is spent on a task.
+    :param device: where it is computed.
+    """
+    content = {
+        "arguments": arguments_of(strategy, stream),
+        "backbone": backbone,
+        "budget": asdict(budget),
+        "device": device,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A recipe's parts, without a look at the hyper-parameters."""
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"{path} has to map like, default and streams to what they are.")
+    for key in recipe:
+        _check_name(path, "the top", "key", key, ("like", "default", "streams"))
+    streams = recipe.get("streams", {})
+    for key, value in [("default", recipe.get("default", {})), ("streams", streams)]:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path}: {key} has to map names to values, but is {value!r}.")
+    for stream in streams:
+        _check_name(path, "streams", "stream", stream, STREAMS)
+    return recipe
+
+
+def _check_arguments(path: Path, where: str, given: Any, known: Mapping[str, Any]) -> None:
+    if not isinstance(given, dict):
+        raise RecipeError(f"{path}: {where} has to map names to values, but is {given!r}.")
+    for name in given:
+        _check_name(path, where, "hyper-parameter", name, known)
+    kinds: dict[str, Any] = {
+        name: (VALUES.get(name, _TYPES.get(type(default), Any)), default)
+        for name, default in known.items()
+    }
+    try:
+        create_schema(path.stem, **kinds)(**given)
+    except ValidationError as error:
+        # of a union every branch complains; the one that got furthest is the one that was meant
+        first = max(error.errors(), key=lambda problem: len(problem["loc"]))
+        name = first["loc"][0]
+        message = f"{first['msg']}, but it is {first['input']!r}"
+        raise RecipeError(f"{path}: {where}: {name}: {message}.") from error
+
+
+def _check_optimizer(path: Path, where: str, given: Any) -> None:
+    _check_arguments(path, where, given, {own.name: None for own in fields(OptimizerChoice)})
+    name = given.get("name", OptimizerChoice.name)
+    if "momentum" in given and name != "sgd":
+        raise RecipeError(f"{path}: {where}: momentum is of sgd, but the optimiser is {name}.")
+
+
+def _check_name(path: Path, where: str, kind: str, name: Any, known: Sequence | Mapping) -> None:
+    if name not in known:
+        raise RecipeError(
+            f"{path}: {where} has the {kind} {name!r}, which is not known; the nearest is "
+            f"{nearest(str(name), known)!r}."
+        )
+
+
+def _resolved(value: Any, epochs: int, tasks: int) -> Any:
+    if not isinstance(value, dict):
+        return value
+    for form in (PartOfEpochs, AllEpochsBut, Shares):
+        if set(value) == set(form.model_fields):
+            return form(**value).resolve(epochs, tasks)
+    return {name: _resolved(inner, epochs, tasks) for name, inner in value.items()}

@@ -1,0 +1,124 @@
+"""One Weights & Biases run per run of the comparison, one group per grid.
+
+A run has an id that follows from what it is, so whoever goes on with it goes on with its W&B run.
+Online, W&B continues the run where it stands. Offline, each process that works on a run writes a
+folder of its own under the one id, marked as to be resumed; ``wandb sync`` uploads the folders of
+an id in the order in which they began, each after what is there (wandb 0.31; early versions
+replaced what was there).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Sequence
+
+from PIL import Image
+
+from benchmarks.runs.results import RunKey, RunResult
+
+MODES = ("off", "offline", "online")
+
+
+class Tracker:
+    """Logs a run, if asked to.
+
+    :param mode: ``off``, ``offline`` (synchronise later with ``wandb sync``) or ``online``.
+    :param folder: wandb puts its files into ``wandb`` in it.
+    :param slug: the run's.
+    :param recipe: fingerprint of what its numbers come from.
+    :param group: of the grid.
+    :param config: the logged configuration.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        folder: Path,
+        slug: str,
+        recipe: str,
+        group: str,
+        config: Mapping[str, Any],
+    ) -> None:
+        self.logger: Any | None = None
+        self.slug = slug
+        if mode == "off":
+            return
+        from avalanche_compress import WandBLogger
+
+        self.logger = WandBLogger(
+            project_name="avalanche-compress",
+            run_name=slug,
+            save_code=False,
+            config=dict(config),
+            dir=str(folder),
+            params={
+                "mode": mode,
+                "id": id_of(slug, recipe),
+                "resume": "allow",
+                "group": group,
+                # wandb's own report would break into the progress display.
+                "settings": {"silent": True},
+            },
+        )
+
+    def goes_on(self, finished: int) -> None:
+        """Count the experiences that earlier processes have trained and logged.
+
+        :param finished: how many there are.
+        """
+        if self.logger is not None:
+            self.logger.exp_count = finished
+
+    def log(self, result: RunResult, archive: Path, pictures: Sequence[Path]) -> None:
+        """Log what a finished run has: its numbers, its pictures and the archive if there is one.
+
+        :param result: the run.
+        :param archive: the compressed file, which need not exist.
+        :param pictures: files named ``<what it shows>-<slug>.png``.
+        """
+        if self.logger is None:
+            return
+        nan = float("nan")
+        matrix = [[nan if a is None else a for a in row] for row in result.accuracy_matrix]
+        self.logger.log_accuracy_matrix(matrix)
+        for name in ("accuracy", "forgetting", "bwt", "stored_bytes", "archive_bytes", "ratio"):
+            self.logger.run.summary[name] = getattr(result, name)
+        for path in pictures:
+            with Image.open(path) as picture:
+                shown = path.name[: -len(f"-{self.slug}.png")]
+                self.logger.log_single_metric(f"pictures/{shown}", picture, self.logger.step)
+        if archive.is_file():
+            self.logger.log_archive(archive, self.slug)
+
+    def close(self, failed: bool) -> None:
+        """End the run."""
+        if self.logger is not None:
+            self.logger.finish(1 if failed else 0)
+
+
+def id_of(slug: str, recipe: str) -> str:
+    """The id of a W&B run, the same whenever the run is started again.
+
+    :param slug: the run's.
+    :param recipe: fingerprint of what its numbers come from.
+
+    >>> id_of("split_digits-wsn-seed0", "0123456789ab")
+    '3cbaf2bc780433e1'
+    """
+    return hashlib.sha256(f"{slug} {recipe}".encode()).hexdigest()[:16]
+
+
+def group_of(runs: Iterable[tuple[RunKey, str]]) -> str:
+    """A name for the runs of a grid, the same for more seeds and more orders of it.
+
+    :param runs: which ones, with the fingerprints of their recipes.
+
+    >>> group_of([(RunKey("wsn", "split_digits", seed), "0123456789ab") for seed in range(3)])
+    'split_digits-17b6f7a1'
+    """
+    kinds = {(replace(key, seed=0, order_index=0), recipe) for key, recipe in runs}
+    streams = "+".join(sorted({key.stream for key, _ in kinds}))
+    ids = sorted(id_of(key.slug, recipe) for key, recipe in kinds)
+    return f"{streams[:100]}-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:8]}"

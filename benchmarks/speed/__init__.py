@@ -1,0 +1,1 @@
+"""What a step, an evaluation and many tasks cost."""

@@ -1,0 +1,158 @@
+"""What works beside what: every strategy with Avalanche's plugins, loggers, metrics and benchmarks.
+
+Run ``python -m benchmarks.interoperation`` to try everything and write docs/interoperation.md. A
+case that does not do what it is for ends the command with its error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from avalanche_compress.files import write_atomically
+from benchmarks.stress import (
+    interoperation_benchmarks,
+    interoperation_logging,
+    interoperation_plugins,
+)
+from benchmarks.stress.small_training import STRATEGIES, Case
+
+PAGE = Path(__file__).parents[2] / "docs" / "interoperation.md"
+
+INTRODUCTION = """\
+# What works beside what
+
+Every strategy with what Avalanche 0.6 brings. `python -m benchmarks.interoperation` tries all of it
+and writes this page; the tests try it, too. A combination *works* if two or three tasks are
+learned, the logits of finished tasks stay bit-identical, and the plugin, logger, metric or
+benchmark has done what it is for: the rate fell, training stopped, the file has its rows, the
+counts are those made by hand. What cannot work is *refused*, for the reason that the error gives. A
+number refers to what should be known, below the table.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table of the page.
+
+    :param title: its heading.
+    :param about: a sentence before it.
+    :param cases: its rows.
+    """
+
+    title: str
+    about: str
+    cases: Sequence[Case]
+
+
+SECTIONS = [
+    Section(
+        "Plugins",
+        "A plugin that is refused is refused when the strategy is built, before the model changes, "
+        "and when training starts, if it was added later.",
+        interoperation_plugins.CASES,
+    ),
+    Section("Loggers", "All of them together, over three tasks.", interoperation_logging.LOGGERS),
+    Section(
+        "Metrics",
+        "Compared with what the logits say. A metric is refused when the strategy is built.",
+        interoperation_logging.METRICS,
+    ),
+    Section(
+        "Benchmarks",
+        "An experience is refused before anything has changed.",
+        interoperation_benchmarks.CASES,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    :param word: works or refused.
+    :param reason: what a user should know.
+    """
+
+    word: str
+    reason: str
+
+
+def outcome(case: Case, strategy: str) -> Outcome:
+    """Try a case with a strategy.
+
+    :param case: any.
+    :param strategy: in :data:`STRATEGIES`.
+    :raises AssertionError: if it does not do what it is for, or is not refused although it should.
+    """
+    if case.refused is None:
+        case.check(strategy)
+        return Outcome("works", case.note)
+    try:
+        case.check(strategy)
+    except case.refused as error:
+        # without the name, plugins that are refused for one reason share it
+        reason = str(error).replace(f"{case.name.split('`')[1]} ", "it ", 1)
+        return Outcome("refused", f"`{type(error).__name__}`: {reason}")
+    raise AssertionError(f"{case.name} with {strategy} was to be refused")
+
+
+def page(outcomes: Sequence[Sequence[Sequence[Outcome]]]) -> str:
+    """The page in Markdown.
+
+    :param outcomes: of each section, case and strategy.
+    """
+    parts = [INTRODUCTION]
+    for section, own in zip(SECTIONS, outcomes):
+        parts.append(f"## {section.title}\n\n{section.about}\n\n{_table(section.cases, own)}")
+    return "\n".join(parts)
+
+
+def _table(cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]]) -> str:
+    """A row a case, a column a strategy; reasons are numbered and follow."""
+    reasons: list[str] = []
+    lines = ["| | " + " | ".join(STRATEGIES) + " |", "|---" * (len(STRATEGIES) + 1) + "|"]
+    for case, own in zip(cases, outcomes):
+        cells = [_cell(result, reasons) for result in own]
+        lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
+
+
+def _cell(result: Outcome, reasons: list[str]) -> str:
+    if not result.reason:
+        return result.word
+    if result.reason not in reasons:
+        reasons.append(result.reason)
+    return f"{result.word} ({reasons.index(result.reason) + 1})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try everything and write the page.
+
+    :param arguments: command line without the program's name.
+    :return: exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.interoperation", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--out", type=Path, default=PAGE, metavar="FILE")
+    given = parser.parse_args(arguments)
+    os.environ["WANDB_SILENT"] = "true"
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # of what Avalanche deprecates
+        outcomes = [
+            [[outcome(case, name) for name in STRATEGIES] for case in section.cases]
+            for section in SECTIONS
+        ]
+    write_atomically(given.out, page(outcomes).encode())
+    print(
+        f"{given.out}: {sum(map(len, outcomes)) * len(STRATEGIES)} combinations as they should be"
+    )
+    return 0

@@ -1,0 +1,204 @@
+"""What the tables say, against numbers made by hand."""
+
+from __future__ import annotations
+
+import pytest
+from benchmarks_for_tests import make_result, reordered
+
+from benchmarks.report.tables import (
+    Cell,
+    Column,
+    bytes_cell,
+    difference_table,
+    layer_table,
+    mark_best,
+    order_table,
+    result_table,
+    run_table,
+    scenario_table,
+)
+
+
+def rows(table, runs):
+    return table(runs, "stream").texts()
+
+
+def best(table, runs):
+    """Strategy and column of what is marked as best."""
+    made = table(runs, "stream")
+    return {
+        (row[0].text, column.name)
+        for row in made.rows
+        for column, cell in zip(made.columns, row)
+        if cell.is_best
+    }
+
+
+def test_a_row_of_one_seed():
+    assert rows(result_table, [make_result()]) == [
+        ["naive", "90.00", "5.00", "-5.00", "-", "69.6 kB", "0.210", "2.2"]
+    ]
+
+
+def test_a_row_of_several_seeds_has_mean_and_sample_deviation():
+    runs = [make_result(accuracy=0.9), make_result(seed=1, accuracy=0.94, train_seconds=3.0)]
+    (row,) = rows(result_table, runs)
+    assert row[1] == "92.00 ± 2.83"
+    assert row[-1] == "2.8 ± 0.7"
+
+
+def test_unequal_numbers_of_seeds_are_owned_up_to():
+    naive = [make_result(), make_result(seed=1)]
+    assert "seeds" not in [column.name for column in result_table(naive, "stream").columns]
+    runs = [*naive, make_result(strategy="ewc", seed=1)]
+    assert result_table(runs, "stream").columns[1].name == "seeds"
+    assert [row[:2] for row in rows(result_table, runs)] == [["naive", "2"], ["ewc", "1"]]
+
+
+def test_bytes_that_differ_have_a_deviation_in_their_unit():
+    assert bytes_cell([33_200, 35_200]).text == "34.2 ± 1.4 kB"
+    assert bytes_cell([33_200, 33_200]).text == "33.2 kB"
+
+
+def test_what_is_not_defined_is_a_dash_and_nothing_is_minus_zero():
+    (row,) = rows(result_table, [make_result(forgetting=None, bwt=-1e-9)])
+    assert row[2:4] == ["-", "0.00"]
+
+
+def test_the_archive_makes_the_ratio():
+    (row,) = rows(result_table, [make_result(archive_bytes=33_200, stored_bytes=33_200)])
+    assert (row[4], row[6]) == ("33.2 kB", "0.100")
+
+
+def test_both_scenarios_stand_side_by_side_with_a_dash_for_what_was_not_run():
+    inferred = {"scenario": "class", "task_inference": "energy", "task_id_accuracy": 0.6}
+    runs = [
+        make_result(),
+        make_result(scenario="class", accuracy=0.2),
+        make_result("wsn", accuracy=0.95),
+        make_result("wsn", accuracy=0.5, **inferred),
+        make_result("wsn", accuracy=0.6, seed=1, **inferred),
+        make_result("independent"),
+    ]
+    assert rows(scenario_table, runs) == [
+        ["naive", "90.00", "-", "20.00", "-"],
+        ["wsn", "95.00", "energy", "55.00 ± 7.07", "60.00 ± 0.00"],
+        ["independent", "90.00", "-", "-", "-"],
+    ]
+    assert rows(result_table, runs[3:5])[0][:3] == ["wsn, energy", "55.00 ± 7.07", "60.00 ± 0.00"]
+
+
+def test_several_orders_add_columns_and_one_order_has_none():
+    runs = [make_result(), reordered(accuracies=(0.94, 0.96)), make_result("wsn")]
+    table = result_table(runs, "stream")
+    assert [column.name for column in table.columns][3:8] == ["BWT", "R", "AOPD", "MOPD", "archive"]
+    naive, wsn = table.texts()
+    # Tasks 1 and 2 were at .9 and .9 in the canonical order, at .96 and .94 in the other one.
+    assert naive[4:7] == ["2", "5.00", "6.00"]
+    assert naive[1] == "92.50 ± 3.54"
+    assert wsn[4:7] == ["1", "-", "-"]
+    assert len(rows(result_table, [make_result()])[0]) == 8
+
+
+def test_a_table_has_a_column_per_order_with_the_deviation_over_its_seeds():
+    runs = [make_result(), make_result(seed=1, accuracy=0.94), reordered(), make_result("wsn")]
+    table = order_table(runs, "stream")
+    assert table.texts() == [["naive", "92.00 ± 2.83", "90.00"], ["wsn", "90.00", "-"]]
+    assert [column.name for column in table.columns[1:]] == ["order 0", "order 1"]
+    assert "tasks as learned, order 0: 1 2; order 1: 2 1" in table.legend
+
+
+def test_ranks_are_early_and_late_means_from_ten_tasks_on():
+    early, late = [5, 4, 3, 2, 1], [0, 0, 0, 1, 1]
+    ten = make_result("cacl", ranks={"body.1.weight": early + late})
+    assert rows(layer_table, [ten]) == [["cacl", "body.1", "3.0 → 0.4", "17", "-", "-"]]
+    nine = make_result("cacl", ranks={"body.1.weight": early + late[:4]})
+    assert rows(layer_table, [nine]) == [["cacl", "body.1", "1.8", "16", "-", "-"]]
+
+
+def test_a_row_of_a_layer_is_the_mean_over_runs_and_runs_without_have_none():
+    runs = [make_result(), make_result("cacl", ranks={"a.weight": [4, 1], "b.weight": [2, 2]})]
+    runs += [make_result("cacl", seed=1, ranks={"a.weight": [6, 0], "b.weight": [2, 2]})]
+    runs += [make_result("cacl", seed=2)]
+    masked = {"densities": {"a.weight": [0.5, 0.25]}, "bits": {"a.weight": [8.0, None]}}
+    runs += [make_result("wsn", **masked)]
+    assert rows(layer_table, runs) == [
+        ["cacl", "a", "2.8", "5.5", "-", "-"],
+        ["cacl", "b", "2.0", "4", "-", "-"],
+        ["wsn", "a", "-", "-", "37.5", "8.0"],
+    ]
+
+
+def test_differences_say_what_so_few_pairs_can_show():
+    runs = [make_result(seed=seed, accuracy=0.75) for seed in range(3)]
+    runs += [make_result("wsn", seed=seed, accuracy=0.85 + seed / 100) for seed in range(3)]
+    runs += [make_result("ewc", seed=0, accuracy=0.5)]
+    table = difference_table(runs, "stream")
+    assert table.texts() == [
+        ["naive", "wsn", "3", "-11.00 ± 1.00", "0.25", "0.25"],
+        ["naive", "ewc", "1", "25.00", "-", "-"],
+        ["wsn", "ewc", "1", "35.00", "-", "-"],
+    ]
+    assert "the least that it can be is 0.25 with 3 pairs" in table.legend
+    assert "one pair says nothing of chance" in table.legend
+    assert "orders are counted" not in table.legend
+
+
+def test_chances_are_corrected_for_the_number_of_tests_and_orders_are_owned_up_to():
+    runs = [
+        make(name, seed=seed, accuracy=accuracy + seed / 100)
+        for name, accuracy in (("naive", 0.5), ("wsn", 0.6), ("ewc", 0.7))
+        for seed in range(2)
+        for make in (make_result, reordered)
+    ]
+    table = difference_table(runs, "stream")
+    assert [row[2] for row in table.texts()] == ["4"] * 3
+    assert [row[4:] for row in table.texts()] == [["0.125", "0.375"]] * 3
+    assert "runs of one seed in several orders are counted as pairs of their own" in table.legend
+
+
+def test_every_run_has_a_row():
+    runs = [make_result(recipe="ab12"), make_result("wsn", archive_bytes=500, order_index=1)]
+    assert rows(run_table, runs) == [
+        ["naive", "0", "0", "90.00", "5.00", "-5.00", "69.6 kB", "2.0", "0.2", "ab12"],
+        ["wsn", "1", "0", "90.00", "5.00", "-5.00", "500 B", "2.0", "0.2", "-"],
+    ]
+
+
+def test_the_best_of_a_column_is_that_of_its_better_end_and_references_do_not_take_part():
+    runs = [
+        make_result(accuracy=0.8),
+        make_result("wsn", accuracy=0.9, forgetting=0.0, archive_bytes=900, stored_bytes=900),
+        make_result("ewc", accuracy=0.7, forgetting=0.00001, bwt=0.0),
+        make_result("joint", accuracy=0.99, forgetting=None, bwt=None, stored_bytes=10),
+        make_result("independent", accuracy=0.98),
+    ]
+    assert best(result_table, runs) == {
+        ("wsn", "accuracy"),
+        ("wsn", "forgetting"),
+        ("ewc", "forgetting"),
+        ("ewc", "BWT"),
+        ("wsn", "stored"),
+        ("wsn", "ratio"),
+    }
+    assert "bold: best mean" in result_table(runs, "stream").caption
+
+
+def test_nothing_is_best_where_all_are_alike_or_alone():
+    assert best(result_table, [make_result(), make_result("wsn")]) == set()
+    assert best(result_table, [make_result(), make_result("joint", accuracy=0.99)]) == set()
+    assert "bold" not in result_table([make_result()], "stream").caption
+
+
+def test_spreads_over_unequal_numbers_of_orders_do_not_compete():
+    runs = [make_result(), reordered(), make_result("wsn"), reordered("wsn", (0.8, 0.7))]
+    assert ("naive", "AOPD") in best(result_table, runs)
+    third = reordered("wsn", (0.8, 0.8), order_index=2)
+    assert not {name for name, column in best(result_table, [*runs, third]) if column == "AOPD"}
+
+
+@pytest.mark.parametrize(("end", "winner"), [("most", "b"), ("least", "a"), (None, None)])
+def test_the_better_end_is_the_columns(end, winner):
+    cells = [[Cell("a", "a"), Cell("1", 1.0)], [Cell("b", "b"), Cell("2", 2.0)]]
+    marked = mark_best([Column("strategy"), Column("number", best=end)], cells)
+    assert [row[0].text for row in marked if row[1].is_best] == ([winner] if winner else [])
