@@ -42,7 +42,7 @@ def test_few_and_very_many_kinds_are_packed(kinds):
 
 
 def test_a_code_outside_its_range_is_refused():
-    with pytest.raises(ValueError, match="expected 0..2"):
+    with pytest.raises(ValueError, match="expected 0"):
         encode_codes(torch.tensor([3]), kinds=3)
 
 

@@ -146,3 +146,29 @@ def test_a_search_among_other_densities_is_an_error():
     masking = MaskingPlugin({"1.weight": DensitySearch(0.3, 0.6)})
     with pytest.raises(TaskStateError, match="for all layers"):
         masking.density_at(0, "1.weight")
+
+
+# ---------------------------------------------------------------------------- pruned further
+
+
+@pytest.mark.parametrize(
+    ("accuracy_after", "undone"), [(89.75, False), (89.5, True), (89.0, True), (95.0, False)]
+)
+def test_a_round_is_undone_if_accuracy_falls_by_the_tolerance_or_more(
+    monkeypatch, accuracy_after, undone
+):
+    accuracies = iter([90.0, accuracy_after])
+    monkeypatch.setattr(ValidationPlugin, "accuracy", lambda self, network: next(accuracies))
+    masks = []
+
+    class Watching(MaskingPlugin):
+        def _prune_further(self, network, validation):
+            masks.append([store.mask.clone() for store in network.weight_stores])
+            super()._prune_further(network, validation)
+            masks.append([store.mask.clone() for store in network.weight_stores])
+
+    masking = Watching(0.5, prune_rounds=1, prune_tolerance=0.5)
+    strategy_of(masking, ValidationPlugin(0.2)).train(make_stream(tasks=1).train_stream[0])
+    before, after = masks
+    same = [torch.equal(old, new) for old, new in zip(before, after)]
+    assert same.count(False) == (0 if undone else 1)
