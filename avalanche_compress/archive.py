@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
-from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
@@ -17,13 +17,13 @@ from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.store import Place, Store, WeightStore
 from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
-from avalanche_compress.files import PathLike, write_atomically
+from avalanche_compress.files import FileLike, name_of, write_file
 
 MOST_CLASSES = 1 << 20
 """Class numbers are below this: a row of logits is as long as the largest one."""
 
 
-def save_archive(network: TaskNetwork, path: PathLike) -> int:
+def save_archive(network: TaskNetwork, path: FileLike) -> int:
     """Write the finished tasks of a network to one compressed file.
 
     The file is a safetensors container of two byte tensors and a manifest: masks entropy-coded,
@@ -31,13 +31,22 @@ def save_archive(network: TaskNetwork, path: PathLike) -> int:
     The task in training, if there is one, is not in it.
 
     :param network: with any number of finished tasks.
-    :param path: where; written beside and renamed, so a crash leaves the old file or the new one.
+    :param path: where (str, bytes, PathLike): written next to it and renamed, so that a crash
+        leaves the old file or the new one. The mode of an old file is kept, of a symbolic link the
+        target is written, and a pipe or a device is written into. Or a file that is open in binary
+        mode.
     :return: bytes written.
     :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
     :raises ArchiveError: if a task has a label or classes that no archive holds (see
-        :data:`MOST_CLASSES`); the previous file is as it was.
+        :data:`MOST_CLASSES`), or the open file takes text; the previous file is as it was.
     """
-    return write_atomically(path, archive_bytes(network))
+    data = archive_bytes(network)
+    try:
+        return write_file(path, data)
+    except TypeError as error:
+        if not isinstance(path, io.TextIOBase):
+            raise
+        raise ArchiveError(f"{name_of(path)} takes text: open it in binary mode, 'wb'.") from error
 
 
 def archive_bytes(network: TaskNetwork) -> bytes:
@@ -58,7 +67,7 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     return pack(manifest, content)
 
 
-def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
+def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
     """Read a network back; the logits of its tasks are bit-identical to those that were saved.
 
     Nothing in the file is executed. Its checksum is compared and its manifest checked against a
@@ -73,7 +82,8 @@ def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNe
     :class:`ArchiveError` is a ``CompressError`` and a ``ValueError``. To read everything at once,
     call :meth:`~avalanche_compress.core.network.TaskNetwork.verify`.
 
-    :param path: a file of :func:`save_archive`.
+    :param path: of a file that :func:`save_archive` wrote (str, bytes, PathLike), or the file, open
+        in binary mode, which need not be seekable.
     :param build_model: gives a new model of the class and sizes that were trained; its values do
         not matter.
     :return: the network, in evaluation mode; it can learn further tasks.
@@ -81,15 +91,14 @@ def load_archive(path: PathLike, build_model: Callable[[], nn.Module]) -> TaskNe
         which release reads it), or of another model.
     :raises FileNotFoundError: if there is none.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no archive at {path}")
+    name = name_of(path)
     manifest, content = unpack(path)
-    network = _build_network(path, manifest, build_model)
+    network = _build_network(name, manifest, build_model)
     try:
         static = _read_static(network, ByteReader(content["static"]))
         _read_tasks(network, ByteReader(content["tasks"]))
     except (CorruptStreamError, UnicodeDecodeError) as error:
-        raise ArchiveError(f"{path} is damaged: {error}") from error
+        raise ArchiveError(f"{name} is damaged: {error}") from error
     _fill_static(network, static)
     return network.eval()
 
@@ -117,35 +126,35 @@ def _fingerprint(network: TaskNetwork) -> str:
 
 
 def _build_network(
-    path: PathLike, manifest: Manifest, build_model: Callable[[], nn.Module]
+    source: str, manifest: Manifest, build_model: Callable[[], nn.Module]
 ) -> TaskNetwork:
     kinds = {name: (kind, config) for name, kind, _, config in manifest["weights"]}
     options = {name: manifest[name] for name in ("head", "exclude", "include")}
 
     def store(place: Place, name: str) -> WeightStore:
         if name not in kinds:
-            raise ArchiveError(f"{path} was made for another model: it knows no weight {name!r}")
+            raise ArchiveError(f"{source} was made for another model: it knows no weight {name!r}")
         kind, config = kinds[name]
         try:
             return store_of_kind(kind)(place, name, **config)
         except (KeyError, TypeError, TaskStateError) as error:
-            raise ArchiveError(f"{path} is damaged: {name} is kept in an unknown way") from error
+            raise ArchiveError(f"{source} is damaged: {name} is kept in an unknown way") from error
 
     try:
         network = TaskNetwork(build_model(), store, **options)
     except UnsupportedModuleError as error:
-        raise ArchiveError(f"{path} was made for another model: {error}") from error
+        raise ArchiveError(f"{source} was made for another model: {error}") from error
     ours, theirs = _layout(network), manifest["weights"]
     if ours != theirs:
         differing = [f"{b[0]!r} {b[2]}" for a, b in zip(ours, theirs) if a != b] or ["more weights"]
         raise ArchiveError(
-            f"{path} was made for another model: it holds {', '.join(differing[:3])}, which "
+            f"{source} was made for another model: it holds {', '.join(differing[:3])}, which "
             "build_model() does not have in that shape and order."
         )
     if _fingerprint(network) != manifest["rest"]:
         raise ArchiveError(
-            f"{path} was made for another model: its biases, norms, buffers or number types differ "
-            "from those of build_model()."
+            f"{source} was made for another model: its biases, norms, buffers or number types "
+            "differ from those of build_model()."
         )
     return network
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Callable, Dict, Mapping, NoReturn
+from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save as save_safetensors
 
 from avalanche_compress.codec import bytes_tensor
 from avalanche_compress.errors import ArchiveError
-from avalanche_compress.files import PathLike
+from avalanche_compress.files import FileLike, name_of, open_to_read
 
 FORMAT = "avalanche_compress"
 VERSION = 1
@@ -21,6 +21,8 @@ PARTS = ("tasks", "static")
 
 Manifest = Dict[str, Any]
 _LONGEST_HEADER = 1 << 22
+_CHUNK = 1 << 20
+"""Bytes read at a time."""
 
 
 def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
@@ -40,53 +42,85 @@ def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
     return bytes(save_safetensors(tensors, metadata={FORMAT: text}))
 
 
-def unpack(path: PathLike) -> tuple[Manifest, dict[str, memoryview]]:
+def unpack(source: FileLike) -> tuple[Manifest, dict[str, memoryview]]:
     """What :func:`pack` was given, with all that can be checked without a model checked.
 
-    :param path: the file.
+    :param source: a path, or a file that is open in binary mode, which is read from where it is to
+        the archive's end and a byte further.
     :return: the manifest, which has the fields of the schema and no others, and the content.
+    :raises FileNotFoundError: if there is no file.
     :raises ArchiveError: if the file is none of these, is damaged, or is of a newer format.
     """
+    name = name_of(source)
     try:
-        _check_header(path)
-        with safe_open(str(path), framework="pt") as file:
-            manifest = _read_manifest(path, dict(file.metadata() or {}))
-            if set(file.keys()) != set(PARTS):
-                raise ArchiveError(f"{path} is damaged: it does not hold what an archive does")
-            parts = {name: file.get_slice(name) for name in PARTS}
-            if any(own.get_dtype() != "U8" or len(own.get_shape()) != 1 for own in parts.values()):
-                raise ArchiveError(f"{path} is damaged: its content is not made of bytes")
-            content = {name: memoryview(file.get_tensor(name).numpy()) for name in PARTS}
+        with open_to_read(source) as file:
+            data, metadata = _read_container(file, name)
+        tensors = dict(deserialize(data))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no archive at {name}") from error
     except (SafetensorError, OSError) as error:
-        raise ArchiveError(f"{path} is no archive, or it is truncated: {error}") from error
+        raise ArchiveError(f"{name} is no archive, or it is truncated: {error}") from error
+    manifest = _read_manifest(name, metadata)
+    if set(tensors) != set(PARTS):
+        raise ArchiveError(f"{name} is damaged: it does not hold what an archive does")
+    if any(part["dtype"] != "U8" or len(part["shape"]) != 1 for part in tensors.values()):
+        raise ArchiveError(f"{name} is damaged: its content is not made of bytes")
+    content = {part: memoryview(tensors[part]["data"]) for part in PARTS}
     if manifest.pop("sha256") != _checksum(manifest, content):
-        raise ArchiveError(f"{path} is altered: its checksum does not match its content")
+        raise ArchiveError(f"{name} is altered: its checksum does not match its content")
     return manifest, content
 
 
-def _check_header(path: PathLike) -> None:
-    """Refuse a header that would take memory to parse and that no archive needs."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+def _read_container(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
+    """A safetensors file, no byte of it more than its header says, and the header's metadata.
+
+    A header is refused that would take memory to parse and that no archive needs.
+    """
+    start = _read(file, 8, name)
+    length = int.from_bytes(start, "little")
     if length > _LONGEST_HEADER:
-        raise ArchiveError(f"{path} is no archive, or it is damaged: a header of {length} bytes")
+        raise ArchiveError(f"{name} is no archive, or it is damaged: a header of {length} bytes")
+    header = _read(file, length, name)
+    try:
+        entries = json.loads(header)
+        metadata = dict(entries.pop("__metadata__", None) or {})
+        size = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise ArchiveError(f"{name} is no archive, or its header is damaged") from error
+    except RecursionError as error:
+        raise ArchiveError(f"{name} is no archive: its header is nested too deeply") from error
+    return start + header + _read(file, size + 1, name), metadata
 
 
-def _read_manifest(path: PathLike, metadata: dict[str, str]) -> Manifest:
+def _read(file: BinaryIO, size: int, name: str) -> bytes:
+    """So many bytes, or as many as there are: memory is taken by what there is."""
+    chunks = []
+    while size > 0:
+        chunk = file.read(min(size, _CHUNK))
+        if isinstance(chunk, str):
+            raise ArchiveError(f"{name} is open as text: open it in binary mode, 'rb'.")
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def _read_manifest(name: str, metadata: dict[str, Any]) -> Manifest:
     if FORMAT not in metadata:
-        raise ArchiveError(f"{path} is not an archive of {FORMAT}")
+        raise ArchiveError(f"{name} is not an archive of {FORMAT}")
     try:
         manifest = json.loads(metadata[FORMAT], parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ArchiveError(f"{path} is damaged: its manifest cannot be read") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ArchiveError(f"{name} is damaged: its manifest cannot be read") from error
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > VERSION:
         raise ArchiveError(
-            f"{path} has format {version} and this release reads up to {VERSION}: upgrade "
+            f"{name} has format {version} and this release reads up to {VERSION}: upgrade "
             f"avalanche-compress{_release_of(manifest)} to read it."
         )
     if not _fits_schema(manifest):
-        raise ArchiveError(f"{path} is damaged: its manifest does not fit")
+        raise ArchiveError(f"{name} is damaged: its manifest does not fit")
     return dict(manifest)
 
 
