@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Iterable
+
+LONGEST_MESSAGE = 500
+"""Characters of an error's message, at most."""
+_FEW = 6
+"""Entries of a long list that a message names from its start; the last one is named, too."""
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+
+
+def shortened(message: str) -> str:
+    """A message that a terminal can show: of long lists the ends and the number of entries.
+
+    What is still too long loses its middle, as the end says what to do.
+
+    :param message: of any length.
+    :return: one of :data:`LONGEST_MESSAGE` characters at most; the same if it was no longer.
+
+    >>> shortened(f"task 7 is finished (finished: {list(range(300))}): take another label.")
+    'task 7 is finished (finished: [0, 1, 2, 3, 4, 5, ... 299], 300 in all): take another label.'
+    """
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    message = _LIST.sub(_ends_of, message)
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    gap = " [...] "
+    start = 3 * LONGEST_MESSAGE // 5
+    return message[:start] + gap + message[len(message) - LONGEST_MESSAGE + start + len(gap) :]
+
+
+def _ends_of(found: re.Match[str]) -> str:
+    entries = found[1].split(", ")
+    if len(entries) <= 2 * _FEW:
+        return found[0]
+    return f"[{', '.join(entries[:_FEW])}, ... {entries[-1]}], {len(entries)} in all"
 
 
 class CompressError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; messages are :func:`shortened`."""
+
+    def __init__(self, *args: object):
+        super().__init__(*(shortened(part) if isinstance(part, str) else part for part in args))
 
 
 class UnsupportedModuleError(CompressError, TypeError):
