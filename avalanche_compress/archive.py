@@ -141,7 +141,7 @@ def _build_network(
             raise ArchiveError(f"{source} is damaged: {name} is kept in an unknown way") from error
 
     try:
-        network = TaskNetwork(build_model(), store, **options)
+        network = TaskNetwork(build_model(), store, compressed=set(kinds), **options)
     except UnsupportedModuleError as error:
         raise ArchiveError(f"{source} was made for another model: {error}") from error
     ours, theirs = _layout(network), manifest["weights"]

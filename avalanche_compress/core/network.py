@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 import zlib
-from typing import Any, Callable, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Collection, Iterable, List, Mapping, Sequence, Tuple
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.conversion import (
     find_head,
+    padding_rows,
     replace_avalanche_heads,
     restore_avalanche_heads,
     sort_tensors,
@@ -66,6 +67,7 @@ class TaskNetwork(MultiTaskModule):
         task has a head with as many outputs as it has classes.
     :param exclude: names of modules to keep out of compression; every task has its own float copy.
     :param include: names of further parameters to compress.
+    :param compressed: names of exactly the parameters to compress, as an archive knows them.
     :raises UnsupportedModuleError: if a module cannot be kept per task, before anything is changed.
 
     >>> network = TaskNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -85,6 +87,7 @@ class TaskNetwork(MultiTaskModule):
         head: str | None = None,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
+        compressed: Collection[str] | None = None,
     ):
         super().__init__()
         store = store_of_kind("masked") if store is None else store
@@ -97,7 +100,7 @@ class TaskNetwork(MultiTaskModule):
         replaced = replace_avalanche_heads(model)
         try:
             self.head_name, head_layer = find_head(model, head)
-            tensors = sort_tensors(model, self.head_name, include, exclude)
+            tensors = sort_tensors(model, self.head_name, include, exclude, compressed)
         except UnsupportedModuleError:
             for parent, name, classifier in replaced:
                 parent._modules[name] = classifier
@@ -115,6 +118,8 @@ class TaskNetwork(MultiTaskModule):
             *_counters(model),
         ]
         self._static = tensors.static
+        self._aliases = tensors.aliases
+        self._padding = padding_rows(tensors)
         self.remember_static()
         self.classes: dict[int, tuple[int, ...]] = {}
         self.statistics: dict[int, dict[str, Tensor]] = {}
@@ -187,6 +192,19 @@ class TaskNetwork(MultiTaskModule):
             )
         self._check_label(self.task_of(experience))
 
+    def check_frozen(self) -> None:
+        """Refuse to train what was frozen when the model was converted, which all tasks share.
+
+        :raises TaskStateError: naming a parameter that requires gradients now.
+        """
+        for name, place in self._static.items():
+            if place.tensor.requires_grad:
+                raise TaskStateError(
+                    f"{name} was frozen when the model was converted, so that all tasks share it, "
+                    "and now requires gradients: freeze it again, or build the model anew, give it "
+                    "to the strategy while it may be trained, and freeze it afterwards."
+                )
+
     def _check_label(self, task: int) -> None:
         if task in self.classes:
             raise TaskAlreadyLearnedError(
@@ -220,6 +238,7 @@ class TaskNetwork(MultiTaskModule):
                 "0 on were expected: pass those of its targets."
             )
         self.check_open(task, reusable)
+        self.check_frozen()
         for name, module in self.backbone.named_modules():
             _replace_spoiled(module, name)
         for store in self.weight_stores:
@@ -428,12 +447,31 @@ class TaskNetwork(MultiTaskModule):
             try:
                 loans = [(store.place, store.committed(task)) for store in self.weight_stores]
                 loans += zip(self.private.places, self.private.committed(task))
+                loans = self._completed(loans)
             except CorruptStreamError as error:
                 raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
         return loans
 
+    def _completed(self, loans: Loans) -> Loans:
+        """With tied parameters in all their places, and rows of padding at zero."""
+        if self._padding:
+            loans = [
+                (place, tensor.index_fill(0, self._padding[place].to(tensor.device), 0))
+                if place in self._padding
+                else (place, tensor)
+                for place, tensor in loans
+            ]
+        if self._aliases:
+            tensors = dict(loans)
+            loans += [(other, tensors[p]) for p, other in self._aliases if p in tensors]
+        return loans
+
     def _run_open(self, x: Tensor, task: int) -> Tensor:
-        lending = Lending([(store.place, store.loan()) for store in self.weight_stores])
+        loans = [
+            (store.place, store.loan() if store.scratch.requires_grad else store.weight().detach())
+            for store in self.weight_stores
+        ]
+        lending = Lending(self._completed(loans))
         try:
             return self._lend(lending, x, task)
         except RuntimeError as error:
@@ -509,7 +547,8 @@ class TaskNetwork(MultiTaskModule):
         :param task: its label.
         """
         store: WeightStore = self.stores[name.replace(".", "/")]  # type: ignore[assignment]
-        return store.committed(task)
+        ((_, weight),) = self._completed([(store.place, store.committed(task))])[:1]
+        return weight
 
     def materialise(self, task: int, form: str = "dense") -> nn.Module:
         """A finished task as a model of the original classes, which runs without this package.
@@ -528,11 +567,14 @@ class TaskNetwork(MultiTaskModule):
         loans = self.loans_of(task)
         memo: dict[int, Any] = {}
         plain = copy.deepcopy(self.backbone, memo)
+        copies: dict[int, Tensor] = {}
         for place, tensor in loans:
             module = memo[id(place.module)]
             if place.name in module._parameters:
                 # torch takes other kernels, with other roundings, if a weight requires a gradient
-                module._parameters[place.name] = nn.Parameter(tensor.clone(), requires_grad=False)
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = nn.Parameter(tensor.clone(), requires_grad=False)
+                module._parameters[place.name] = copies[id(tensor)]  # tied where it was
             else:
                 module._buffers[place.name] = tensor.clone()
             if isinstance(module, nn.RNNBase):

@@ -67,17 +67,17 @@ def check_known(**options: tuple[str, Sequence[str]]) -> None:
 
 
 def stores_of(network: TaskNetwork, kind: type[S], plugin: str, what: str, store: str) -> list[S]:
-    """The stores of one kind behind a network's weights.
+    """The stores of one kind behind a network's weights; none where nothing is compressed.
 
     :param network: any.
     :param kind: their class.
     :param plugin: that needs them, for the message.
     :param what: they are, for the message.
     :param store: to build the network with, for the message.
-    :raises TaskStateError: if there is none.
+    :raises TaskStateError: if there are stores, and none of that kind.
     """
     stores = [own for own in network.weight_stores if isinstance(own, kind)]
-    if not stores:
+    if network.weight_stores and not stores:
         raise TaskStateError(
             f"a {plugin} needs {what} weights and the network has none: build it with "
             f"TaskNetwork(model, store={store})."

@@ -58,6 +58,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
     :param shaping: the method's plugins, in their order; they run before the user's.
     :param head: dotted name of the classifier, see :class:`TaskNetwork`.
     :param exclude: modules to keep out of compression, see :class:`TaskNetwork`.
+    :param include: further parameters to compress, see :class:`TaskNetwork`.
     :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or its rule
         (``"entropy"``, ``"energy"``, ``"prototype"``, or one with ``_batch`` behind it); None for
         streams with task labels.
@@ -93,6 +94,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         shaping: Sequence[SupervisedPlugin],
         head: str | None = None,
         exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         task_inference: str | TaskInference | None = None,
         tensor_data: bool = True,
         train_mb_size: int = 1,
@@ -118,7 +120,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         else:
             _check_finite(model)
             groups = plan_groups(model, optimizer)
-            network = TaskNetwork(model, store, head=head, exclude=exclude)
+            network = TaskNetwork(model, store, head=head, exclude=exclude, include=include)
         if task_inference is not None:
             task_inference.candidates(network)
         network.task_of = single_task_label if task_inference is None else position_in_stream
@@ -313,6 +315,10 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         self._finite = None
         super()._before_training_exp(**kwargs)
         restart_comparisons(self)  # what was evaluated before is another task's sub-network
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        super()._before_training_epoch(**kwargs)
+        self.network.check_frozen()  # a plugin may have thawed what is not kept per task
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         # before any plugin, so that periodic evaluation and the user's plugins see what will stay

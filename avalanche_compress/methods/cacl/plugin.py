@@ -191,8 +191,8 @@ class FactorizationPlugin(ShapingPlugin):
     def _penalties(
         self, store: FactoredStore, frozen: _Frozen, bounds: _Bounds | None
     ) -> Iterator[_Penalty]:
-        """Of one layer: what each is multiplied by, and what it is on; none without terms."""
-        if not store.sigma.numel():
+        """Of one layer: what each is multiplied by, and what it is on; none if nothing trains."""
+        if not store.sigma.numel() or not store.scratch.requires_grad:
             return
         if self.lambda_orth:
             for side, rows in ((store.left, frozen.left), (store.right, frozen.right)):
@@ -280,7 +280,7 @@ def factored_stores(network: TaskNetwork) -> list[FactoredStore]:
 
     :param network: any.
     :return: without those that are too small to be factored.
-    :raises TaskStateError: if none of its stores is a FactoredStore.
+    :raises TaskStateError: if its weights are kept in another way.
     """
     stores = stores_of(network, FactoredStore, "FactorizationPlugin", "factored", "FactoredStore")
     return [store for store in stores if store.factored]

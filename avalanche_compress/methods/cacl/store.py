@@ -340,6 +340,8 @@ class FactoredStore(WeightStore):
         build = random_terms if self.start == "random" else orthogonal_terms
         terms = build(self.rows, self.columns, rank)
         strength = self.residual if self._reusable else 1.0
+        if self._reusable and not self.scratch.requires_grad:
+            strength = 0.0  # frozen: what earlier tasks have learned, unchanged
         return Factors(*(part.to(self.shared) for part in (strength * terms.left, *terms[1:])))
 
     def _train(self, terms: Factors) -> None:

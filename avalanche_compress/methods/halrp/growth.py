@@ -85,7 +85,7 @@ def adding_tasks(network: TaskNetwork) -> list[int]:
 
     :param network: of perturbed weights.
     """
-    return network.tasks if perturbed_stores(network)[0].given else network.tasks[1:]
+    return network.tasks if base_is_given(network) else network.tasks[1:]
 
 
 def trains_base(network: TaskNetwork) -> bool:
@@ -93,14 +93,22 @@ def trains_base(network: TaskNetwork) -> bool:
 
     :param network: of perturbed weights.
     """
-    return not network.tasks and not perturbed_stores(network)[0].given
+    return not network.tasks and not base_is_given(network)
+
+
+def base_is_given(network: TaskNetwork) -> bool:
+    """Whether the base is the model as it was given, and not its first task.
+
+    :param network: of perturbed weights, or of none.
+    """
+    return any(store.given for store in perturbed_stores(network))
 
 
 def perturbed_stores(network: TaskNetwork) -> list[PerturbedStore]:
-    """The weights of a network whose tasks perturb a base.
+    """The weights of a network whose tasks perturb a base; none where nothing is compressed.
 
     :param network: any.
-    :raises TaskStateError: if it has none.
+    :raises TaskStateError: if its weights are kept in another way.
     """
     return stores_of(network, PerturbedStore, "PerturbationPlugin", "perturbed", "PerturbedStore")
 

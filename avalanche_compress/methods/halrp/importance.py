@@ -42,7 +42,7 @@ def layer_importance(
     the random generators stay as they are.
 
     :param network: with an open task.
-    :param stores: those of the layers; each trains a whole weight.
+    :param stores: those of the layers; each trains a whole weight. One that is frozen counts 0.
     :param batches: inputs (n, ...) and targets (n,).
     :param criterion: mean loss of logits (n, C) and targets (n,).
     :param kind: one of :data:`IMPORTANCE`.
@@ -80,10 +80,14 @@ def _batch_squares(
 ) -> Tensor:
     """``n ||g_l||^2`` of a batch of n samples, (L,)."""
     loss = criterion(network(x, network.open_task), y)
-    weights = [store.scratch for store in stores]
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    squares = [0.0 if g is None else g.double().square().sum().item() for g in gradients]
-    return len(y) * torch.tensor(squares, dtype=torch.float64)
+    trained = [index for index, store in enumerate(stores) if store.scratch.requires_grad]
+    weights = [stores[index].scratch for index in trained]
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
+    squares = torch.zeros(len(stores), dtype=torch.float64)
+    for index, gradient in zip(trained, gradients):
+        if gradient is not None:
+            squares[index] = gradient.double().square().sum()
+    return len(y) * squares
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from avalanche_compress.methods.halrp.budget import prune_to_count, reference_pr
 from avalanche_compress.methods.halrp.growth import (
     GrowthLimit,
     added_parameters,
+    base_is_given,
     base_parameters,
     fixed_parameters,
     perturbed_stores,
@@ -251,8 +252,8 @@ class PerturbationPlugin(ShapingPlugin):
         :param network: in training.
         :return: scalar.
         """
-        stores = perturbed_stores(network)
-        if trains_base(network):
+        stores = [store for store in perturbed_stores(network) if store.scratch.requires_grad]
+        if trains_base(network) and stores:
             sums = [store.scratch.square().sum() for store in stores]
             return self.l2 / 2 * torch.stack(sums).sum()
         stores = [store for store in stores if not store.dense]
@@ -275,7 +276,7 @@ class PerturbationPlugin(ShapingPlugin):
     @torch.no_grad()
     def _start_from_base(self, network: TaskNetwork) -> None:
         """Let biases, norms and running statistics start as the base's, all but the head."""
-        if self._given is not None and perturbed_stores(network)[0].given:
+        if self._given is not None and base_is_given(network):
             start = self._given
         elif network.tasks:
             start = network.private.committed(network.tasks[0])

@@ -218,12 +218,12 @@ class MaskingPlugin(ShapingPlugin):
         network = network_of(strategy)
         if not self._pruned:
             self._prune(strategy)
-        if self.prune_rounds:
+        if self.prune_rounds and network.weight_stores:
             self._prune_further(network, validation_of(strategy, "post-training pruning"))
 
     def _prune(self, strategy: Any) -> None:
         network = network_of(strategy)
-        if isinstance(self.density, DensitySearch):
+        if isinstance(self.density, DensitySearch) and network.weight_stores:
             self._search(network, self.density, validation_of(strategy, "a DensitySearch"))
         else:
             for store in subnetwork_stores(network):
@@ -273,10 +273,10 @@ class MaskingPlugin(ShapingPlugin):
 
 
 def subnetwork_stores(network: TaskNetwork) -> list[SubnetworkStore]:
-    """The weights of a network that have a mask for each task.
+    """The weights of a network that have a mask for each task; none where nothing is compressed.
 
     :param network: any.
-    :raises TaskStateError: if it has none.
+    :raises TaskStateError: if its weights are kept in another way.
     """
     kind: Any = SubnetworkStore  # abstract, which mypy does not take for a type
     return stores_of(network, kind, "MaskingPlugin", "masked", "MaskedStore")
