@@ -2,6 +2,15 @@
 
 from avalanche_compress.archive import load_archive, save_archive
 from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.registry import (
+    Method,
+    method_named,
+    register_method,
+    register_store,
+    registered_methods,
+    store_kinds,
+    unregister_method,
+)
 from avalanche_compress.errors import (
     ArchiveError,
     CapacityExhaustedError,
@@ -86,6 +95,7 @@ __all__ = [
     "FactorizationPlugin",
     "MaskedStore",
     "MaskingPlugin",
+    "Method",
     "NoTensorsError",
     "NonFiniteError",
     "OrderRobustness",
@@ -126,8 +136,14 @@ __all__ = [
     "load_archive",
     "load_checkpoint",
     "load_training_state",
+    "method_named",
+    "register_method",
+    "register_store",
+    "registered_methods",
     "save_archive",
     "save_checkpoint",
     "save_training_state",
+    "store_kinds",
     "task_id_metrics",
+    "unregister_method",
 ]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+from inspect import signature
 from typing import Any, Callable, Sequence
 
 import torch
@@ -38,7 +39,8 @@ def save_archive(network: TaskNetwork, path: FileLike) -> int:
     :return: bytes written.
     :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
     :raises ArchiveError: if a task has a label or classes that no archive holds (see
-        :data:`MOST_CLASSES`), or the open file takes text; the previous file is as it was.
+        :data:`MOST_CLASSES`), a store is none that :func:`load_archive` could build again, or the
+        open file takes text; the previous file is as it was.
     """
     data = archive_bytes(network)
     try:
@@ -53,7 +55,7 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     """What :func:`save_archive` writes.
 
     :param network: with any number of finished tasks.
-    :raises ArchiveError: if a task has a label or classes that no archive holds.
+    :raises ArchiveError: as of :func:`save_archive`.
 
     >>> network = TaskNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
     >>> len(archive_bytes(network)) < 1000
@@ -63,6 +65,8 @@ def archive_bytes(network: TaskNetwork) -> bytes:
         content = {"tasks": _write_tasks(network), "static": _write_static(network)}
     except CorruptStreamError as error:
         raise ArchiveError(f"the network cannot be archived: it has {error}.") from error
+    for store in network.weight_stores:
+        _check_registered(store)
     manifest = {**network.options, "weights": _layout(network), "rest": _fingerprint(network)}
     return pack(manifest, content)
 
@@ -113,6 +117,21 @@ def _layout(network: TaskNetwork) -> list[list[Any]]:
     ]
 
 
+def _check_registered(store: WeightStore) -> None:
+    """Refuse a store that could not be built again from its kind and its options.
+
+    :raises ArchiveError: before anything is written.
+    """
+    try:
+        signature(store_of_kind(store.kind)).bind(store.place, store.name, **store.config())
+    except (TaskStateError, TypeError) as error:
+        raise ArchiveError(
+            f"the network cannot be archived: {store.name} is kept in {type(store).__name__}, kind "
+            f"{store.kind!r}, options {store.config()}: {str(error).rstrip('.')}. Give the class a "
+            "kind of its own, keyword arguments for its options, and register it (register_store)."
+        ) from error
+
+
 def _fingerprint(network: TaskNetwork) -> str:
     """Names, types and shapes of all else; the head's rows are left out, they differ by task."""
     head = (Place(network.head, "weight"), Place(network.head, "bias"))
@@ -138,7 +157,10 @@ def _build_network(
         try:
             return store_of_kind(kind)(place, name, **config)
         except (KeyError, TypeError, TaskStateError) as error:
-            raise ArchiveError(f"{source} is damaged: {name} is kept in an unknown way") from error
+            raise ArchiveError(
+                f"{source} is damaged, or of a method that is not installed: {name} is kept in an "
+                f"unknown way, and {error}"
+            ) from error
 
     try:
         network = TaskNetwork(build_model(), store, compressed=set(kinds), **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn
 
@@ -30,9 +31,15 @@ def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
 
     :param manifest: the fields of format 1 that say what was trained.
     :param content: bytes by name, for each of :data:`PARTS`.
-    :raises ArchiveError: if the manifest is longer than anybody would read.
+    :raises ArchiveError: if the manifest does not fit the schema, or is longer than any is read.
     """
     manifest = {"version": VERSION, **manifest}
+    if not _fits_schema({**manifest, "sha256": ""}):
+        odd = [entry for entry in manifest.get("weights", ()) if not _is_layout(entry)]
+        raise ArchiveError(
+            f"the network cannot be archived: {odd or list(manifest)} does not fit. An option of a "
+            "store is text, a bool, None, a finite float or an int of 64 bits."
+        )
     manifest["sha256"] = _checksum(manifest, content)
     text = _compact(manifest)
     if 2 * len(text) > _LONGEST_HEADER:
@@ -161,7 +168,19 @@ def _is_layout(value: Any) -> bool:
         and _is_text(kind)
         and _is_list_of(_is_integer)(shape)
         and isinstance(config, dict)
-        and all(isinstance(option, (str, bool)) for option in config.values())
+        and all(map(_is_text, config))
+        and all(map(_is_scalar, config.values()))
+    )
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether a value is one that any JSON gives back as it is."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return (
+        value is None
+        or _is_text(value)
+        or (isinstance(value, int) and -(1 << 63) <= value < 1 << 63)
     )
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
 from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
-    PackNet,
-    TinySubNets,
     load_archive,
     load_checkpoint,
+    registered_methods,
     save_archive,
     save_checkpoint,
 )
 
 CLASSES = 2
 
-OURS = {
-    "packnet": partial(PackNet, prune_proportion=0.7, post_prune_epochs=1),
-    "wsn": partial(WSN, density=0.5),
-    "tinysubnets": partial(TinySubNets, density=0.5, bits=4),
-    "ada_qpacknet": partial(AdaQPackNet, density=0.5, bits=4),
-    "cacl": CACL,
-    "halrp": HALRP,
-}
+OURS = {method.name: method.build for method in registered_methods()}
 
 
 def make_stream(tasks: int = 3, samples: int = 60, seed: int = 0, shape=(1, 8, 8), labels=None):

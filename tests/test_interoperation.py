@@ -21,12 +21,11 @@ from avalanche.training.plugins import (
 from torch import nn
 
 import avalanche_compress.training.strategy
-from avalanche_compress import WSN, TaskNetwork, UnsupportedPluginError
+from avalanche_compress import WSN, TaskNetwork, UnsupportedPluginError, method_named
 from benchmarks.stress import interoperation_plugins as plugin_cases
-from benchmarks.stress.interoperation import PAGE, SECTIONS, main, outcome, page
+from benchmarks.stress.interoperation import METHODS, PAGE, SECTIONS, main, outcome, page
 from benchmarks.stress.small_training import (
     INPUTS,
-    STRATEGIES,
     build,
     learn,
     samples,
@@ -43,14 +42,14 @@ def quiet(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [method.name for method in METHODS])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_avalanche_brings_works_or_is_refused(case, strategy):
     assert found(case, strategy).word == ("refused" if case.refused else "works")
 
 
 def test_the_page_says_what_was_found():
-    outcomes = [[[found(c, name) for name in STRATEGIES] for c in s.cases] for s in SECTIONS]
+    outcomes = [[[found(c, m.name) for m in METHODS] for c in s.cases] for s in SECTIONS]
     assert PAGE.read_text() == page(outcomes), "run python -m benchmarks.interoperation"
 
 
@@ -81,11 +80,11 @@ def _is_plugin(own):
 def test_a_plugin_without_its_effect_is_noticed(plugin, callback, check, monkeypatch):
     monkeypatch.setattr(plugin, callback, lambda self, strategy, **kwargs: None)
     with pytest.raises(AssertionError):
-        check("WSN")
+        check("wsn")
 
 
 def test_logits_that_change_are_noticed():
-    strategy = build("WSN")
+    strategy = build("wsn")
 
     def spoil():
         _, weight = strategy.network.loans_of(0)[0]
@@ -99,12 +98,12 @@ def test_what_should_be_refused_and_is_not_is_noticed(monkeypatch):
     monkeypatch.setattr(avalanche_compress.training.strategy, "check_plugins", lambda *given: None)
     case = next(case for case in CASES if case.name == "`LwFPlugin`")
     with pytest.raises(AssertionError, match=r"LwFPlugin.*was to be refused"):
-        outcome(case, "WSN")
+        outcome(case, "wsn")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.stress.interoperation.STRATEGIES", ["WSN"])
+    monkeypatch.setattr("benchmarks.stress.interoperation.METHODS", [method_named("wsn")])
     monkeypatch.setattr("benchmarks.stress.interoperation.SECTIONS", SECTIONS[:1])
     assert main(["--out", str(tmp_path / "page.md")]) == 0
     assert "combinations as they should be" in capsys.readouterr().out
@@ -119,7 +118,7 @@ def test_early_stopping_does_not_compare_a_task_with_the_one_before():
     twins = [samples(24, 2, seed=0), samples(24, 2, seed=0, draw=1)]
     stream = tensors_benchmark(train_tensors=twins, test_tensors=twins, task_labels=[0, 1])
     evaluator = EvaluationPlugin(accuracy_metrics(stream=True), loggers=[])
-    strategy = build("PackNet", rate=0.2, train_epochs=12, eval_every=1, evaluator=evaluator)
+    strategy = build("packnet", rate=0.2, train_epochs=12, eval_every=1, evaluator=evaluator)
     strategy.train(stream.train_stream[0])
     # the first task's sub-network knows the second task, which begins with one that does not
     results = strategy.eval(stream.test_stream[1:])
@@ -142,7 +141,7 @@ def test_a_refused_plugin_leaves_model_and_optimiser_alone():
 
 
 def test_a_plugin_that_is_added_later_is_refused_when_training_starts():
-    strategy = build("CACL")
+    strategy = build("cacl")
     strategy.plugins.append(LwFPlugin())
     with pytest.raises(UnsupportedPluginError, match="LwFPlugin distils"):
         strategy.train(small_stream().train_stream[0])
@@ -161,7 +160,7 @@ def test_metrics_of_an_evaluator_that_is_yet_to_be_made_are_checked():
 
 
 def test_what_is_to_be_taken_instead_of_mac_metrics_counts_one_task():
-    strategy = build("HALRP")
+    strategy = build("halrp")
     learn(strategy, small_stream().train_stream)
     mac = MAC()
     mac.update(strategy.network.materialise(1), torch.zeros(1, INPUTS))

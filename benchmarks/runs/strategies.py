@@ -18,20 +18,16 @@ from avalanche.training.supervised import PackNet as AvalanchePackNet
 from torch import nn
 
 from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
     PackNet,
     Position,
     QuantizationPlugin,
-    TinySubNets,
     ValidationPlugin,
     compression_metrics,
     layer_bits,
     layer_densities,
     layer_ranks,
     load_archive,
+    registered_methods,
     save_archive,
 )
 from benchmarks.data.streams import SCENARIOS
@@ -449,20 +445,25 @@ def _learner(settings: RunSettings, strategy: Any, stored_bytes: Callable[[], in
 
 # --- The registry --------------------------------------------------------------------------------
 
+
+def _methods() -> dict[str, StrategyEntry]:
+    """The registered methods, each under the names of its recipes."""
+    entries = {
+        name: ours(method.strategy)
+        for method in registered_methods()
+        for name in (method.name, *method.recipes)
+    }
+    entries["packnet"] = replace(entries["packnet"], build=packnet)
+    return entries
+
+
 STRATEGIES: dict[str, StrategyEntry] = {
     "naive": StrategyEntry(naive),
     "ewc": StrategyEntry(ewc),
     "lwf": StrategyEntry(lwf),
     "replay": StrategyEntry(replay),
     "avalanche_packnet": StrategyEntry(avalanche_packnet, scenarios=("task",)),
-    "packnet": replace(ours(PackNet), build=packnet),
-    "wsn": ours(WSN),
-    "tinysubnets": ours(TinySubNets),
-    "ada_qpacknet": ours(AdaQPackNet),
-    "cacl": ours(CACL),
-    "cacl_8bit": ours(CACL),
-    "cacl_sparse": ours(CACL),
-    "halrp": ours(HALRP),
+    **_methods(),
     "independent": StrategyEntry(independent, scenarios=("task",)),
     "joint": StrategyEntry(joint),
 }

@@ -28,17 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
-    PackNet,
-    TaskNetwork,
-    TinySubNets,
-    load_archive,
-    save_archive,
-)
+from avalanche_compress import TaskNetwork, load_archive, registered_methods, save_archive
 from benchmarks.runs.backbones import BACKBONES
 from benchmarks.speed.steps import Figure, figure_of, seconds_of, table_of
 
@@ -55,14 +45,7 @@ TURN_STEPS = 32
 TURN_EPOCHS = 3
 """Of such a task: epochs that are long enough for what CACL computes only now and then."""
 STRATEGIES: dict[str, Callable[..., Any]] = {
-    # parts of the free weights such that some are left for the last task
-    "packnet": partial(PackNet, prune_proportion=0.98),
-    "ada_qpacknet": partial(AdaQPackNet, bits=4, capacity_policy="grow_copy"),
-    "wsn": partial(WSN, density=0.5),
-    "tinysubnets": partial(TinySubNets, density=0.5),
-    "halrp": HALRP,
-    "cacl": CACL,
-    "cacl_each_step": partial(CACL, reg_interval=1),
+    method.name: partial(method.build, method.long) for method in registered_methods()
 }
 
 

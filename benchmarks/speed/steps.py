@@ -28,16 +28,11 @@ from rich.table import Table
 from torch import nn
 
 from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
     MaskedStore,
-    PackNet,
     TaskInference,
     TaskNetwork,
     TensorDataPlugin,
-    TinySubNets,
+    registered_methods,
 )
 from avalanche_compress.codec import decode_mask, encode_mask, kmeans_1d, kth_smallest
 from avalanche_compress.methods.halrp.maths import (
@@ -60,14 +55,7 @@ SHAPES = {
     "resnet18": (3, 32, 32),
 }
 CLASSES = 10
-OURS: dict[str, Callable[..., Any]] = {
-    "packnet": partial(PackNet, prune_proportion=0.7),
-    "ada_qpacknet": AdaQPackNet,
-    "wsn": partial(WSN, density=0.5),
-    "tinysubnets": partial(TinySubNets, density=0.5),
-    "halrp": HALRP,
-    "cacl": CACL,
-}
+OURS: dict[str, Callable[..., Any]] = {method.name: method.build for method in registered_methods()}
 
 
 @dataclass(frozen=True)

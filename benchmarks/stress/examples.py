@@ -1,4 +1,4 @@
-"""Archives of small networks, one for each way in which a strategy keeps weights, to be mutated."""
+"""Archives of small networks to be damaged: of every registered method and its variants."""
 
 from __future__ import annotations
 
@@ -11,17 +11,7 @@ import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
-from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
-    PackNet,
-    QuantizationPlugin,
-    SharingPlugin,
-    TinySubNets,
-    save_archive,
-)
+from avalanche_compress import registered_methods, save_archive
 
 SHAPE = (1, 6, 6)
 TASKS = 3
@@ -63,31 +53,10 @@ def inputs() -> Tensor:
     return torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(7))
 
 
-Build = Callable[..., Any]
-
-EXAMPLES: dict[str, Build] = {
-    "packnet": partial(PackNet, prune_proportion=0.6),
-    "packnet_wide": partial(PackNet, prune_proportion=0.97),
-    "packnet_8bit": partial(PackNet, plugins=[QuantizationPlugin(bits=8)]),
-    "wsn": partial(WSN, density=0.4),
-    "wsn_wide": partial(WSN, density=0.4),
-    "wsn_prototype": partial(WSN, density=0.4, task_inference="prototype"),
-    "tinysubnets": partial(TinySubNets, bits=4, prune_rounds=1, sharing="similar"),
-    "ada_qpacknet": partial(AdaQPackNet, bits=4, codebook_finetune_epochs=0),
-    "ada_qpacknet_fixed_point": partial(AdaQPackNet, bits=6, method="fixed_point"),
-    "ada_qpacknet_pages": partial(
-        AdaQPackNet, bits=16, max_bits=16, density=1.0, capacity_policy="grow_copy"
-    ),
-    "ada_qpacknet_reuse": partial(
-        AdaQPackNet, bits=16, max_bits=16, density=1.0, capacity_policy="reuse_frozen"
-    ),
-    "cacl": partial(CACL, energy=0.05),
-    "cacl_spatial": partial(CACL, energy=0.05, decomposition="spatial", storage="factors"),
-    "cacl_unshared": partial(CACL, energy=0.05, plugins=[SharingPlugin("none")]),
-    "cacl_4bit": partial(CACL, plugins=[QuantizationPlugin(bits=4)]),
-    "halrp": partial(HALRP, prune_floor=0.02),
-    "halrp_given": partial(HALRP, base="given", conv_mode="auto"),
-    "halrp_8bit": partial(HALRP, conv_mode="flatten", plugins=[QuantizationPlugin(bits=8)]),
+EXAMPLES: dict[str, Callable[..., Any]] = {
+    f"{method.name}_{variant}" if variant else method.name: partial(method.build, settings)
+    for method in registered_methods()
+    for variant, settings in {"": None, **method.variants}.items()
 }
 """Builders of the strategies, to be given model, optimiser and the settings of training."""
 

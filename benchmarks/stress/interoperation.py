@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 
+from avalanche_compress import Method, registered_methods
 from avalanche_compress.files import write_atomically
 from benchmarks.stress import (
     interoperation_benchmarks,
     interoperation_logging,
     interoperation_plugins,
 )
-from benchmarks.stress.small_training import STRATEGIES, Case
+from benchmarks.stress.small_training import Case
 
+METHODS: Sequence[Method] = registered_methods()
+"""The columns of the page."""
 PAGE = Path(__file__).parents[2] / "docs" / "interoperation.md"
 
 INTRODUCTION = """\
@@ -88,7 +91,7 @@ def outcome(case: Case, strategy: str) -> Outcome:
     """Try a case with a strategy.
 
     :param case: any.
-    :param strategy: in :data:`STRATEGIES`.
+    :param strategy: the name of a registered method.
     :raises AssertionError: if it does not do what it is for, or is not refused although it should.
     """
     if case.refused is None:
@@ -117,7 +120,8 @@ def page(outcomes: Sequence[Sequence[Sequence[Outcome]]]) -> str:
 def _table(cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]]) -> str:
     """A row a case, a column a strategy; reasons are numbered and follow."""
     reasons: list[str] = []
-    lines = ["| | " + " | ".join(STRATEGIES) + " |", "|---" * (len(STRATEGIES) + 1) + "|"]
+    titles = [method.strategy.__name__ for method in METHODS]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for case, own in zip(cases, outcomes):
         cells = [_cell(result, reasons) for result in own]
         lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
@@ -148,11 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # of what Avalanche deprecates
         outcomes = [
-            [[outcome(case, name) for name in STRATEGIES] for case in section.cases]
+            [[outcome(case, method.name) for method in METHODS] for case in section.cases]
             for section in SECTIONS
         ]
     write_atomically(given.out, page(outcomes).encode())
-    print(
-        f"{given.out}: {sum(map(len, outcomes)) * len(STRATEGIES)} combinations as they should be"
-    )
+    print(f"{given.out}: {sum(map(len, outcomes)) * len(METHODS)} combinations as they should be")
     return 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Callable
 
+from avalanche_compress import store_kinds
 from avalanche_compress.codec import ByteReader, ByteWriter
 
 PARTS = ("tasks", "static")
@@ -57,26 +58,9 @@ ODD: list[Any] = [
     "head",
 ]
 """Values that a field of a manifest may be replaced with."""
-OPTIONS: list[tuple[str, Any]] = [
-    ("scored", True),
-    ("scored", False),
-    ("policy", "raise"),
-    ("policy", "grow_copy"),
-    ("policy", "reuse_frozen"),
-    ("decomposition", "channel"),
-    ("decomposition", "spatial"),
-    ("storage", "auto"),
-    ("storage", "factors"),
-    ("conv_mode", "flatten"),
-    ("conv_mode", "spatial_mean"),
-    ("conv_mode", "auto"),
-    ("base", "first"),
-    ("base", "given"),
-    ("place", "head"),
-    ("name", "another"),
-]
-"""Options of stores, real ones and others."""
-KINDS = ["masked", "slotted", "factored", "perturbed", "private", ""]
+NAMES = ["place", "name", "another"]
+"""Options that no store has."""
+KINDS = [*store_kinds(), "private", ""]
 
 
 @dataclass
@@ -324,9 +308,10 @@ def attack_manifest(random: Random, archive: Archive, other: Archive) -> bytes:
     elif kind == 3:
         entry[random.randrange(4)] = random.choice(ODD)
     elif kind == 4:
-        entry[3] = dict(random.sample(OPTIONS, random.randint(0, 3)))
+        options = _options(archive, other)
+        entry[3] = dict(random.sample(options, random.randint(0, 3)))
     elif kind == 5:
-        entry[3].update([random.choice(OPTIONS)])
+        entry[3].update([random.choice(_options(archive, other))])
     elif kind == 6:
         entry[1] = random.choice(KINDS)
         entry[3] = {}
@@ -380,6 +365,14 @@ def mutate(name: str, random: Random, data: bytes, other: bytes) -> bytes:
 
 
 # ---------------------------------------------------------------------------- within
+
+
+def _options(archive: Archive, other: Archive) -> list[tuple[str, Any]]:
+    """Those of the stores of both, and some that no store takes."""
+    entries = [*archive.manifest["weights"], *other.manifest["weights"]]
+    known = {name: value for entry in entries for name, value in entry[3].items()}
+    odd = [(name, value) for name in (*known, *NAMES) for value in ODD[:6]]
+    return [*known.items(), *odd]
 
 
 def _read_task(reader: ByteReader, stores: int) -> Task:

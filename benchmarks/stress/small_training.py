@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Callable, Iterable
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
-from avalanche_compress import (
-    CACL,
-    HALRP,
-    WSN,
-    AdaQPackNet,
-    CompressedStrategy,
-    CompressError,
-    PackNet,
-    TinySubNets,
-)
+from avalanche_compress import CompressedStrategy, CompressError, method_named
 
-STRATEGIES: dict[str, Callable[..., CompressedStrategy]] = {
-    "PackNet": partial(PackNet, prune_proportion=0.6, post_prune_epochs=1),
-    "WSN": partial(WSN, density=0.5),
-    "TinySubNets": partial(TinySubNets, density=0.5, bits=4),
-    "AdaQPackNet": partial(AdaQPackNet, density=0.4, bits=4),
-    "CACL": CACL,
-    "HALRP": HALRP,
-}
-"""Every strategy of the package, as it is tried with what Avalanche brings."""
 EPOCHS = 3
 RATE = 0.05
 """Learning rate of the SGD that trains."""
@@ -42,8 +23,8 @@ class Case:
     """Something of Avalanche's to use with a strategy, and how to see whether it works.
 
     :param name: as the page shows it.
-    :param check: uses it with the strategy of a name; raises an ``AssertionError`` if it does not
-        do what it is for, or if a finished task changes.
+    :param check: uses it with a registered method, by name; raises an ``AssertionError`` if it does
+        not do what it is for, or if a finished task changes.
     :param note: what a user should know although it works.
     :param refused: the error that says why it cannot work, if it cannot.
     """
@@ -85,7 +66,7 @@ def build(
 ) -> CompressedStrategy:
     """A new strategy over a new model.
 
-    :param name: in :data:`STRATEGIES`.
+    :param name: of a registered method.
     :param rate: of learning.
     :param momentum: of SGD.
     :param arguments: of the strategy.
@@ -93,13 +74,14 @@ def build(
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(INPUTS, 12), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 2))
     given = {"train_epochs": EPOCHS, "evaluator": None, **arguments}
-    return STRATEGIES[name](
+    strategy: CompressedStrategy = method_named(name).build(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum),
         train_mb_size=8,
         eval_mb_size=12,
         **given,
     )
+    return strategy
 
 
 def learn(

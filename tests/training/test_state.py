@@ -45,6 +45,7 @@ from avalanche_compress import (
     ValidationPlugin,
     compression_metrics,
     load_training_state,
+    registered_methods,
     save_training_state,
 )
 from avalanche_compress.archive import archive_bytes
@@ -139,6 +140,11 @@ def plateau(optimizer):
 best_epoch = partial(ValidationPlugin, 0.25, keep_best=True)
 
 CASES = {
+    # with their small settings, and below with others
+    **{
+        method.name: partial(build, method.build, extra=[best_epoch, Draw, Average])
+        for method in registered_methods()
+    },
     "packnet": partial(build, PackNet, post_prune_epochs=2, extra=[best_epoch, Draw, Average]),
     "packnet_two_groups": partial(build, PackNet, optimizer=two_groups, model=mlp),
     "packnet_step_lr_metrics": partial(

@@ -19,7 +19,6 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.codec.values import Values, decoded, pass_values, read_values, write_values
 from avalanche_compress.core.cache import RowsAtHand
-from avalanche_compress.core.registry import register_store
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.table import Ledger
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
@@ -35,7 +34,6 @@ _LEVELS = 8
 and one for those that :class:`RowsAtHand` has besides."""
 
 
-@register_store
 class SlottedStore(SubnetworkStore):
     """``W_t[i] = C_t[Z_t[i]]`` where ``M_t[i] = 1``, else 0; no value is shared between tasks.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.ada_qpacknet.reference import (
     ReferenceMasking,
     ReferenceQuantization,
@@ -104,3 +105,20 @@ class AdaQPackNet(CompressedStrategy):
             plugins=plugins,
             **base_kwargs,
         )
+
+
+_ALL_BITS = {"bits": 16, "max_bits": 16, "density": 1.0}
+register_method(
+    Method(
+        "ada_qpacknet",
+        AdaQPackNet,
+        SlottedStore,
+        small={"density": 0.4, "bits": 4},
+        long={"capacity_policy": "grow_copy"},
+        variants={
+            "fixed_point": {"bits": 6, "method": "fixed_point"},
+            "pages": {**_ALL_BITS, "capacity_policy": "grow_copy"},
+            "reuse": {**_ALL_BITS, "capacity_policy": "reuse_frozen"},
+        },
+    )
+)

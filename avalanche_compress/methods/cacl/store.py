@@ -32,7 +32,6 @@ from avalanche_compress.codec.values import (
     write_values,
 )
 from avalanche_compress.core.deferred import DeferredWeight, rounded_under_autocast
-from avalanche_compress.core.registry import register_store
 from avalanche_compress.core.store import LowRankWeight, Place, WeightStore, non_finite
 from avalanche_compress.core.table import Ledger
 from avalanche_compress.errors import TaskStateError
@@ -42,7 +41,6 @@ DECOMPOSITIONS = ("channel", "spatial")
 STORAGE = ("auto", "factors")
 
 
-@register_store
 class FactoredStore(WeightStore):
     """``W_t = sum_s U_s^T diag|sigma_s| V_s`` over the earlier tasks s that t builds on, and t.
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.cacl.plugin import FactorizationPlugin
 from avalanche_compress.methods.cacl.store import FactoredStore
+from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.shaping.sharing import SharingPlugin
 from avalanche_compress.training.strategy import CompressedStrategy
 
 
@@ -91,3 +94,20 @@ class CACL(CompressedStrategy):
             shaping=[factorization],
             **base_kwargs,
         )
+
+
+register_method(
+    Method(
+        "cacl",
+        CACL,
+        FactoredStore,
+        small={"energy": 0.05},
+        long={"reg_interval": 1},
+        variants={
+            "spatial": {"decomposition": "spatial", "storage": "factors"},
+            "unshared": {"plugins": [partial(SharingPlugin, "none")]},
+            "4bit": {"plugins": [partial(QuantizationPlugin, 4)]},
+        },
+        recipes=["cacl_8bit", "cacl_sparse"],
+    )
+)

@@ -19,7 +19,6 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.codec.values import Values, bits_of, decoded, read_values, write_values
 from avalanche_compress.core.deferred import DeferredWeight, rounded_under_autocast
-from avalanche_compress.core.registry import register_store
 from avalanche_compress.core.store import Place, WeightStore, non_finite
 from avalanche_compress.core.table import Ledger
 from avalanche_compress.errors import TaskStateError
@@ -37,7 +36,6 @@ _DENSE, _SPATIAL_MEAN, _FLATTEN = range(3)
 _MaskReader = Callable[[bytes, int], Tensor]
 
 
-@register_store
 class PerturbedStore(WeightStore):
     """``W_t = diag(r_t) W_base diag(s_t) + U_t A_t`` over a base that is frozen for ever.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.halrp.plugin import PerturbationPlugin
 from avalanche_compress.methods.halrp.store import PerturbedStore
+from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.training.strategy import CompressedStrategy
 
 
@@ -107,3 +109,17 @@ class HALRP(CompressedStrategy):
             shaping=[perturbation],
             **base_kwargs,
         )
+
+
+register_method(
+    Method(
+        "halrp",
+        HALRP,
+        PerturbedStore,
+        variants={
+            "pruned": {"prune_floor": 0.02},
+            "given": {"base": "given", "conv_mode": "auto"},
+            "8bit": {"conv_mode": "flatten", "plugins": [partial(QuantizationPlugin, 8)]},
+        },
+    )
+)

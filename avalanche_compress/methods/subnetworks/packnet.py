@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Mapping, Sequence
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.training.strategy import CompressedStrategy
 
 
@@ -81,3 +84,18 @@ def complement(proportion: Density) -> Density:
     if isinstance(proportion, Sequence):
         return [1 - p for p in proportion]
     return 1 - proportion
+
+
+register_method(
+    Method(
+        "packnet",
+        PackNet,
+        MaskedStore,
+        small={"prune_proportion": 0.6, "post_prune_epochs": 1},
+        long={"prune_proportion": 0.98},
+        variants={
+            "wide": {"prune_proportion": 0.97},
+            "8bit": {"plugins": [partial(QuantizationPlugin, 8)]},
+        },
+    )
+)

@@ -20,7 +20,6 @@ from avalanche_compress.codec import (
     top_mask_,
 )
 from avalanche_compress.codec.values import Values, bits_of, decoded, read_values, write_values
-from avalanche_compress.core.registry import register_store
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, gradient_where
@@ -29,7 +28,6 @@ _NOBODY = torch.iinfo(torch.int32).max
 _LEAP = 32
 
 
-@register_store
 class MaskedStore(SubnetworkStore):
     """``W_t = M_t * V``, where a task writes V only on slots that no earlier task uses.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from avalanche.core import SupervisedPlugin
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
@@ -87,3 +88,14 @@ class TinySubNets(CompressedStrategy):
             plugins=plugins,
             **base_kwargs,
         )
+
+
+register_method(
+    Method(
+        "tinysubnets",
+        TinySubNets,
+        partial(MaskedStore, scored=True),
+        small={"density": 0.5, "bits": 4},
+        variants={"similar": {"sharing": "similar", "prune_rounds": 1}},
+    )
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.training.strategy import CompressedStrategy
@@ -48,3 +49,14 @@ class WSN(CompressedStrategy):
             shaping=[MaskingPlugin(density, post_prune_epochs=post_prune_epochs)],
             **base_kwargs,
         )
+
+
+register_method(
+    Method(
+        "wsn",
+        WSN,
+        partial(MaskedStore, scored=True),
+        small={"density": 0.5},
+        variants={"wide": {"density": 0.4}, "prototype": {"task_inference": "prototype"}},
+    )
+)
