@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
-import zlib
-from typing import Any, Callable, Collection, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Collection, Iterable, Sequence
 
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.codec import CorruptStreamError
-from avalanche_compress.core.conversion import (
-    find_head,
-    padding_rows,
-    replace_avalanche_heads,
-    restore_avalanche_heads,
-    sort_tensors,
-)
+from avalanche_compress.core.conversion import padding_rows, sort_tensors
 from avalanche_compress.core.experiences import classes_in, single_task_label
+from avalanche_compress.core.heads import (
+    MASKED_LOGIT,
+    fails_behind,
+    find_head,
+    renew_head,
+    replace_avalanche_heads,
+    spread_logits,
+)
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
-from avalanche_compress.core.store import Place, WeightStore, non_finite
-from avalanche_compress.core.substitution import Lending, evaluating
-from avalanche_compress.core.thin_layers import thin_layers, work_of
+from avalanche_compress.core.state import (
+    NetworkState,
+    StaticTensors,
+    counters,
+    reset_nonfinite,
+    restart_statistics,
+)
+from avalanche_compress.core.store import Place, WeightStore
+from avalanche_compress.core.substitution import Completion, Substitution, evaluating
+from avalanche_compress.core.views import Views
 from avalanche_compress.errors import (
     CapacityExhaustedError,
     TaskAlreadyLearnedError,
@@ -34,24 +39,17 @@ from avalanche_compress.errors import (
     UnsupportedModuleError,
 )
 
-MASKED_LOGIT = -1000.0
-"""Logit of a class that is not the task's, as in Avalanche's classifiers."""
-
-FORMS = ("dense", "factored", "auto")
-"""How the layers of a materialised task compute."""
-
 StoreFactory = Callable[[Place, str], WeightStore]
-Loans = List[Tuple[Place, Tensor]]
 
 
-class TaskNetwork(MultiTaskModule):
+class TaskNetwork(NetworkState, MultiTaskModule):
     """Any model, made to learn task after task without forgetting.
 
     The model's modules stay as they are. Behind every weight matrix and kernel stands a
     :class:`~avalanche_compress.core.store.WeightStore`; all else that a task trains (biases, norms
     with their running statistics, the classifier head, bare parameters) every task has for
-    itself. For a forward pass the modules are *lent* the tensors of the task at hand: they shadow
-    the modules' own Parameters, which remain the scratch of the task in training.
+    itself. For a forward pass a task's tensors are *substituted* for the modules' own Parameters,
+    which remain the scratch of the task in training.
 
     Inputs ``(N, ...)`` as the model takes them, task labels ``(N,)`` or an int; outputs ``(N, C)``
     where column c is class c of the stream, as the experience numbers it. Classes that are not the
@@ -78,6 +76,7 @@ class TaskNetwork(MultiTaskModule):
     """
 
     max_class_label: int
+    forward_all_tasks: Callable[..., Any]
 
     def __init__(
         self,
@@ -115,37 +114,19 @@ class TaskNetwork(MultiTaskModule):
         self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
         self._moving = [
             *(place for place in self.private.places if place.name in place.module._buffers),
-            *_counters(model),
+            *counters(model),
         ]
-        self._static = tensors.static
-        self._aliases = tensors.aliases
-        self._padding = padding_rows(tensors)
-        self.remember_static()
+        self._static = StaticTensors(tensors.static)
+        self._completed = Completion(tensors.aliases, padding_rows(tensors))
         self.classes: dict[int, tuple[int, ...]] = {}
         self.statistics: dict[int, dict[str, Tensor]] = {}
         self.task_of: Callable[[Any], int] = single_task_label
         self.open_task: int | None = None
         self._open_classes: tuple[int, ...] = ()
         self._planned_reuse: Sequence[int] | None = None
-        self._active: dict[int, Lending] = {}
-        self._stack: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
+        self.views = Views(model, head_layer, self.weight_stores, self.private, self._completed)
 
     # ------------------------------------------------------------------ life of a task
-
-    @property
-    def tasks(self) -> list[int]:
-        """Labels of the finished tasks, in order of learning."""
-        return list(self.classes)
-
-    @property
-    def weight_stores(self) -> list[WeightStore]:
-        """The stores behind the weights, in the order of the model's parameters."""
-        return list(self.stores.values())  # type: ignore[arg-type]
-
-    @property
-    def head(self) -> nn.Linear:
-        """The model's classifier; it holds the parameters of the task in training."""
-        return self._head_place.module  # type: ignore[return-value]
 
     def plan_reuse(self, tasks: Sequence[int] | None) -> None:
         """Say whose weights the next task may read; holds for one :meth:`open`.
@@ -192,19 +173,6 @@ class TaskNetwork(MultiTaskModule):
             )
         self._check_label(self.task_of(experience))
 
-    def check_frozen(self) -> None:
-        """Refuse to train what was frozen when the model was converted, which all tasks share.
-
-        :raises TaskStateError: naming a parameter that requires gradients now.
-        """
-        for name, place in self._static.items():
-            if place.tensor.requires_grad:
-                raise TaskStateError(
-                    f"{name} was frozen when the model was converted, so that all tasks share it, "
-                    "and now requires gradients: freeze it again, or build the model anew, give it "
-                    "to the strategy while it may be trained, and freeze it afterwards."
-                )
-
     def _check_label(self, task: int) -> None:
         if task in self.classes:
             raise TaskAlreadyLearnedError(
@@ -240,15 +208,16 @@ class TaskNetwork(MultiTaskModule):
         self.check_open(task, reusable)
         self.check_frozen()
         for name, module in self.backbone.named_modules():
-            _replace_spoiled(module, name)
+            reset_nonfinite(module, name)
         for store in self.weight_stores:
             store.open(self.tasks if reusable is None else reusable)
         self.open_task = task
         self._open_classes = numbers
-        self._fresh_head(len(self._open_classes))
+        if self.classes or self.head.weight.shape[0] != len(numbers):
+            renew_head(self.head, len(numbers))  # else the first task starts with the model's own
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
-                _start_counting(module)
+                restart_statistics(module)
 
     def commit(self) -> None:
         """Freeze the open task: from now on its logits never change.
@@ -257,7 +226,7 @@ class TaskNetwork(MultiTaskModule):
         :raises NonFiniteError: if a weight is NaN or infinite; then nothing has changed.
         """
         task = self._require_open()
-        self._check_static()
+        self._static.check(task)
         stores = [self.private, *self.weight_stores]
         for store in stores:
             store.check_commit()
@@ -267,7 +236,7 @@ class TaskNetwork(MultiTaskModule):
         self.classes[task] = self._open_classes
         self.known_train_tasks_labels.add(task)
         self.open_task = None
-        self._deactivate()
+        self.views.clear()
 
     def discard(self) -> None:
         """Drop the open task, if there is one; finished tasks are untouched."""
@@ -356,29 +325,54 @@ class TaskNetwork(MultiTaskModule):
             out[chosen, ..., : logits.shape[-1]] = logits
         return out
 
-    def _check_head_is_last(self, run: Callable[[], Tensor], task: int, error: Exception) -> None:
-        """Tell a model that fails behind the head, which has an output for each class of a task.
+    def activate(self, *tasks: int) -> None:
+        """Build the weights of finished tasks once; they are kept until another one is activated.
 
-        :param run: a forward pass of the task.
-        :param error: what it raised.
-        :raises UnsupportedModuleError: if the head had given its output by then.
+        :param tasks: their labels; all of them are in memory at a time.
+        :raises CorruptStreamError: if one is damaged, in a network that was loaded.
         """
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            return
-        reached: list[bool] = []
-        hook = self.head.register_forward_hook(lambda *_: reached.append(True))
+        self.views.activate(*tasks)
+
+    def _run_open(self, x: Tensor, task: int) -> Tensor:
+        tensors = [
+            (store.place, store.loan() if store.scratch.requires_grad else store.weight().detach())
+            for store in self.weight_stores
+        ]
+        weights = Substitution(self._completed(tensors))
         try:
-            with evaluating(self.backbone), torch.no_grad():
-                run()
-        except RuntimeError:
-            if reached:
-                raise UnsupportedModuleError(
-                    f"the model fails behind its layer {self.head_name!r}, which has as many "
-                    f"outputs as task {task} has classes ({error}): if that is not the layer that "
-                    "gives the logits, build the model anew and name that one with head=."
-                ) from error
-        finally:
-            hook.remove()
+            with weights:
+                return self._run(x, task)
+        except RuntimeError as error:
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                with evaluating(self.backbone), torch.no_grad(), weights:
+                    if fails_behind(self.head, lambda: self._run(x, task)):
+                        raise self._fails_behind_head(task, error) from error
+            raise
+
+    def _run_finished(self, x: Tensor, task: int) -> Tensor:
+        weights = self.views.active.get(task)
+        if weights is None:
+            self.views.activate(task)
+            weights = self.views.active[task]
+        backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
+        if not backbone.training:
+            with weights:
+                return self._run(x, task)
+        # a replayed sample of a finished task: its running statistics must not move
+        with evaluating(backbone), weights:
+            return self._run(x, task)
+
+    def _run(self, x: Tensor, task: int) -> Tensor:
+        backbone: Any = self._modules["backbone"]
+        logits: Tensor = backbone(x, task) if self._takes_task else backbone(x)
+        return logits
+
+    def _fails_behind_head(self, task: int, error: Exception) -> UnsupportedModuleError:
+        return UnsupportedModuleError(
+            f"the model fails behind its layer {self.head_name!r}, which has as many "
+            f"outputs as task {task} has classes ({error}): if that is not the layer that "
+            "gives the logits, build the model anew and name that one with head=."
+        )
 
     def _not_the_head(self, logits: Tensor, task: int) -> UnsupportedModuleError:
         return UnsupportedModuleError(
@@ -387,117 +381,6 @@ class TaskNetwork(MultiTaskModule):
             "gives the logits: name that one with head=."
         )
 
-    # ------------------------------------------------------------------ lending
-
-    def activate(self, *tasks: int) -> None:
-        """Build the weights of finished tasks once; they are kept until another one is activated.
-
-        :param tasks: their labels; all of them are in memory at a time.
-        :raises CorruptStreamError: if one is damaged, in a network that was loaded.
-        """
-        if all(task in self._active for task in tasks):
-            return
-        kept = {task: self._active[task] for task in tasks if task in self._active}
-        self._deactivate()  # what is not asked for makes room first
-        for task in tasks:
-            if task not in kept:
-                kept[task] = Lending(self._build(task))
-        self._active = kept
-
-    def loans_of(self, task: int) -> Loans:
-        """The places of the model that a finished task fills, and its tensors for them.
-
-        :param task: its label.
-        """
-        return self._activated(task).loans
-
-    def _activated(self, task: int) -> Lending:
-        self.activate(task)
-        return self._active[task]
-
-    def stack(self, tasks: Sequence[int]) -> dict[str, Tensor]:
-        """The tensors of several finished tasks by their names in the model, one task a row.
-
-        :param tasks: whose heads are of equal size.
-        :return: ``(T, ...)`` each, as ``torch.func.vmap`` over ``functional_call`` takes them.
-        """
-        self.activate(*tasks)
-        if self._stack is None or self._stack[0] != tuple(tasks):
-            names = {
-                (id(module), own): f"{prefix}.{own}".lstrip(".")
-                for prefix, module in self.backbone.named_modules()
-                for own in (*module._parameters, *module._buffers)
-            }
-            columns = zip(*(self._active[task].loans for task in tasks))
-            tensors = {
-                names[id(column[0][0].module), column[0][0].name]: torch.stack(
-                    [tensor for _, tensor in column]
-                )
-                for column in columns
-            }
-            self._stack = (tuple(tasks), tensors)
-        return self._stack[1]
-
-    def _deactivate(self) -> None:
-        self._active = {}
-        self._stack = None
-
-    def _build(self, task: int) -> Loans:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
-            try:
-                loans = [(store.place, store.committed(task)) for store in self.weight_stores]
-                loans += zip(self.private.places, self.private.committed(task))
-                loans = self._completed(loans)
-            except CorruptStreamError as error:
-                raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
-        return loans
-
-    def _completed(self, loans: Loans) -> Loans:
-        """With tied parameters in all their places, and rows of padding at zero."""
-        if self._padding:
-            loans = [
-                (place, tensor.index_fill(0, self._padding[place].to(tensor.device), 0))
-                if place in self._padding
-                else (place, tensor)
-                for place, tensor in loans
-            ]
-        if self._aliases:
-            tensors = dict(loans)
-            loans += [(other, tensors[p]) for p, other in self._aliases if p in tensors]
-        return loans
-
-    def _run_open(self, x: Tensor, task: int) -> Tensor:
-        loans = [
-            (store.place, store.loan() if store.scratch.requires_grad else store.weight().detach())
-            for store in self.weight_stores
-        ]
-        lending = Lending(self._completed(loans))
-        try:
-            return self._lend(lending, x, task)
-        except RuntimeError as error:
-            self._check_head_is_last(lambda: self._lend(lending, x, task), task, error)
-            raise
-
-    def _run_finished(self, x: Tensor, task: int) -> Tensor:
-        lending = self._active.get(task) or self._activated(task)
-        backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
-        if not backbone.training:
-            with lending:  # what _lend does, for a call less
-                return self._run(x, task)
-        # a replayed sample of a finished task: its running statistics must not move
-        with evaluating(backbone):
-            return self._lend(lending, x, task)
-
-    def _lend(self, lending: Lending, x: Tensor, task: int) -> Tensor:
-        """Run the model while its modules read the lent tensors instead of their own."""
-        with lending:
-            return self._run(x, task)
-
-    def _run(self, x: Tensor, task: int) -> Tensor:
-        backbone: Any = self._modules["backbone"]
-        logits: Tensor = backbone(x, task) if self._takes_task else backbone(x)
-        return logits
-
     def _answering(self, task_label: int) -> int | None:
         """The task whose sub-network answers; None before any task was opened."""
         if task_label == self.open_task or task_label in self.classes:
@@ -505,38 +388,6 @@ class TaskNetwork(MultiTaskModule):
         if self.classes:
             return next(reversed(self.classes))
         return self.open_task
-
-    def moving_tensors(self) -> list[Tensor]:
-        """What a forward pass in training moves: running statistics and other buffers of a task."""
-        return [place.tensor for place in self._moving]
-
-    def spoiled(self) -> str | None:
-        """The name of a tensor of the open task that holds NaN or infinite values, if any."""
-        private = zip(self.private.names, (place.tensor for place in self.private.places))
-        named = ((name.partition(".")[2], own) for name, own in self.named_parameters())
-        for name, tensor in (*named, *private):
-            if not bool(torch.isfinite(tensor).all()):
-                return name.replace("/", ".")
-        return None
-
-    def check_finite(self) -> None:
-        """Refuse to shape or keep what is NaN or infinite.
-
-        :raises NonFiniteError: naming a tensor of the open task.
-        """
-        name = self.spoiled()
-        if name is not None:
-            raise non_finite(name)
-
-    def verify(self) -> None:
-        """Read every finished task with all checks, which is for archives of strangers.
-
-        A loaded network reads a task when it is first used, and refuses a damaged one then.
-
-        :raises CorruptStreamError: if a task is not as a network writes it.
-        """
-        for store in [self.private, *self.weight_stores]:
-            store.verify()
 
     # ------------------------------------------------------------------ looking inside
 
@@ -562,237 +413,12 @@ class TaskNetwork(MultiTaskModule):
             (:meth:`classes_of`).
         :raises TaskStateError: if the task is not finished, or there is no such form.
         """
-        if form not in FORMS:
-            raise TaskStateError(f"form={form!r} must be one of {FORMS}.")
-        loans = self.loans_of(task)
-        memo: dict[int, Any] = {}
-        plain = copy.deepcopy(self.backbone, memo)
-        copies: dict[int, Tensor] = {}
-        for place, tensor in loans:
-            module = memo[id(place.module)]
-            if place.name in module._parameters:
-                # torch takes other kernels, with other roundings, if a weight requires a gradient
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = nn.Parameter(tensor.clone(), requires_grad=False)
-                module._parameters[place.name] = copies[id(tensor)]  # tied where it was
-            else:
-                module._buffers[place.name] = tensor.clone()
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()
-        memo[id(self.head)].out_features = len(self.classes[task])
-        if form != "dense":
-            self._thin_out(plain, memo, task, always=form == "factored")
-        restore_avalanche_heads(plain, task)
-        return plain.eval()
-
-    def _thin_out(self, plain: nn.Module, memo: dict[int, Any], task: int, always: bool) -> None:
-        """Put two thin layers where a copied layer's weight has few terms."""
-        thin: dict[int, nn.Module] = {}
-        for store in self.weight_stores:
-            layer, weight = memo[id(store.place.module)], store.low_rank(task)
-            if weight is None or not weight.factors.rank:
-                continue
-            pair = thin_layers(layer, weight)
-            if pair is not None:
-                dense, factored = work_of(layer, weight)
-                if always or factored < dense:
-                    thin[id(layer)] = pair
-        for parent in list(plain.modules()):
-            for name, child in list(parent._modules.items()):
-                if id(child) in thin:
-                    parent._modules[name] = thin[id(child)]
-
-    def static_tensors(self) -> dict[str, Tensor]:
-        """What all tasks share and no training changes: frozen parameters and constant buffers."""
-        return {name: place.tensor for name, place in self._static.items()}
-
-    def remember_static(self) -> None:
-        """Take the static tensors as they are for what must not change from here on."""
-        self._static_marks = {name: _mark(tensor) for name, tensor in self.static_tensors().items()}
-
-    # ------------------------------------------------------------------ state
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "classes": {str(task): list(own) for task, own in self.classes.items()},
-            "statistics": {str(task): own for task, own in self.statistics.items()},
-            "open_task": self.open_task,
-            "open_classes": list(self._open_classes),
-            "head_rows": self.head.weight.shape[0],
-            "max_class_label": self.max_class_label,
-            "static_marks": dict(self._static_marks),
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        # called before the children's tensors are loaded, so the head gets its size in time
-        self._resize_head(state["head_rows"])
-        self.classes = {int(task): tuple(own) for task, own in state["classes"].items()}
-        self.statistics = {int(task): own for task, own in state["statistics"].items()}
-        self.open_task = state["open_task"]
-        self._open_classes = tuple(state["open_classes"])
-        self.max_class_label = state["max_class_label"]
-        self.known_train_tasks_labels = set(self.classes)
-        self._static_marks = dict(state["static_marks"])
-        self._deactivate()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take a state over; everything is read before anything is changed.
-
-        :param state_dict: of a network of the same model and stores.
-        :param args: further arguments of ``nn.Module.load_state_dict``, as ``kwargs``.
-        :raises CorruptStreamError: if a task of a store is damaged, or a store lacks one.
-        """
-        trial = copy.deepcopy(self)
-        try:
-            super(TaskNetwork, trial).load_state_dict(state_dict, *args, **kwargs)
-            for store in [trial.private, *trial.weight_stores]:
-                if list(store.sections) != trial.tasks:
-                    raise CorruptStreamError(
-                        f"{store.name} has the tasks {list(store.sections)} of {trial.tasks}"
-                    )
-        except CorruptStreamError as error:
-            raise CorruptStreamError(
-                f"the state is damaged, and the network is as it was: {error}"
-            ) from error
-        return super().load_state_dict(state_dict, *args, **kwargs)
-
-    def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
-        """Declare the tasks that the stores were restored with.
-
-        :param classes: class numbers by task label, in order of learning.
-        """
-        self.classes = dict(classes)
-        self.known_train_tasks_labels = set(classes)
-        self.max_class_label = max((max(own) + 1 for own in classes.values() if own), default=0)
-        self._deactivate()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_active": {}, "_stack": None}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> TaskNetwork:
-        moved = fn(torch.empty(0, dtype=self.head.weight.dtype))
-        if self.classes and moved.is_meta:
-            raise TaskStateError(
-                f"on the device 'meta' tensors have no values, and the tasks {self.tasks} would be "
-                "lost: move a copy, copy.deepcopy(network.backbone).to('meta')."
-            )
-        if self.classes and moved.dtype != self.head.weight.dtype:
-            raise TaskStateError(
-                f"the tasks {self.tasks} were learned in {self.head.weight.dtype} and would "
-                "compute other logits in another type: convert materialise(task), or the network "
-                "before its first task."
-            )
-        self._deactivate()
-        result: TaskNetwork = super()._apply(fn, *args, **kwargs)
-        if not self.classes:
-            self.remember_static()
-        return result
+        return self.views.materialise(task, form, len(self.classes.get(task, ())))
 
     def _require_open(self) -> int:
         if self.open_task is None:
             raise TaskStateError("no task is open: call open(task, classes) and train it first.")
         return self.open_task
-
-    def _check_static(self) -> None:
-        for name, mark in self._static_marks.items():
-            if _mark(self._static[name].tensor) != mark:
-                raise TaskStateError(
-                    f"{name} changed while task {self.open_task} was trained, but all tasks share "
-                    f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
-                )
-
-    def _fresh_head(self, classes: int) -> None:
-        """Head parameters for a new task; the first task takes the model's own when they fit."""
-        if not self.classes and self.head.weight.shape[0] == classes:
-            return
-        self._resize_head(classes)
-        fresh = nn.Linear(self.head.in_features, classes, bias=self.head.bias is not None)
-        with torch.no_grad():
-            for name, parameter in fresh.named_parameters():
-                self.head._parameters[name].copy_(parameter)  # type: ignore[union-attr]
-
-    def _resize_head(self, classes: int) -> None:
-        if self.head.weight.shape[0] == classes:
-            return
-        self.head.out_features = classes
-        for name in ("weight", "bias"):
-            own = self.head._parameters[name]
-            if own is not None:
-                resized = own.new_empty((classes, *own.shape[1:]))
-                self.head._parameters[name] = nn.Parameter(resized, own.requires_grad)
-
-
-def _counters(model: nn.Module) -> list[Place]:
-    """Where norms count their batches."""
-    return [
-        Place(module, "num_batches_tracked")
-        for module in model.modules()
-        if module._buffers.get("num_batches_tracked") is not None
-    ]
-
-
-def _start_counting(norm: nn.modules.batchnorm._NormBase) -> None:
-    """Count batches anew; statistics go on, unless an attempt that diverged has spoiled them."""
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.zero_()
-    statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
-    if not all(bool(torch.isfinite(t).all()) for t in statistics):
-        norm.reset_running_stats()
-
-
-@torch.no_grad()
-def _replace_spoiled(module: nn.Module, name: str) -> None:
-    """Let entries of a module's own parameters start anew that an attempt has made NaN or infinite.
-
-    They start as the module does when it is built, or at 0 if it does not say how.
-    """
-    spoiled = [
-        own
-        for own, parameter in module._parameters.items()
-        if parameter is not None
-        and parameter.requires_grad
-        and not bool(torch.isfinite(parameter).all())
-    ]
-    if not spoiled:
-        return
-    fresh = copy.deepcopy(module)
-    reset = getattr(fresh, "reset_parameters", None) or getattr(fresh, "_reset_parameters", None)
-    if callable(reset):
-        reset()
-    for own in spoiled:
-        parameter, anew = module._parameters[own], fresh._parameters[own]
-        assert parameter is not None and anew is not None
-        parameter.copy_(torch.where(parameter.isfinite(), parameter, anew).nan_to_num_(0, 0, 0))
-        warnings.warn(
-            f"{f'{name}.{own}'.lstrip('.')} held NaN or infinite values, from a training that "
-            "diverged; those entries start anew.",
-            stacklevel=3,
-        )
-
-
-def _mark(tensor: Tensor) -> int:
-    """A fingerprint by which a change shows."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16
-
-
-def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Tensor:
-    """Put a task's logits at the columns of its classes.
-
-    :param logits: ``(N, len(classes))``.
-    :param classes: ascending class numbers.
-    :param width: least number of columns.
-    :return: ``(N, max(classes) + 1)`` or wider; other columns hold -1000.
-
-    >>> spread_logits(torch.ones(1, 2), [1, 3]).tolist()
-    [[-1000.0, 1.0, -1000.0, 1.0]]
-    """
-    width = max(width, classes[-1] + 1)
-    if width == len(classes):
-        return logits
-    out = logits.new_full((*logits.shape[:-1], width), MASKED_LOGIT)
-    out[..., list(classes)] = logits
-    return out
 
 
 def network_of(strategy: Any) -> TaskNetwork:

@@ -1,45 +1,75 @@
-"""A module computes with tensors that are not its own, for as long as a forward pass lasts."""
+"""A model runs with other tensors than its own parameters."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from avalanche_compress.core.store import Place
 
 
-class Lending:
-    """While it lasts, modules read the lent tensors in place of their own.
+class Substitution:
+    """While it lasts, modules read the substituted tensors in place of their own.
 
     An entry in a module's ``__dict__`` comes before its Parameters and buffers in attribute
     look-up, so nothing is moved or registered, and nothing is left behind. May be entered again.
 
-    :param loans: where each tensor is read, and the tensor.
+    :param tensors: where each tensor is read, and the tensor.
 
     >>> import torch
     >>> layer = nn.Linear(2, 1, bias=False)
-    >>> with Lending([(Place(layer, "weight"), torch.ones(1, 2))]):
+    >>> with Substitution([(Place(layer, "weight"), torch.ones(1, 2))]):
     ...     layer(torch.ones(1, 2)).item()
     2.0
     """
 
-    def __init__(self, loans: list[tuple[Place, Tensor]]):
-        self.loans = loans
-        self._recurrent = [own for (own, _), _ in loans if isinstance(own, nn.RNNBase)]
+    def __init__(self, tensors: list[tuple[Place, Tensor]]):
+        self.tensors = tensors
+        self._recurrent = [module for (module, _), _ in tensors if isinstance(module, nn.RNNBase)]
 
     def __enter__(self) -> None:
-        for (module, name), tensor in self.loans:
+        for (module, name), tensor in self.tensors:
             module.__dict__[name] = tensor
         for module in self._recurrent:
             _point_flat_weights(module)
 
     def __exit__(self, *error: Any) -> None:
-        for (module, name), _ in self.loans:
+        for (module, name), _ in self.tensors:
             module.__dict__.pop(name, None)
         for module in self._recurrent:
             _point_flat_weights(module)
+
+
+class Completion:
+    """Has a task's tensors stand in all places that read them.
+
+    :param aliases: of tied parameters: the first place, and each further one.
+    :param padding: rows (1,) of embeddings that are zero for every task, by place.
+    """
+
+    def __init__(self, aliases: Sequence[tuple[Place, Place]], padding: Mapping[Place, Tensor]):
+        self._aliases = list(aliases)
+        self._padding = dict(padding)
+
+    def __call__(self, tensors: list[tuple[Place, Tensor]]) -> list[tuple[Place, Tensor]]:
+        """With tied parameters in all their places, and rows of padding at zero.
+
+        :param tensors: of a task, by first place.
+        """
+        if self._padding:
+            tensors = [
+                (place, tensor.index_fill(0, self._padding[place].to(tensor.device), 0))
+                if place in self._padding
+                else (place, tensor)
+                for place, tensor in tensors
+            ]
+        if self._aliases:
+            known = dict(tensors)
+            further = ((other, known[place]) for place, other in self._aliases if place in known)
+            tensors = [*tensors, *further]
+        return tensors
 
 
 @contextmanager

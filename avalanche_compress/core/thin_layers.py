@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence
 
 from torch import Tensor, nn
 
@@ -117,3 +117,27 @@ def _fill(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
     """Give a layer its tensors, as Parameters that require no gradient."""
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     layer.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+
+def thin_out(
+    model: nn.Module, weights: Sequence[tuple[nn.Module, LowRankWeight | None]], always: bool
+) -> None:
+    """Put two thin layers where a layer's weight has few terms.
+
+    :param model: changed in place.
+    :param weights: its layers, and the weight of each; None where that is not of few terms.
+    :param always: also where two thin layers are more work than the dense one.
+    """
+    thin: dict[int, nn.Module] = {}
+    for layer, weight in weights:
+        if weight is None or not weight.factors.rank:
+            continue
+        pair = thin_layers(layer, weight)
+        if pair is not None:
+            dense, factored = work_of(layer, weight)
+            if always or factored < dense:
+                thin[id(layer)] = pair
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in thin:
+                parent._modules[name] = thin[id(child)]

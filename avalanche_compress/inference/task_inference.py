@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.core.network import MASKED_LOGIT, TaskNetwork
+from avalanche_compress.core.heads import MASKED_LOGIT
+from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.core.views import run_stacked, run_with_features
 from avalanche_compress.errors import TaskInferenceError, nearest
 
 RULES = ("entropy", "energy", "prototype")
@@ -364,57 +366,6 @@ def _statistics(network: TaskNetwork, task: int, like: Tensor) -> tuple[Tensor, 
 
 
 # ---------------------------------------------------------------------------- sub-networks
-
-
-def run_with_features(network: TaskNetwork, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
-    """A task's logits and the inputs of its head, in one pass.
-
-    :param network: any.
-    :param x: ``(N, ...)``.
-    :param task: finished or open.
-    :return: ``(N, C_t)`` and ``(N, d)``.
-    """
-    with _Watching(network.head) as seen:
-        logits = network.own_logits(x, task)
-    return logits, seen[-1]
-
-
-def run_stacked(
-    network: TaskNetwork, tasks: Sequence[int], x: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and head inputs of several finished tasks whose heads are of equal size, as one pass.
-
-    :param network: any, in evaluation mode.
-    :param tasks: their labels.
-    :param x: ``(N, ...)``.
-    :return: ``(N, C)`` and ``(N, d)`` of each task, in order.
-    """
-
-    def run(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with _Watching(network.head) as seen:
-            logits = torch.func.functional_call(network.backbone, tensors, (x,))
-        return logits, seen[-1]
-
-    logits, features = torch.func.vmap(run)(network.stack(tasks))
-    yield from zip(logits, features)
-
-
-class _Watching:
-    """While it lasts, the inputs of a module are kept, flattened to (N, d)."""
-
-    def __init__(self, module: nn.Module):
-        self._module = module
-        self._seen: list[Tensor] = []
-
-    def __enter__(self) -> list[Tensor]:
-        self._hook = self._module.register_forward_pre_hook(self._remember)
-        return self._seen
-
-    def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
-
-    def _remember(self, module: nn.Module, inputs: Any) -> None:
-        self._seen.append(inputs[0].detach().flatten(1))
 
 
 def _bytes_of(network: TaskNetwork) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.core.views import run_with_features
 from avalanche_compress.errors import NonFiniteError, TaskStateError, ValidationDataError
-from avalanche_compress.inference.task_inference import run_with_features
 from avalanche_compress.shaping.plugin import shape_and_commit
 from avalanche_compress.shaping.validation import load_batches
 

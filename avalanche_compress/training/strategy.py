@@ -294,10 +294,10 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
 
     def _cause(self) -> str:
         """What may have brought a loss about that is not finite, and what to do."""
-        spoiled = self.network.spoiled()
-        if spoiled is not None:
+        nonfinite = self.network.first_nonfinite()
+        if nonfinite is not None:
             return (
-                f"an earlier one has made values of {spoiled} NaN or infinite, which start anew "
+                f"an earlier one has made values of {nonfinite} NaN or infinite, which start anew "
                 "when the task is trained again; lower the learning rate, or clip gradients."
             )
         if self.mb_x.is_floating_point() and not bool(torch.isfinite(self.mb_x).all()):

@@ -22,7 +22,7 @@ from torch import nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
 
 from avalanche_compress import TaskNetwork, UnsupportedModuleError, load_archive, save_archive
-from avalanche_compress.core.conversion import HeadAdapter
+from avalanche_compress.core.heads import HeadAdapter
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.methods.subnetworks.store import MaskedStore

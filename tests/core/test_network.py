@@ -98,7 +98,7 @@ def everything(network):
     return buffer.getvalue()
 
 
-def lent(network):
+def substituted(network):
     """Names in modules' ``__dict__`` that are Parameters or buffers too."""
     return [
         name
@@ -594,10 +594,10 @@ def test_nothing_is_left_in_the_modules_after_a_forward_that_raises(finished):
     if finished:
         finish(network)
     expected = logits_of(network, x, 0)
-    assert lent(network) == []
+    assert substituted(network) == []
     with pytest.raises(RuntimeError, match="refuses 99"):
         network(torch.full((5, 4), 99.0), 0)
-    assert lent(network) == []
+    assert substituted(network) == []
     assert torch.equal(logits_of(network, x, 0), expected)
 
 

@@ -78,8 +78,8 @@ def test_every_task_is_the_same_whatever_was_read_before_it(path):
         network = loaded(path)
         for task in (first, *reversed(whole.tasks)):
             assert torch.equal(logits_of(network, task), logits_of(whole, task))
-            loans = zip(network.loans_of(task), whole.loans_of(task))
-            assert all(torch.equal(own, other) for (_, own), (_, other) in loans)
+            tensors = zip(network.views.tensors_of(task), whole.views.tensors_of(task))
+            assert all(torch.equal(own, other) for (_, own), (_, other) in tensors)
 
 
 def test_what_stores_tell_of_a_task_is_the_same(path):

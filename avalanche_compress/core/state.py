@@ -1,0 +1,286 @@
+"""What a network is besides its modules' tensors: how it is saved, loaded, copied and moved."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import zlib
+from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.codec import CorruptStreamError
+from avalanche_compress.core.heads import resize_head
+from avalanche_compress.core.store import Place, non_finite
+from avalanche_compress.errors import TaskStateError
+
+if TYPE_CHECKING:
+    from avalanche_compress.core.private import PrivateStore
+    from avalanche_compress.core.store import WeightStore
+    from avalanche_compress.core.views import Views
+
+Self = TypeVar("Self", bound="NetworkState")
+
+
+class StaticTensors:
+    """What all tasks share and no training changes: frozen parameters and constant buffers.
+
+    :param places: where they are, by their dotted names in the model.
+    """
+
+    def __init__(self, places: Mapping[str, Place]):
+        self.places = dict(places)
+        self.marks: dict[str, int] = {}
+        self.remember()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """They, by name."""
+        return {name: place.tensor for name, place in self.places.items()}
+
+    def remember(self) -> None:
+        """Take them as they are for what must not change from here on."""
+        self.marks = {name: _mark(tensor) for name, tensor in self.tensors().items()}
+
+    def check_frozen(self) -> None:
+        """Refuse to train what was frozen when the model was converted.
+
+        :raises TaskStateError: naming a parameter that requires gradients now.
+        """
+        for name, place in self.places.items():
+            if place.tensor.requires_grad:
+                raise TaskStateError(
+                    f"{name} was frozen when the model was converted, so that all tasks share it, "
+                    "and now requires gradients: freeze it again, or build the model anew, give it "
+                    "to the strategy while it may be trained, and freeze it afterwards."
+                )
+
+    def check(self, task: int | None) -> None:
+        """Refuse to go on if one has changed.
+
+        :param task: that was trained meanwhile.
+        :raises TaskStateError: naming it.
+        """
+        for name, mark in self.marks.items():
+            if _mark(self.places[name].tensor) != mark:
+                raise TaskStateError(
+                    f"{name} changed while task {task} was trained, but all tasks share "
+                    f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
+                )
+
+
+class NetworkState(nn.Module):
+    """The part of a network that knows how to save, load, copy and move it."""
+
+    backbone: nn.Module
+    private: PrivateStore
+    views: Views
+    classes: dict[int, tuple[int, ...]]
+    statistics: dict[int, dict[str, Tensor]]
+    open_task: int | None
+    max_class_label: int
+    known_train_tasks_labels: set[int]
+    stores: nn.ModuleDict
+    _moving: list[Place]
+    _static: StaticTensors
+    _head_place: Place
+    _open_classes: tuple[int, ...]
+
+    @property
+    def tasks(self) -> list[int]:
+        """Labels of the finished tasks, in order of learning."""
+        return list(self.classes)
+
+    @property
+    def weight_stores(self) -> list[WeightStore]:
+        """The stores behind the weights, in the order of the model's parameters."""
+        return list(self.stores.values())  # type: ignore[arg-type]
+
+    @property
+    def head(self) -> nn.Linear:
+        """The model's classifier; it holds the parameters of the task in training."""
+        return self._head_place.module  # type: ignore[return-value]
+
+    def moving_tensors(self) -> list[Tensor]:
+        """What a forward pass in training moves: running statistics and other buffers of a task."""
+        return [place.tensor for place in self._moving]
+
+    def first_nonfinite(self) -> str | None:
+        """The name of a tensor of the open task that holds NaN or infinite values, if any."""
+        private = zip(self.private.names, (place.tensor for place in self.private.places))
+        named = ((name.partition(".")[2], tensor) for name, tensor in self.named_parameters())
+        for name, tensor in (*named, *private):
+            if not bool(torch.isfinite(tensor).all()):
+                return name.replace("/", ".")
+        return None
+
+    def check_finite(self) -> None:
+        """Refuse to shape or keep what is NaN or infinite.
+
+        :raises NonFiniteError: naming a tensor of the open task.
+        """
+        name = self.first_nonfinite()
+        if name is not None:
+            raise non_finite(name)
+
+    def verify(self) -> None:
+        """Read every finished task with all checks, which is for archives of strangers.
+
+        A loaded network reads a task when it is first used, and refuses a damaged one then.
+
+        :raises CorruptStreamError: if a task is not as a network writes it.
+        """
+        for store in [self.private, *self.weight_stores]:
+            store.verify()
+
+    def static_tensors(self) -> dict[str, Tensor]:
+        """What all tasks share and no training changes: frozen parameters and constant buffers."""
+        return self._static.tensors()
+
+    def check_frozen(self) -> None:
+        """Refuse to train what was frozen when the model was converted, which all tasks share.
+
+        :raises TaskStateError: naming a parameter that requires gradients now.
+        """
+        self._static.check_frozen()
+
+    def remember_static(self) -> None:
+        """Take the static tensors as they are for what must not change from here on."""
+        self._static.remember()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "classes": {str(task): list(classes) for task, classes in self.classes.items()},
+            "statistics": {str(task): kept for task, kept in self.statistics.items()},
+            "open_task": self.open_task,
+            "open_classes": list(self._open_classes),
+            "head_rows": self.head.weight.shape[0],
+            "max_class_label": self.max_class_label,
+            "static_marks": dict(self._static.marks),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        # called before the children's tensors are loaded, so the head gets its size in time
+        resize_head(self.head, state["head_rows"])
+        self.classes = {int(task): tuple(numbers) for task, numbers in state["classes"].items()}
+        self.statistics = {int(task): kept for task, kept in state["statistics"].items()}
+        self.open_task = state["open_task"]
+        self._open_classes = tuple(state["open_classes"])
+        self.max_class_label = state["max_class_label"]
+        self.known_train_tasks_labels = set(self.classes)
+        self._static.marks = dict(state["static_marks"])
+        self.views.clear()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take a state over; everything is read before anything is changed.
+
+        :param state_dict: of a network of the same model and stores.
+        :param args: further arguments of ``nn.Module.load_state_dict``, as ``kwargs``.
+        :raises CorruptStreamError: if a task of a store is damaged, or a store lacks one.
+        """
+        trial = copy.deepcopy(self)
+        try:
+            super(NetworkState, trial).load_state_dict(state_dict, *args, **kwargs)
+            for store in [trial.private, *trial.weight_stores]:
+                if list(store.sections) != trial.tasks:
+                    raise CorruptStreamError(
+                        f"{store.name} has the tasks {list(store.sections)} of {trial.tasks}"
+                    )
+        except CorruptStreamError as error:
+            raise CorruptStreamError(
+                f"the state is damaged, and the network is as it was: {error}"
+            ) from error
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
+        """Declare the tasks that the stores were restored with.
+
+        :param classes: class numbers by task label, in order of learning.
+        """
+        self.classes = dict(classes)
+        self.known_train_tasks_labels = set(classes)
+        largest = (max(numbers) for numbers in classes.values() if numbers)
+        self.max_class_label = 1 + max(largest, default=-1)
+        self.views.clear()
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        moved = fn(torch.empty(0, dtype=self.head.weight.dtype))
+        if self.classes and moved.is_meta:
+            raise TaskStateError(
+                f"on the device 'meta' tensors have no values, and the tasks {self.tasks} would be "
+                "lost: move a copy, copy.deepcopy(network.backbone).to('meta')."
+            )
+        if self.classes and moved.dtype != self.head.weight.dtype:
+            raise TaskStateError(
+                f"the tasks {self.tasks} were learned in {self.head.weight.dtype} and would "
+                "compute other logits in another type: convert materialise(task), or the network "
+                "before its first task."
+            )
+        self.views.clear()
+        result: Self = super()._apply(fn, *args, **kwargs)
+        if not self.classes:
+            self.remember_static()
+        return result
+
+
+def counters(model: nn.Module) -> list[Place]:
+    """Where norms count their batches.
+
+    :param model: any.
+    """
+    return [
+        Place(module, "num_batches_tracked")
+        for module in model.modules()
+        if module._buffers.get("num_batches_tracked") is not None
+    ]
+
+
+def restart_statistics(norm: nn.modules.batchnorm._NormBase) -> None:
+    """Reset the count of batches; statistics go on, unless they are not finite.
+
+    :param norm: of a model whose next task starts.
+    """
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.zero_()
+    statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
+    if not all(bool(torch.isfinite(t).all()) for t in statistics):
+        norm.reset_running_stats()
+
+
+@torch.no_grad()
+def reset_nonfinite(module: nn.Module, name: str) -> None:
+    """Reset entries of a module's parameters that a diverged training made NaN or infinite.
+
+    They start as the module does when it is built, or at 0 if it does not say how.
+
+    :param module: whose direct parameters are looked at.
+    :param name: its dotted name, for the warning.
+    """
+    names = [
+        name
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+        and parameter.requires_grad
+        and not bool(torch.isfinite(parameter).all())
+    ]
+    if not names:
+        return
+    fresh = copy.deepcopy(module)
+    reset = getattr(fresh, "reset_parameters", None) or getattr(fresh, "_reset_parameters", None)
+    if callable(reset):
+        reset()
+    for entry in names:
+        parameter, start = module._parameters[entry], fresh._parameters[entry]
+        assert parameter is not None and start is not None
+        parameter.copy_(torch.where(parameter.isfinite(), parameter, start).nan_to_num_(0, 0, 0))
+        warnings.warn(
+            f"{f'{name}.{entry}'.lstrip('.')} held NaN or infinite values, from a training that "
+            "diverged; those entries start anew.",
+            stacklevel=3,
+        )
+
+
+def _mark(tensor: Tensor) -> int:
+    """A fingerprint by which a change shows."""
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16
