@@ -83,8 +83,8 @@ class FactorizationPlugin(ShapingPlugin):
         grow: str = "avg",
         grow_from: int = 1,
         rank: int | float | str = 1.0,
-        init: str = "random",
-        residual: float = 1.0,
+        init: str = "svd",
+        residual: float = 0.0,
     ):
         super().__init__()
         if not 0 <= energy < 1:

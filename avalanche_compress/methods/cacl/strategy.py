@@ -36,8 +36,9 @@ class CACL(CompressedStrategy):
     :param grow: ``"avg"``, ``"r0"``, ``"mean_task"``, ``"fixed"`` or ``"none"``.
     :param grow_from: finished tasks before the network may grow.
     :param rank: terms of the first task: an int, a part of the break-even rank, or ``"full"``.
-    :param init: ``"random"``, ``"orthogonal"`` or ``"svd"``.
-    :param residual: strength of a later task's new terms when it starts.
+    :param init: ``"svd"`` of the model's weights, which keeps a pretrained one; ``"orthogonal"``
+        or, as in the public code, ``"random"``.
+    :param residual: strength of a later task's new terms when it starts; 1 in the public code.
     :param decomposition: ``"channel"`` or ``"spatial"``, see
         :class:`~avalanche_compress.FactoredStore`.
     :param storage: ``"auto"`` or ``"factors"``.
@@ -66,8 +67,8 @@ class CACL(CompressedStrategy):
         grow: str = "avg",
         grow_from: int = 1,
         rank: int | float | str = 1.0,
-        init: str = "random",
-        residual: float = 1.0,
+        init: str = "svd",
+        residual: float = 0.0,
         decomposition: str = "channel",
         storage: str = "auto",
         **base_kwargs: Any,

@@ -111,7 +111,7 @@ class MaskedStore(SubnetworkStore):
         self._mask = None
         self._quantised = None
         if self.scores is not None:
-            _replace_spoiled(self.scores)
+            _reset_nonfinite(self.scores, self.scratch)
         if set(self.sections) <= set(reusable):
             self._available = None
             self.frozen = self.value
@@ -324,19 +324,20 @@ class _Draft:
 
 
 def _initial_scores(weight: Tensor) -> Tensor:
-    """Scores start as weights do in torch, Kaiming-uniform with a = sqrt(5), as in WSN's code."""
-    scores = torch.empty_like(weight)
-    if weight.dim() < 2:
-        return nn.init.uniform_(scores, -1, 1)
-    return nn.init.kaiming_uniform_(scores, a=5**0.5)
+    """Scores start at ``|weight|``, so that the first sub-network is that of the largest weights.
+
+    A pretrained model keeps what it can; a new one has scores of the distribution that WSN's code
+    draws them from, Kaiming-uniform with a = sqrt(5), since torch's layers start with such weights.
+    """
+    return weight.detach().abs()
 
 
 @torch.no_grad()
-def _replace_spoiled(scores: Tensor) -> None:
-    """Let scores start anew that an attempt has made NaN or infinite."""
+def _reset_nonfinite(scores: Tensor, weight: Tensor) -> None:
+    """Reset scores that an attempt has made NaN or infinite."""
     finite = scores.isfinite()
     if not bool(finite.all()):
-        scores.copy_(torch.where(finite, scores, _initial_scores(scores)))
+        scores.copy_(torch.where(finite, scores, _initial_scores(weight)))
 
 
 class _ScoredWeight(torch.autograd.Function):
