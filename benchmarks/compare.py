@@ -81,7 +81,7 @@ class Options:
     save_every: float = Job.save_every
 
     def runs(self) -> list[RunKey]:
-        """All runs, the strategies of one stream, scenario, order and seed beside each other."""
+        """All runs, the strategies of one stream, scenario, order and seed next to each other."""
         return [
             RunKey(
                 strategy,
@@ -211,7 +211,7 @@ def _keep(job: Job, result: RunResult, store: Store) -> None:
     store.add(result)
     write_results(store.results(), job.out / "results.json")
     shutil.rmtree(job.checkpoints, ignore_errors=True)
-    with suppress(OSError):  # other runs may have theirs beside it
+    with suppress(OSError):  # other runs may have theirs there
         job.checkpoints.parent.rmdir()
 
 
@@ -341,7 +341,7 @@ def _report(
         report.write_report(everything, store.path.parent)
     # Rich drops columns for which there is no room; a narrow terminal folds the lines instead.
     console.width = max(console.width, 200)
-    for table in report.rich_tables(in_order(results)):
+    for table in report.text_tables(in_order(results)):
         console.print(table)
     for failure in failures:
         console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
@@ -367,8 +367,8 @@ def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace)
         for stream in given.streams:
             if scenario not in STREAMS[stream].scenarios:
                 parser.error(
-                    f"{stream} has no {scenario} scenario: its tasks are the same classes in other "
-                    "guises, so there are no classes to add."
+                    f"{stream} has no {scenario} scenario: its tasks are the same classes, so "
+                    "there are no classes to add."
                 )
     for strategy in given.strategies:
         if not set(given.scenario) & _scenarios(strategy):

@@ -22,7 +22,7 @@ from typing import Iterable, Sequence
 
 from benchmarks.data.streams import nearest
 from benchmarks.report.command import markdown_tables
-from benchmarks.runs.results import RunResult, by_stream, write_text
+from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store, in_order
 
 RECORDS = Path(__file__).parent / "records.jsonl"
@@ -85,8 +85,7 @@ def write_tables(text: str, records: Sequence[RunResult]) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        runs = _select(found["runs"], records)
-        tables = "\n".join(markdown_tables(same, stream) for stream, same in by_stream(runs))
+        tables = markdown_tables(_select(found["runs"], records))
         return f"{_START} {found['runs']} -->\n\n{tables}\n<!-- end -->"
 
     if len(_TABLE.findall(text)) != text.count(_START):

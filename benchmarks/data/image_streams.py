@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from benchmarks.data.five_datasets import channel_copies, load_five_datasets
 from benchmarks.data.images import load_tiny_imagenet
 from benchmarks.data.pickled_images import load_cifar100, load_mini_imagenet
 from benchmarks.data.png_folders import load_omniglot_rotation
-from benchmarks.data.splits import Order, Stream, equal_groups, same_classes, split_classes
+from benchmarks.data.splits import Stream, StreamRequest, equal_groups, same_classes, split_classes
 
 SUPERCLASSES = {
     "aquatic mammals": (4, 30, 55, 72, 95),
@@ -37,177 +35,78 @@ SUPERCLASSES = {
 CHARACTERS_PER_TASK = 12
 
 
-def split_cifar100(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    tasks: int = 10,
-    *,
-    order: Order = None,
-) -> Stream:
+def split_cifar100(request: StreamRequest) -> Stream:
     """CIFAR-100 in tasks of equally many classes, as they are numbered, without augmentation.
 
-    :param data_dir: folder that holds ``cifar-100-python``; downloaded to it when absent.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param tasks: number of tasks, 10 or 20 in the literature.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    In ``cifar-100-python``, which is downloaded when absent; 10 or 20 tasks in the literature.
     """
-    images = load_cifar100(data_dir)
-    groups = equal_groups(images, tasks)
-    name = f"split_cifar100_{tasks}"
-    return split_classes(name, images, groups, seed, held_out, order, scenario)
+    images = load_cifar100(request.data_dir)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
 
-def cifar100_superclasses(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    *,
-    order: Order = None,
-) -> Stream:
-    """CIFAR-100, each of its 20 superclasses a task of five classes, without augmentation.
+def cifar100_superclasses(request: StreamRequest) -> Stream:
+    """CIFAR-100, each of its superclasses a task of five classes, without augmentation.
 
-    :param data_dir: folder that holds ``cifar-100-python``; downloaded to it when absent.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    In ``cifar-100-python``, which is downloaded when absent.
     """
-    images, groups = load_cifar100(data_dir), list(SUPERCLASSES.values())
-    return split_classes("cifar100_superclasses", images, groups, seed, held_out, order, scenario)
+    groups = list(SUPERCLASSES.values())[: request.tasks]
+    return split_classes(request, load_cifar100(request.data_dir), groups)
 
 
-def split_tiny_imagenet(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    tasks: int = 20,
-    per_task: int = 5,
-    size: int = 32,
-    *,
-    order: Order = None,
-) -> Stream:
-    """The first 100 classes of TinyImageNet (the order of ``wnids.txt``) as 20 tasks of five.
+def split_tiny_imagenet(request: StreamRequest, per_task: int = 5) -> Stream:
+    """TinyImageNet's first classes (the order of ``wnids.txt``) at 32 pixels.
 
     500 training and 50 test images a class, from 64 x 64 pixels down to the mean of each 2 x 2,
-    without augmentation. See :func:`benchmarks.data.images.load_tiny_imagenet`.
+    without augmentation. In ``tiny-imagenet-200`` or ``tiny-imagenet-200.tar.gz``, see
+    :func:`benchmarks.data.images.load_tiny_imagenet`.
 
-    :param data_dir: holds ``tiny-imagenet-200`` or ``tiny-imagenet-200.tar.gz``.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param tasks: number of tasks.
-    :param per_task: classes of each.
-    :param size: height and width of the images.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    :param request: which stream it is.
+    :param per_task: classes of each task.
     """
-    images = load_tiny_imagenet(data_dir, tasks * per_task, size)
-    groups = equal_groups(images, tasks)
-    return split_classes("split_tiny_imagenet", images, groups, seed, held_out, order, scenario)
+    images = load_tiny_imagenet(request.data_dir, per_task * request.tasks, 32)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
 
-def split_tiny_imagenet_200(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    tasks: int = 40,
-    size: int = 64,
-    *,
-    order: Order = None,
-) -> Stream:
+def split_tiny_imagenet_200(request: StreamRequest, size: int = 64) -> Stream:
     """All 200 classes of TinyImageNet (the order of ``wnids.txt``), without augmentation.
 
-    500 training and 50 test images a class. The bytes are 1.4 GB at 64 pixels, 340 MB at 32.
+    500 training and 50 test images a class, which are 1.4 GB of bytes at 64 pixels, 340 MB at 32;
+    10, 20 or 40 tasks in the literature. In ``tiny-imagenet-200`` or ``tiny-imagenet-200.tar.gz``.
 
-    :param data_dir: holds ``tiny-imagenet-200`` or ``tiny-imagenet-200.tar.gz``.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param tasks: number of tasks, 10, 20 or 40 in the literature.
+    :param request: which stream it is.
     :param size: height and width of the images, 64 or 32.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
     """
-    images = load_tiny_imagenet(data_dir, 200, size)
-    groups = equal_groups(images, tasks)
-    name = f"split_tiny_imagenet_{tasks}"
-    return split_classes(name, images, groups, seed, held_out, order, scenario)
+    images = load_tiny_imagenet(request.data_dir, 200, size)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
 
-def five_datasets(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    *,
-    order: Order = None,
-) -> Stream:
+def five_datasets(request: StreamRequest) -> Stream:
     """CIFAR-10, MNIST, SVHN, FashionMNIST and notMNIST, ten classes of 3 x 32 x 32 each.
 
     Without augmentation. Each is normalised by its own statistics; grey images are padded by 2 and
-    repeated in three channels. See :func:`benchmarks.data.five_datasets.load_five_datasets`.
-
-    :param data_dir: holds the five in the layout of torchvision and ``notMNIST_small``; all but the
-        last are downloaded to it when absent.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    repeated in three channels. In the layout of torchvision and in ``notMNIST_small``; all but the
+    last are downloaded when absent. See :func:`benchmarks.data.five_datasets.load_five_datasets`.
     """
-    guises = [(images, channel_copies(images)) for images in load_five_datasets(data_dir)]
-    return same_classes("five_datasets", guises, seed, held_out, order)
+    sets = load_five_datasets(request.data_dir)[: request.tasks]
+    return same_classes(request, [(images, channel_copies(images)) for images in sets])
 
 
-def omniglot_rotation(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    tasks: int = 100,
-    *,
-    order: Order = None,
-) -> Stream:
+def omniglot_rotation(request: StreamRequest) -> Stream:
     """The first 1,200 characters of Omniglot in tasks of twelve, drawings turned by four angles.
 
-    60 training and 20 test images of 28 x 28 a character. See
-    :func:`benchmarks.data.png_folders.load_omniglot_rotation`, also for what WSN does otherwise.
-
-    :param data_dir: folder that holds ``omniglot-py``; downloaded to it when absent.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param tasks: number of tasks.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    60 training and 20 test images of 28 x 28 a character. In ``omniglot-py``, which is downloaded
+    when absent. See :func:`benchmarks.data.png_folders.load_omniglot_rotation`, also for what WSN
+    does otherwise.
     """
-    images = load_omniglot_rotation(data_dir, CHARACTERS_PER_TASK * tasks)
-    groups = equal_groups(images, tasks)
-    return split_classes("omniglot_rotation", images, groups, seed, held_out, order, scenario)
+    images = load_omniglot_rotation(request.data_dir, CHARACTERS_PER_TASK * request.tasks)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
 
-def mini_imagenet(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    tasks: int = 20,
-    *,
-    order: Order = None,
-) -> Stream:
+def mini_imagenet(request: StreamRequest) -> Stream:
     """mini-ImageNet's 100 classes of 84 x 84 pixels as 20 tasks of five, without augmentation.
 
-    500 training and 100 test images a class; the bytes are 1.3 GB. See
-    :func:`benchmarks.data.pickled_images.load_mini_imagenet`.
-
-    :param data_dir: holds the folder ``mini-imagenet``, which cannot be downloaded.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param tasks: number of tasks.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    500 training and 100 test images a class; the bytes are 1.3 GB. In ``mini-imagenet``, which
+    cannot be downloaded, see :func:`benchmarks.data.pickled_images.load_mini_imagenet`.
     """
-    images = load_mini_imagenet(data_dir)
-    groups = equal_groups(images, tasks)
-    return split_classes("mini_imagenet", images, groups, seed, held_out, order, scenario)
+    images = load_mini_imagenet(request.data_dir)
+    return split_classes(request, images, equal_groups(images, request.tasks))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional, Sequence
+from pathlib import Path
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,45 @@ from benchmarks.data.images import Images, Labels, Pixels
 
 SCENARIOS = ("task", "class")
 
-Order = Optional[Sequence[int]]
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """Which stream is wanted: the one argument of whatever builds a stream.
+
+    :param stream: its name in the registry.
+    :param data_dir: folder of the data sets; those that can be downloaded are, when absent.
+    :param seed: of whatever is drawn, such as held-out examples and permutations.
+    :param held_out: fraction of each task's training set that is left out.
+    :param tasks: number of tasks; 0: as many as the registry says.
+    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
+    """
+
+    stream: str
+    data_dir: Path
+    seed: int = 0
+    held_out: float = 0.0
+    tasks: int = 0
+    order: Sequence[int] | None = None
+    scenario: str = "task"
+
+    def task_order(self) -> list[int]:
+        """The task that each experience holds.
+
+        :raises ValueError: if the order is no permutation of the tasks.
+
+        >>> StreamRequest("split_digits", Path("data"), tasks=3).task_order()
+        [0, 1, 2]
+        """
+        numbered = list(range(self.tasks))
+        if self.order is None:
+            return numbered
+        if sorted(self.order) != numbered:
+            raise ValueError(
+                f"order={list(self.order)} is no permutation of {self.tasks} tasks: give each "
+                f"number from 0 to {self.tasks - 1} once."
+            )
+        return [int(task) for task in self.order]
 
 
 @dataclass(frozen=True)
@@ -142,64 +181,55 @@ def equal_groups(images: Images, tasks: int) -> list[list[int]]:
 
 
 def split_classes(
-    name: str,
-    images: Images,
-    groups: Sequence[Sequence[int]],
-    seed: int,
-    held_out: float,
-    order: Order,
-    scenario: str = "task",
+    request: StreamRequest, images: Images, groups: Sequence[Sequence[int]]
 ) -> Stream:
     """A stream whose tasks are different classes of one data set.
 
-    :param name: of the stream.
+    :param request: which stream it is.
     :param images: the data set.
     :param groups: the classes of each task, in ascending order.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
-    :raises ValueError: if the order is no permutation of the tasks.
+    :raises ValueError: if the request is for other numbers of tasks.
     """
     classes = sorted(number for group in groups for number in group)
-    order = _ordered(order, len(groups))
+    order = _checked(request, len(groups)).task_order()
     tasks = [list(groups[task]) for task in order]
     train, test = [], []
     for position, chosen in enumerate(tasks):
-        label, numbered = (0, classes) if scenario == "class" else (position, chosen)
-        own = partial(cut, images, classes=chosen, label=label, numbered=numbered)
-        train.append(own(images.train, held_out=held_out, seed=seed + position))
-        test.append(own(images.test))
-    return Stream(name, dataset_benchmark(train, test), tasks, images.shape, order, scenario)
+        label, numbered = (0, classes) if request.scenario == "class" else (position, chosen)
+        part = partial(cut, images, classes=chosen, label=label, numbered=numbered)
+        seed = request.seed + position
+        train.append(part(images.train, held_out=request.held_out, seed=seed))
+        test.append(part(images.test))
+    benchmark = dataset_benchmark(train, test)
+    return Stream(request.stream, benchmark, tasks, images.shape, order, request.scenario)
 
 
 def same_classes(
-    name: str,
-    guises: Sequence[tuple[Images, np.ndarray | None]],
-    seed: int,
-    held_out: float,
-    order: Order,
+    request: StreamRequest, variants: Sequence[tuple[Images, np.ndarray | None]]
 ) -> Stream:
     """A stream whose tasks have ten classes each, with the numbers 0 to 9.
 
-    :param name: of the stream.
-    :param guises: of each task, the data set and the permutation of its bytes, see
+    :param request: which stream it is.
+    :param variants: of each task, the data set and the permutation of its bytes, see
         :class:`PixelDataset`.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
-    :raises ValueError: if the order is no permutation of the tasks.
+    :raises ValueError: if the request is for other numbers of tasks.
     """
-    order = _ordered(order, len(guises))
-    every_class = list(range(10))
+    order = _checked(request, len(variants)).task_order()
+    ten = list(range(10))
     train, test = [], []
     for label, task in enumerate(order):
-        images, permutation = guises[task]
-        own = partial(cut, images, classes=every_class, label=label, permutation=permutation)
-        train.append(own(images.train, held_out=held_out, seed=seed + label))
-        test.append(own(images.test))
-    tasks = [every_class] * len(order)
-    return Stream(name, dataset_benchmark(train, test), tasks, guises[0][0].shape, order)
+        images, permutation = variants[task]
+        part = partial(cut, images, classes=ten, label=label, permutation=permutation)
+        train.append(part(images.train, held_out=request.held_out, seed=request.seed + label))
+        test.append(part(images.test))
+    shape = variants[0][0].shape
+    return Stream(request.stream, dataset_benchmark(train, test), [ten] * len(order), shape, order)
+
+
+def _checked(request: StreamRequest, tasks: int) -> StreamRequest:
+    if request.tasks != tasks:
+        raise ValueError(f"{request.stream} has {tasks} tasks here, but {request.tasks} are asked.")
+    return request
 
 
 def cut(
@@ -218,18 +248,6 @@ def cut(
     rows = rows[kept_rows(len(rows), held_out, seed)]
     targets = np.searchsorted(classes if numbered is None else numbered, labels[rows])
     return PixelDataset(pixels, rows, targets, label, images.values, images.shape, permutation)
-
-
-def _ordered(order: Order, tasks: int) -> list[int]:
-    numbered = list(range(tasks))
-    if order is None:
-        return numbered
-    if sorted(order) != numbered:
-        raise ValueError(
-            f"order={list(order)} is no permutation of {tasks} tasks: give each number from 0 to "
-            f"{tasks - 1} once."
-        )
-    return [int(task) for task in order]
 
 
 def _channel_offsets(shape: tuple[int, int, int]) -> np.ndarray:

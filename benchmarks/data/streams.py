@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable
 
@@ -23,8 +22,8 @@ from benchmarks.data.image_streams import (
 from benchmarks.data.images import Images, load_mnist, value_table
 from benchmarks.data.splits import (
     SCENARIOS,
-    Order,
     Stream,
+    StreamRequest,
     equal_groups,
     same_classes,
     split_classes,
@@ -76,45 +75,47 @@ class Budget:
 class StreamEntry:
     """How to build a registered stream, and what is spent on it by default.
 
-    :param build: ``(data_dir, seed, held_out) -> Stream``; ``held_out`` is the fraction of each
-        training set that is left out. It takes ``order=`` as well, a permutation of its tasks, and
-        with several scenarios ``scenario=``.
+    :param build: makes the stream that is requested.
     :param backbone: name of its default backbone.
     :param budget: its default budget.
-    :param tasks: how many it has, which is known before it is built.
+    :param tasks: how many it has by default.
     :param scenarios: those that it makes sense in.
     """
 
-    build: Callable[..., Stream]
+    build: Callable[[StreamRequest], Stream]
     backbone: str
     budget: Budget
     tasks: int
     scenarios: tuple[str, ...] = ("task",)
 
 
-def split_digits(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    *,
-    order: Order = None,
-) -> Stream:
-    """scikit-learn's 1,797 handwritten digits (8 x 8), five tasks of two classes, no download.
+def build_stream(request: StreamRequest) -> Stream:
+    """Make a registered stream.
+
+    :param request: which one.
+    :raises ValueError: if it has no such scenario, order or number of tasks.
+    """
+    entry = STREAMS[request.stream]
+    if request.scenario not in entry.scenarios:
+        raise ValueError(
+            f"{request.stream} has no {request.scenario} scenario: its tasks are the same classes, "
+            "so there are no classes to add."
+        )
+    return entry.build(replace(request, tasks=request.tasks or entry.tasks))
+
+
+def load_digits(seed: int) -> Images:
+    """scikit-learn's 1,797 handwritten digits (8 x 8), which need no download.
 
     70 % of each digit are for training. Values are divided by 16, then standardised by the mean
     and deviation of the training pixels.
 
-    :param data_dir: not used.
-    :param seed: of the split into train, test and held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    :param seed: of the split into training and test images.
     """
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits = datasets.load_digits()
     train_x, test_x, train_y, test_y = train_test_split(
         digits.data.astype(np.uint8),
         digits.target.astype(np.int64),
@@ -124,95 +125,70 @@ def split_digits(
     )
     scaled = train_x / 16
     values = value_table(16, scaled.mean(), scaled.std())
-    images = Images((train_x, train_y), (test_x, test_y), values, (1, 8, 8))
-    groups = equal_groups(images, 5)
-    return split_classes("split_digits", images, groups, seed, held_out, order, scenario)
+    return Images((train_x, train_y), (test_x, test_y), values, (1, 8, 8))
 
 
-def split_mnist(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    scenario: str = "task",
-    *,
-    order: Order = None,
-) -> Stream:
-    """MNIST, five tasks of two digits.
+def split_digits(request: StreamRequest) -> Stream:
+    """scikit-learn's digits, five tasks of two classes, see :func:`load_digits`."""
+    images = load_digits(request.seed)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
-    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
-    :param seed: of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param scenario: ``"task"`` or ``"class"``, see :class:`~benchmarks.data.splits.Stream`.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+
+def permuted_digits(request: StreamRequest) -> Stream:
+    """scikit-learn's digits under ten permutations of the pixels, ten classes each.
+
+    Every task is permuted, the first too; see :func:`load_digits`.
     """
-    images = load_mnist(data_dir)
-    groups = equal_groups(images, 5)
-    return split_classes("split_mnist", images, groups, seed, held_out, order, scenario)
+    images = load_digits(request.seed)
+    drawn = wsn_permutations(request.seed, request.tasks, 64)
+    return same_classes(request, [(images, permutation) for permutation in drawn])
 
 
-def permuted_mnist(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    tasks: int = 10,
-    *,
-    order: Order = None,
-) -> Stream:
-    """MNIST under ten fixed permutations of the pixels, ten classes each, with task labels.
+def split_mnist(request: StreamRequest) -> Stream:
+    """MNIST, five tasks of two digits; in ``MNIST/raw``, downloaded when absent."""
+    images = load_mnist(request.data_dir)
+    return split_classes(request, images, equal_groups(images, request.tasks))
 
-    Every task is permuted, the first too, by the seeds of the public WSN code.
 
-    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
-    :param seed: of the permutations and of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param tasks: number of permutations.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+def permuted_mnist(request: StreamRequest) -> Stream:
+    """MNIST under ten permutations of the pixels, ten classes each, with task labels.
+
+    Every task is permuted, the first too, by the seeds of the public WSN code. In ``MNIST/raw``,
+    downloaded when absent.
     """
-    images = load_mnist(data_dir)
-    guises = [(images, permutation) for permutation in wsn_permutations(seed, tasks, 784)]
-    return same_classes("permuted_mnist", guises, seed, held_out, order)
+    images = load_mnist(request.data_dir)
+    drawn = wsn_permutations(request.seed, request.tasks, 784)
+    return same_classes(request, [(images, permutation) for permutation in drawn])
 
 
-def permuted_mnist_32(
-    data_dir: Path,
-    seed: int,
-    held_out: float = 0.0,
-    tasks: int = 5,
-    *,
-    order: Order = None,
-) -> Stream:
+def permuted_mnist_32(request: StreamRequest) -> Stream:
     """The first of ten permutations of MNIST as 3 x 32 x 32, by the seeds of the HALRP code.
 
     Images are resized to 32 x 32 (bilinear), repeated in three channels and permuted as one vector,
-    so channels differ. The public code holds the first images of the training set out; here they
-    are drawn.
-
-    :param data_dir: folder that holds ``MNIST/raw``; downloaded to it when absent.
-    :param seed: of the permutations and of the held-out examples.
-    :param held_out: fraction of each task's training set to leave out.
-    :param tasks: number of permutations; with more than ten, all are drawn anew.
-    :param order: the task that each experience holds, a permutation; None: as they are numbered.
+    so channels differ. With more than ten tasks, other permutations are drawn. The public code
+    holds the first images of the training set out; here they are drawn. In ``MNIST/raw``,
+    downloaded when absent.
     """
-    grey = load_mnist(data_dir, size=32)
+    grey = load_mnist(request.data_dir, size=32)
     images = replace(grey, shape=(3, 32, 32))
     # The channels are equal before the permutation: number n is byte n modulo 1024 of the image.
-    drawn = wsn_permutations(seed, max(tasks, 10), 3 * 1024)[:tasks]
-    guises = [(images, permutation % 1024) for permutation in drawn]
-    return same_classes("permuted_mnist_32", guises, seed, held_out, order)
+    drawn = wsn_permutations(request.seed, max(request.tasks, 10), 3 * 1024)[: request.tasks]
+    return same_classes(request, [(images, permutation % 1024) for permutation in drawn])
 
 
 STREAMS: dict[str, StreamEntry] = {
     "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
+    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(20, 16, 1e-3), 10),
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
     "permuted_mnist_32": StreamEntry(
         permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.54), 5
     ),
     "split_cifar100_10": StreamEntry(
-        partial(split_cifar100, tasks=10), "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
+        split_cifar100, "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
     ),
     "split_cifar100_20": StreamEntry(
-        partial(split_cifar100, tasks=20), "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+        split_cifar100, "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
     ),
     "cifar100_superclasses": StreamEntry(
         cifar100_superclasses, "lenet_bn", Budget(20, 128, 1e-3, 0.2), 20, SCENARIOS
@@ -221,13 +197,13 @@ STREAMS: dict[str, StreamEntry] = {
         split_tiny_imagenet, "cacl_net", Budget(10, 64, 1e-3, 0.0), 20, SCENARIOS
     ),
     "split_tiny_imagenet_10": StreamEntry(
-        partial(split_tiny_imagenet_200, tasks=10), "tinynet", Budget(30, 64, 1e-3), 10, SCENARIOS
+        split_tiny_imagenet_200, "tinynet", Budget(30, 64, 1e-3), 10, SCENARIOS
     ),
     "split_tiny_imagenet_20": StreamEntry(
-        partial(split_tiny_imagenet_200, tasks=20), "alexnet", Budget(50, 32, 1e-3), 20, SCENARIOS
+        split_tiny_imagenet_200, "alexnet", Budget(50, 32, 1e-3), 20, SCENARIOS
     ),
     "split_tiny_imagenet_40": StreamEntry(
-        partial(split_tiny_imagenet_200, tasks=40), "tinynet", Budget(10, 10, 1e-3), 40, SCENARIOS
+        split_tiny_imagenet_200, "tinynet", Budget(10, 10, 1e-3), 40, SCENARIOS
     ),
     "five_datasets": StreamEntry(five_datasets, "alexnet", Budget(12, 128, 1e-3, 0.2), 5),
     "omniglot_rotation": StreamEntry(

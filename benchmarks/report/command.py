@@ -8,96 +8,38 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Literal, Mapping, Sequence
+from typing import Mapping, Sequence
 
-from rich import box
 from rich.table import Table as RichTable
 
 from benchmarks.report import pictures
+from benchmarks.report.groups import Runs, by_stream
 from benchmarks.report.html_report import html_report
-from benchmarks.report.tables import Table, layer_table, order_table, result_table, scenario_table
-from benchmarks.runs.results import (
-    RunResult,
-    by_scenario,
-    by_stream,
-    count_orders,
-    read_results,
-    write_text,
-)
+from benchmarks.report.render import as_markdown, as_text
+from benchmarks.report.tables import TABLES, Table, scenario_table
+from benchmarks.runs.results import RunResult, read_results, write_text
 from benchmarks.runs.store import Store
 
 
-def rich_tables(results: Sequence[RunResult]) -> list[RichTable]:
-    """The tables of all streams for the terminal."""
+def text_tables(results: Runs) -> list[RichTable]:
+    """The results of all streams for the terminal, of two scenarios a table for both as well."""
+    return [as_text(table) for table in _tables(results, "results")]
+
+
+def markdown_tables(results: Runs) -> str:
+    """The tables of all streams in Markdown: results, by task order and by layer."""
+    return "\n".join(map(as_markdown, _tables(results, "results", "orders", "layers")))
+
+
+def _tables(results: Runs, *subjects: str) -> list[Table]:
     tables = []
-    for stream, runs in by_stream(results):
-        scenarios = by_scenario(runs).values()
-        tables += [_rich(result_table(same, stream)) for same in scenarios]
-        if len(scenarios) > 1:
-            tables.append(_rich(scenario_table(runs, stream)))
-    return tables
+    for groups in by_stream(results):
+        tables += [TABLES[subject](group) for group in groups for subject in subjects]
+        tables += [scenario_table(groups)] if len(groups) > 1 else []
+    return [table for table in tables if table.rows]
 
 
-def _rich(table: Table) -> RichTable:
-    drawn = RichTable(
-        title=table.title,
-        title_justify="left",
-        caption=table.legend,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for place, column in enumerate(table.columns):
-        justify: Literal["left", "right"] = "right" if place else "left"
-        drawn.add_column(f"{column.name}\n{column.unit}", justify=justify, no_wrap=True)
-    for row in table.texts():
-        drawn.add_row(*row)
-    return drawn
-
-
-def markdown_tables(results: Sequence[RunResult], stream: str) -> str:
-    """The tables of one stream in Markdown, one per scenario and one for both side by side.
-
-    Where there are several orders, a table with a column for each follows that of its scenario,
-    where something is known of the layers one of them. The best mean of a column is bold.
-    """
-    tables = []
-    for runs in by_scenario(results).values():
-        tables.append(result_table(runs, stream))
-        if count_orders(runs) > 1:
-            tables.append(order_table(runs, stream))
-        layers = layer_table(runs, stream)
-        if layers.rows:
-            tables.append(layers)
-    if len(by_scenario(results)) > 1:
-        tables.append(scenario_table(results, stream))
-    return "\n".join(map(_markdown, tables))
-
-
-def _markdown(table: Table) -> str:
-    heads = [f"{column.name} {column.unit}".strip() for column in table.columns]
-    lines = [
-        f"### {table.title}",
-        "",
-        _markdown_row(heads),
-        _markdown_row([":--", *["--:"] * (len(heads) - 1)]),
-    ]
-    for row in table.rows:
-        lines.append(_markdown_row([f"**{c.text}**" if c.is_best else c.text for c in row]))
-    if table.caption:
-        lines += ["", f"*{table.caption}*"]
-    return "\n".join([*lines, ""])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def write_report(
-    results: Sequence[RunResult], folder: Path, failures: Mapping[str, str] | None = None
-) -> None:
+def write_report(results: Runs, folder: Path, failures: Mapping[str, str] | None = None) -> None:
     """Write the tables and the pictures of all runs together.
 
     :param results: all runs.
@@ -106,15 +48,9 @@ def write_report(
     :param failures: by the run's slug, why it did not finish; None: those of this folder.
     """
     known = failures_in(folder) if failures is None else failures
-    write_markdown(results, folder / "table.md")
+    write_text(folder / "table.md", markdown_tables(results))
     drawn = pictures.draw_comparison(results, folder)
     write_text(folder / "report.html", html_report(results, known, drawn))
-
-
-def write_markdown(results: Sequence[RunResult], path: Path) -> None:
-    """Write the tables of all streams to one file."""
-    tables = [markdown_tables(runs, stream) for stream, runs in by_stream(results)]
-    write_text(path, "\n".join(tables))
 
 
 def failures_in(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 from statistics import stdev
-from typing import Sequence, Tuple
+from typing import Callable, Sequence, Tuple
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -16,7 +16,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.runs.results import RunResult, by_scenario, by_strategy, by_stream
+from benchmarks.report.groups import Group
 from benchmarks.runs.strategies import RULES, STRATEGIES
 
 Style = Tuple[str, str]
@@ -42,6 +42,9 @@ COLOURS = (
 # no common divisor with the number of colours: the pairs repeat after 165 strategies, not after 15
 _MARKERS = "osD^vPhX<>d"
 
+# panels in a row
+_ACROSS = 4
+
 FEW_LAYERS = 8
 """Up to so many layers are named; more of them have colours by depth."""
 
@@ -58,7 +61,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> str:
-    """Write a figure as PNG and, beside it, as SVG.
+    """Write a figure as PNG and, next to it, as SVG.
 
     :param path: of the PNG.
     :return: the SVG.
@@ -80,32 +83,70 @@ def svg_of(figure: Figure) -> str:
     return written.getvalue().decode("utf-8")
 
 
-def panels_of(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
-    """The runs of each stream and scenario, with the stream's name."""
-    return [
-        (stream, same) for stream, runs in by_stream(results) for same in by_scenario(runs).values()
-    ]
+def stacked_figure(
+    groups: Sequence[Group],
+    height: Callable[[Group], float],
+    draw: Callable[[Axes, Group], None],
+) -> Figure:
+    """A panel per group, one above the other.
+
+    :param groups: what is drawn.
+    :param height: of a group's panel, in inches.
+    :param draw: draws a group.
+    """
+    heights = [height(group) for group in groups]
+    figure = new_figure(8.6, sum(heights))
+    grid = {"height_ratios": heights}
+    panels = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+    for axes, group in zip(panels, groups):
+        draw(axes, group)
+        axes.set_title(group.title, size=11, loc="left")
+    return figure
 
 
-def styles_of(results: Sequence[RunResult]) -> dict[str, Style]:
+def strategy_figure(
+    groups: Sequence[Group],
+    title: Callable[[Group], str],
+    draw: Callable[[SubFigure, np.ndarray, Group], None],
+) -> Figure:
+    """A part per group, one above the other, in it a panel per strategy, all on one scale.
+
+    :param groups: what is drawn.
+    :param title: what is said above a group's panels, behind its name.
+    :param draw: draws a group on a grid of axes, of which the first are those of its strategies.
+    """
+    across = min(_ACROSS, max(len(group.strategies) for group in groups))
+    rows = [-(-len(group.strategies) // across) for group in groups]
+    heights = [1.1 + 2.1 * count for count in rows]
+    figure = new_figure(max(6.4, 2.2 + 2.2 * across), sum(heights))
+    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)
+    for part, count, group in zip(parts[:, 0], rows, groups):
+        part.suptitle(f"{group.name}: {title(group)}", x=0.01, ha="left", size=10)
+        panels = part.subplots(count, across, sharex=True, sharey=True, squeeze=False)
+        for unused in panels.flat[len(group.strategies) :]:
+            unused.set_visible(False)
+        for axes, label in zip(panels.flat, group.strategies):
+            axes.set_title(label, size=10, loc="left")
+        draw(part, panels, group)
+    return figure
+
+
+def styles_of(groups: Sequence[Group]) -> dict[str, Style]:
     """Colour and marker by label, those of a registered strategy the same in every picture.
 
     The rules by which one strategy infers tasks share its colour.
     """
-    places = _places(results)
+    runs = {label: same[0] for group in groups for label, same in group.strategies.items()}
+    # a strategy that is not registered comes behind the last one
+    names = dict.fromkeys([*STRATEGIES, *(run.strategy for run in runs.values())])
+    places = {name: place for place, name in enumerate(names)}
     rules: list[str | None] = [None, *RULES, *(f"{rule}_batch" for rule in RULES)]
     styles = {}
-    for label, (run, *_) in by_strategy(results).items():
+    for label, run in runs.items():
         place = places[run.strategy]
         marker = place + (4 * rules.index(run.task_inference) if run.task_inference in rules else 0)
         styles[label] = (COLOURS[place % len(COLOURS)], _MARKERS[marker % len(_MARKERS)])
     return styles
-
-
-def _places(results: Sequence[RunResult]) -> dict[str, int]:
-    """Each strategy's place in the registry, of those that are not in it behind the last."""
-    names = dict.fromkeys([*STRATEGIES, *(run.strategy for run in results)])
-    return {name: place for place, name in enumerate(names)}
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -128,23 +169,6 @@ def keep_apart(places: Sequence[float], gap: float) -> list[float]:
         moved[index] = min(moved[index], ceiling)
         ceiling = moved[index] - gap
     return moved
-
-
-def rows_of(panels: int, across: int) -> int:
-    """How many rows so many panels take.
-
-    >>> rows_of(8, 4), rows_of(9, 4)
-    (2, 3)
-    """
-    return -(-panels // across)
-
-
-def subplots(part: Figure | SubFigure, panels: int, across: int) -> np.ndarray:
-    """A grid of axes on one scale, of which the first ``panels`` are seen."""
-    axes = part.subplots(rows_of(panels, across), across, sharex=True, sharey=True, squeeze=False)
-    for unused in axes.flat[panels:]:
-        unused.set_visible(False)
-    return axes
 
 
 def whole_numbers() -> MaxNLocator:

@@ -7,33 +7,30 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
+from typing import Iterable, Mapping
 
 import jinja2
 
-from benchmarks.report.drawing import panels_of, svg_of
+from benchmarks.report.drawing import svg_of
+from benchmarks.report.groups import Group, Runs, by_order, by_stream, groups_of
 from benchmarks.report.pictures import PICTURES, Picture
-from benchmarks.report.tables import (
-    Table,
-    difference_table,
-    layer_table,
-    order_table,
-    result_table,
-    run_table,
-    scenario_table,
-)
-from benchmarks.runs.results import (
-    RunResult,
-    by_scenario,
-    by_strategy,
-    by_stream,
-    count_orders,
-    title_of,
-)
+from benchmarks.report.tables import TABLES, Table, scenario_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # a longer table is folded away until somebody wants to see it
 _LONG = 30
+
+_SUBJECTS = {
+    "results": "Results",
+    "differences": "Paired differences",
+    "curves": "Accuracy over tasks",
+    "matrices": "Accuracy matrices",
+    "bytes": "Accuracy against bytes",
+    "orders": "Order robustness",
+    "layers": "Layers",
+    "runs": "All runs",
+}
+"""What a section has blocks on, in this order."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,7 @@ class Section:
     command: str = ""
 
 
-def html_report(
-    results: Sequence[RunResult], failures: Mapping[str, str], drawn: Mapping[str, str]
-) -> str:
+def html_report(results: Runs, failures: Mapping[str, str], drawn: Mapping[str, str]) -> str:
     """The page.
 
     :param results: all runs.
@@ -112,59 +107,39 @@ def html_report(
     )
 
 
-def sections_of(results: Sequence[RunResult], drawn: Mapping[str, str]) -> list[Section]:
+def sections_of(results: Runs, drawn: Mapping[str, str]) -> list[Section]:
     """A section for each stream and scenario, and one for both scenarios of a stream.
 
     :param results: all runs.
     :param drawn: see :func:`html_report`.
     """
-    known = drawn if len(panels_of(results)) == 1 else {}
+    known = drawn if len(groups_of(results)) == 1 else {}
     sections = []
-    for number, (stream, runs) in enumerate(by_stream(results), start=1):
-        for scenario, same in by_scenario(runs).items():
-            sections.append(_section(f"s{number}-{scenario}", stream, same, known))
-        if len(by_scenario(runs)) > 1:
-            both = f"s{number}-both"
-            table = scenario_table(runs, stream)
-            blocks = [Block(f"{both}-results", "Results", [table])]
-            sections.append(Section(both, table.title, blocks, is_quick=runs[0].quick))
+    for number, groups in enumerate(by_stream(results), start=1):
+        sections += [_section(f"s{number}-{g.runs[0].scenario}", g, known) for g in groups]
+        if len(groups) > 1:
+            place, table = f"s{number}-both", scenario_table(groups)
+            blocks = [Block(f"{place}-results", _SUBJECTS["results"], [table])]
+            quick = groups[0].runs[0].quick
+            sections.append(Section(place, table.title, blocks, is_quick=quick))
     return sections
 
 
-def _section(
-    place: str, stream: str, runs: Sequence[RunResult], drawn: Mapping[str, str]
-) -> Section:
-    figures = {
-        picture.name: _figure(picture, drawn.get(picture.name) or svg_of(picture.draw(runs)))
-        for picture in PICTURES
-        if picture.groups(runs)
-    }
-    differences, layers = difference_table(runs, stream), layer_table(runs, stream)
-    orders = [order_table(runs, stream)] if count_orders(runs) > 1 else []
-
-    def block(name: str, title: str, tables: Sequence[Table], *drawn: str) -> Block:
-        shown = [figures[own] for own in drawn if own in figures]
-        return Block(f"{place}-{name}", title, list(tables), shown)
-
-    blocks = [
-        block("results", "Results", [result_table(runs, stream)]),
-        block("differences", "Paired differences", [differences] if differences.rows else []),
-        block("curves", "Accuracy over tasks", [], "accuracy_over_tasks"),
-        block("matrices", "Accuracy matrices", [], "accuracy_matrices"),
-        block("bytes", "Accuracy against bytes", [], "accuracy_against_bytes"),
-        block("orders", "Order robustness", orders, "order_robustness"),
-        block("layers", "Layers", [layers] if layers.rows else [], "ranks", "densities", "bits"),
-        block("time", "Time", [], "time"),
-        block("runs", "All runs", [run_table(runs, stream)]),
-    ]
-    return Section(
-        place,
-        title_of(runs, stream),
-        [own for own in blocks if own.tables or own.figures],
-        runs[0].quick,
-        notes_of(runs),
-        command_of(runs),
-    )
+def _section(place: str, group: Group, drawn: Mapping[str, str]) -> Section:
+    blocks = []
+    for subject, title in _SUBJECTS.items():
+        tables = [TABLES[subject](group)] if subject in TABLES else []
+        shown = [picture for picture in PICTURES if picture.subject == subject]
+        found = [(picture, picture.groups(group.runs)) for picture in shown]
+        figures = [
+            _figure(picture, drawn.get(picture.name) or svg_of(picture.draw(groups)))
+            for picture, groups in found
+            if groups
+        ]
+        block = Block(f"{place}-{subject}", title, [t for t in tables if t.rows], figures)
+        blocks += [block] if block.tables or figures else []
+    first = group.runs[0]
+    return Section(place, group.title, blocks, first.quick, notes_of(group), command_of(group.runs))
 
 
 def _figure(picture: Picture, svg: str) -> Figure:
@@ -172,31 +147,28 @@ def _figure(picture: Picture, svg: str) -> Figure:
     return Figure(picture.title, picture.caption, f"data:image/svg+xml;base64,{coded}")
 
 
-def notes_of(runs: Sequence[RunResult]) -> list[str]:
+def notes_of(group: Group) -> list[str]:
     """What a reader must not overlook: runs that are missing, and runs that do not compare.
 
-    :param runs: of one stream in one scenario.
+    :param group: runs of one stream and scenario.
     """
-    everybody = sorted({(run.order_index, run.seed) for run in runs})
+    everybody = sorted({(run.order_index, run.seed) for run in group.runs})
     notes = []
-    for label, own in by_strategy(runs).items():
-        done = {(run.order_index, run.seed) for run in own}
-        missing = [pair for pair in everybody if pair not in done]
-        lacking = [f"seed {seed}, order {order}" for order, seed in missing]
+    for label, runs in group.strategies.items():
+        done = {(run.order_index, run.seed) for run in runs}
+        lacking = [f"seed {s}, order {order}" for order, s in everybody if (order, s) not in done]
         if lacking:
             counts = f"{len(lacking)} of {len(everybody)} runs that others have"
             notes.append(f"{label} lacks {counts}: {'; '.join(lacking)}.")
-        recipes = len({run.recipe for run in own})
+        recipes = len({run.recipe for run in runs})
         if recipes > 1:
             notes.append(f"{label} was run with {recipes} recipes, which are averaged here.")
-    if len({run.seed for run in runs}) == 1:
+    if len({run.seed for run in group.runs}) == 1:
         notes.append("There is one seed only, which says nothing of chance.")
-    if len({(run.device, run.hardware) for run in runs}) > 1:
-        notes.append("Runs had several kinds of hardware: their seconds do not compare.")
     return notes
 
 
-def command_of(runs: Sequence[RunResult]) -> str:
+def command_of(runs: Runs) -> str:
     """A command that repeats these runs, and those that are missing among them.
 
     :param runs: of one stream in one scenario.
@@ -218,12 +190,12 @@ def command_of(runs: Sequence[RunResult]) -> str:
     return shlex.join(words)
 
 
-def origins_of(results: Sequence[RunResult]) -> list[tuple[str, list[str]]]:
+def origins_of(results: Runs) -> list[tuple[str, list[str]]]:
     """Versions and hardware, each with how many runs had them where not all had the same."""
     found: dict[str, Counter[str]] = {}
     for run in results:
-        own = {**run.versions, "device": run.device, "hardware": run.hardware or "not recorded"}
-        for name, value in own.items():
+        hardware = {"device": run.device, "hardware": run.hardware or "not recorded"}
+        for name, value in {**run.versions, **hardware}.items():
             found.setdefault(name, Counter())[value] += 1
     return [(name, _counted(values, len(results))) for name, values in found.items()]
 
@@ -234,14 +206,14 @@ def _counted(values: Counter[str], runs: int) -> list[str]:
     return [f"{value} ({count} of {runs} runs)" for value, count in values.items()]
 
 
-def _facts(results: Sequence[RunResult]) -> list[tuple[str, str]]:
+def _facts(results: Runs) -> list[tuple[str, str]]:
     """What was run, in short."""
     return [
         ("runs", str(len(results))),
         ("streams", _listed(run.stream for run in results)),
         ("strategies", _listed(run.strategy for run in results)),
         ("seeds", _listed(str(seed) for seed in sorted({run.seed for run in results}))),
-        ("task orders", str(count_orders(results))),
+        ("task orders", str(len(by_order(results)))),
     ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from functools import partial
+from typing import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,90 +19,34 @@ from benchmarks.report.drawing import (
     keep_apart,
     layer_colours,
     new_figure,
-    panels_of,
-    rows_of,
-    subplots,
+    strategy_figure,
     whole_numbers,
 )
-from benchmarks.runs.results import RunResult, by_strategy, layer_name, scenario_of
-
-QUANTITIES = {
-    "ranks": "rank: terms that each task added",
-    "densities": "density: part of the weight that each task computes with (%)",
-    "bits": "bits of a number that each task added",
-}
-"""Fields of a run that have a number per layer and task, with what they say."""
-
-# panels beside each other
-_ACROSS = 4
+from benchmarks.report.groups import QUANTITIES, Group, layer_means, layer_name
+from benchmarks.runs.results import RunResult
 
 
-def layer_figure(results: Sequence[RunResult], quantity: str) -> Figure:
-    """A curve over the tasks for each layer, a panel per strategy, a part per stream and scenario.
+def layer_figure(groups: Sequence[Group], quantity: str) -> Figure:
+    """A curve over the tasks for each layer, a panel per strategy, a part per group.
 
     A point is the mean over seeds and orders of the tasks learned at that place in the order.
 
-    :param results: all runs, some of which have the quantity; the others are left out.
-    :param quantity: of :data:`QUANTITIES`.
+    :param groups: of runs that have the quantity.
+    :param quantity: of :data:`~benchmarks.report.groups.QUANTITIES`.
     """
-    groups = [(stream, by_strategy(runs)) for stream, runs in groups_with(results, quantity)]
-    across = min(_ACROSS, max(len(strategies) for _, strategies in groups))
-    rows = [rows_of(len(strategies), across) for _, strategies in groups]
-    heights = [1.0 + 2.0 * count for count in rows]
-    figure = new_figure(max(6.4, 2.2 + 2.2 * across), sum(heights))
-    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)
-    for part, (stream, strategies) in zip(parts[:, 0], groups):
-        first = next(iter(strategies.values()))
-        title = f"{stream}{scenario_of(first)}: {QUANTITIES[quantity]}"
-        part.suptitle(title, x=0.01, ha="left", size=10)
-        _draw_strategies(part, strategies, quantity, across)
-    return figure
+    draw = partial(_draw_strategies, quantity=quantity)
+    return strategy_figure(groups, lambda _: QUANTITIES[quantity], draw)
 
 
-def groups_with(results: Sequence[RunResult], quantity: str) -> list[tuple[str, list[RunResult]]]:
-    """The runs of each stream and scenario that have the quantity.
-
-    :param results: all runs.
-    :param quantity: of :data:`QUANTITIES`.
-    """
-    return panels_of([run for run in results if getattr(run, quantity)])
-
-
-def layer_means(runs: Sequence[RunResult], quantity: str) -> dict[str, np.ndarray]:
-    """The mean over runs, by layer: an array over the tasks, NaN where no run has a number.
-
-    Densities are in percent.
-
-    :param runs: of one strategy, all with the quantity.
-    :param quantity: of :data:`QUANTITIES`.
-    """
-    tables = [getattr(run, quantity) for run in runs]
-    scale = 100 if quantity == "densities" else 1
-    return {
-        layer_name(weight): scale * _means([table[weight] for table in tables])
-        for weight in tables[0]
-    }
-
-
-def _means(rows: Sequence[Sequence[Any]]) -> np.ndarray:
-    numbers = np.ma.masked_invalid(np.array(rows, dtype=float))  # None becomes NaN
-    return numbers.mean(axis=0).filled(np.nan)
-
-
-def _draw_strategies(
-    part: SubFigure, strategies: dict[str, list[RunResult]], quantity: str, across: int
-) -> None:
-    means = {label: layer_means(runs, quantity) for label, runs in strategies.items()}
-    names = list(dict.fromkeys(name for own in means.values() for name in own))
+def _draw_strategies(part: SubFigure, panels: np.ndarray, group: Group, quantity: str) -> None:
+    means = [layer_means(runs, quantity) for runs in group.strategies.values()]
+    names = list(dict.fromkeys(name for layers in means for name in layers))
     colours, widths = layer_colours(names), _layer_widths(names)
-    highest = max(
-        float(np.nanmax(curve, initial=0)) for own in means.values() for curve in own.values()
-    )
-    panels = subplots(part, len(means), across)
-    for axes, (label, own) in zip(panels.flat, means.items()):
-        for name, curve in own.items():
+    curves = [curve for layers in means for curve in layers.values()]
+    highest = max(float(np.nanmax(curve, initial=0)) for curve in curves)
+    for axes, layers in zip(panels.flat, means):
+        for name, curve in layers.items():
             _draw_curve(axes, curve, colours[name], widths[name])
-        axes.set_title(label, size=10, loc="left")
         axes.set_ylim(0, 1.06 * max(1e-9, highest))
         if quantity == "bits":
             axes.yaxis.set_major_locator(MultipleLocator(8))
@@ -147,13 +92,13 @@ def rank_figure(result: RunResult) -> Figure:
     if not result.ranks:
         raise ValueError(f"There are no ranks to draw: {result.key} keeps no weights as terms.")
     names = [layer_name(weight) for weight in result.ranks]
-    own = np.array(list(result.ranks.values()))
-    total = own.cumsum(axis=1)
+    added = np.array(list(result.ranks.values()))
+    total = added.cumsum(axis=1)
     figure = new_figure(10.4, 3.9)
     panels = figure.subplots(1, 2)
     figure.suptitle(str(result.key), x=0.01, ha="left", size=11)
     for axes, ranks, title, label in (
-        (panels[0], own, "rank that each task added", "task, in order of learning"),
+        (panels[0], added, "rank that each task added", "task, in order of learning"),
         (panels[1], total, "cumulative rank", "after learning task"),
     ):
         _draw_ranks(axes, ranks, names, result.order)

@@ -11,62 +11,43 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 
-from benchmarks.report.drawing import bare, new_figure, panels_of, rows_of, subplots, whole_numbers
-from benchmarks.runs.results import (
-    RunResult,
+from benchmarks.report.drawing import bare, strategy_figure, whole_numbers
+from benchmarks.report.groups import (
+    Group,
+    Runs,
     accuracy_by_order,
     by_order,
-    by_strategy,
-    count_orders,
+    groups_of,
     order_robustness,
-    scenario_of,
 )
 
-# panels beside each other
-_ACROSS = 4
+
+def in_several_orders(results: Runs) -> list[Group]:
+    """The groups of those strategies that have several orders."""
+    several = []
+    for group in groups_of(results):
+        for runs in group.strategies.values():
+            several += runs if len(by_order(runs)) > 1 else []
+    return groups_of(several)
 
 
-def order_figure(results: Sequence[RunResult]) -> Figure:
+def order_figure(groups: Sequence[Group]) -> Figure:
     """The final accuracy of every task in every order, a panel per strategy.
 
     A point is one order, its colour the position at which the task was learned in it; the bar
-    behind the points is the task's OPD. Several seeds of one order are averaged. Strategies that
-    were run in one order only are left out.
+    behind the points is the task's OPD. Several seeds of one order are averaged.
 
-    :param results: all runs, some strategy of which in several orders.
+    :param groups: as of :func:`in_several_orders`.
     """
-    groups = in_several_orders(results)
-    strategies = [len(by_strategy(runs)) for _, runs in groups]
-    across = min(_ACROSS, max(strategies))
-    rows = [rows_of(count, across) for count in strategies]
-    heights = [1.1 + 2.1 * count for count in rows]
-    figure = new_figure(max(6.4, 1.2 + 2.3 * across), sum(heights))
-    parts = figure.subfigures(len(groups), 1, squeeze=False, height_ratios=heights)
-    for part, (stream, runs) in zip(parts[:, 0], groups):
-        title = f"{stream}{scenario_of(runs)}: final accuracy of each task in each of R orders"
-        hint = "grey: from the worst order to the best; AOPD, MOPD in percentage points"
-        part.suptitle(f"{title}\n{hint}", x=0.01, ha="left", size=10)
-        _draw_orders(part, runs, across)
-    return figure
+    hint = "grey: from the worst order to the best; AOPD, MOPD in percentage points"
+    title = f"final accuracy of each task in each of R orders\n{hint}"
+    return strategy_figure(groups, lambda _: title, _draw_orders)
 
 
-def in_several_orders(results: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
-    """The runs of each stream and scenario, of those strategies that have several orders."""
-    found = []
-    for stream, runs in panels_of(results):
-        several = [same for same in by_strategy(runs).values() if count_orders(same) > 1]
-        if several:
-            found.append((stream, [run for same in several for run in same]))
-    return found
-
-
-def _draw_orders(part: SubFigure, runs: Sequence[RunResult], across: int) -> None:
-    """One panel per strategy, all on one scale."""
-    grouped = by_strategy(runs)
-    panels = subplots(part, len(grouped), across)
-    for axes, same in zip(panels.flat, grouped.values()):
-        points = _draw_spread(axes, same)
-        _caption_spread(axes, same)
+def _draw_orders(part: SubFigure, panels: np.ndarray, group: Group) -> None:
+    for axes, runs in zip(panels.flat, group.strategies.values()):
+        points = _draw_spread(axes, runs)
+        _caption_spread(axes, runs)
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy (%)")
     part.supxlabel("task", size=10)
@@ -76,8 +57,8 @@ def _draw_orders(part: SubFigure, runs: Sequence[RunResult], across: int) -> Non
     bar.ax.tick_params(length=0)
 
 
-def _draw_spread(axes: Axes, runs: Sequence[RunResult]) -> PathCollection:
-    """A bar per task from its worst to its best order, and a point per order beside each other."""
+def _draw_spread(axes: Axes, runs: Runs) -> PathCollection:
+    """A bar per task from its worst to its best order, and next to each other a point per order."""
     accuracies = accuracy_by_order(runs)
     matrix = 100 * np.array([list(tasks.values()) for tasks in accuracies.values()])
     learned = [np.argsort(same[0].order) + 1 for same in by_order(runs).values()]
@@ -100,9 +81,9 @@ def _draw_spread(axes: Axes, runs: Sequence[RunResult]) -> PathCollection:
     )
 
 
-def _caption_spread(axes: Axes, runs: Sequence[RunResult]) -> None:
+def _caption_spread(axes: Axes, runs: Runs) -> None:
     spread = order_robustness(runs)
-    axes.set_title(runs[0].key.label, size=10, loc="left", pad=16)
+    axes.set_title(axes.get_title("left"), size=10, loc="left", pad=16)
     axes.annotate(
         f"AOPD {100 * spread.aopd:.1f}, MOPD {100 * spread.mopd:.1f} (R = {spread.orders})",
         (0, 1),

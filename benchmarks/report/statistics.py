@@ -1,72 +1,59 @@
-"""What the runs of several strategies say of their differences, and which of them nobody beats."""
+"""Paired tests, their correction for many, and which of several series or points stand out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations
-from statistics import mean, stdev
-from typing import Any, Sequence
+from statistics import mean
+from typing import Any, Hashable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import permutation_test
 
-from benchmarks.runs.results import RunResult, by_strategy
-
 EXACT_PAIRS = 15
 """Up to so many pairs the test takes every pattern of signs; beyond, that many random ones."""
 
+Series = Mapping[Hashable, float]
+"""Numbers by what makes them pairs, such as seed and task order."""
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """How two strategies differ in accuracy over the runs that both have.
 
-    :param first: label of a strategy.
-    :param second: label of the other one.
-    :param differences: accuracy of the first minus that of the second, by seed and order, 0 to 1.
+def paired(first: Series, second: Series) -> list[float]:
+    """The first minus the second, where both have a number, by ascending key.
+
+    >>> paired({0: 3.0, 2: 1.0}, {2: 0.5, 1: 9.0})
+    [0.5]
     """
-
-    first: str
-    second: str
-    differences: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean difference."""
-        return mean(self.differences)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation of the differences; None for a single pair."""
-        return stdev(self.differences) if len(self.differences) > 1 else None
-
-    @property
-    def p(self) -> float | None:
-        """See :func:`sign_flip_p`."""
-        return sign_flip_p(self.differences)
+    common: list[Any] = [key for key in first if key in second]
+    return [first[key] - second[key] for key in sorted(common)]
 
 
-def paired_differences(runs: Sequence[RunResult]) -> list[PairedDifference]:
-    """All pairs of strategies, by the runs of the same seed and task order.
+def best_series(series: Mapping[str, Series], level: float = 0.05) -> set[str]:
+    """The series of highest mean, and those that cannot be told from it.
 
-    :param runs: of one stream in one scenario.
-    :return: pairs in order of first appearance; none for two strategies without a common run.
+    A series is told from the best by :func:`sign_flip_p` of their pairs, corrected by
+    :func:`holm` for the number of tests; without two pairs there is no test.
+
+    :param series: by name.
+    :param level: below it, a corrected p-value tells two series apart.
+    :return: names; none if no series at all can be told from the best.
+
+    >>> better = {seed: 0.9 + seed / 100 for seed in range(8)}
+    >>> worse = {seed: accuracy - 0.1 for seed, accuracy in better.items()}
+    >>> best_series({"a": better, "b": worse}), best_series({"a": {0: 0.9}, "b": {0: 0.8}})
+    ({'a'}, set())
     """
-    accuracies = {
-        label: {(run.seed, run.order_index): run.accuracy for run in own}
-        for label, own in by_strategy(runs).items()
-    }
-    found = []
-    for (first, ours), (second, theirs) in combinations(accuracies.items(), 2):
-        differences = tuple(ours[run] - theirs[run] for run in sorted(ours) if run in theirs)
-        if differences:
-            found.append(PairedDifference(first, second, differences))
-    return found
+    if not series:
+        return set()
+    best = max(series, key=lambda name: mean(series[name].values()))
+    tests = {name: sign_flip_p(paired(series[best], series[name])) for name in series}
+    known = {name: p for name, p in tests.items() if p is not None and name != best}
+    corrected = dict(zip(known, holm(list(known.values()))))
+    worse = {name for name, p in corrected.items() if p < level}
+    return set(series) - worse if worse else set()
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
     r"""Two-sided p-value of the paired permutation test that flips signs.
 
-    If the two strategies were alike, each difference ``d_i`` would be as likely as ``-d_i``::
+    If the two series were alike, each difference ``d_i`` would be as likely as ``-d_i``::
 
         p = |{s in {-1, 1}^n : |sum_i s_i d_i| >= |sum_i d_i|}| / 2^n
 

@@ -1,54 +1,64 @@
-"""What the tables of a comparison say, whatever they are written in."""
+"""The tables of a comparison as data: columns, rows and notes, whatever they are rendered as."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
 from statistics import mean, stdev
-from typing import Sequence
+from typing import Any, Callable, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
-from benchmarks.report.layer_pictures import QUANTITIES, layer_means
+from benchmarks.report.groups import (
+    QUANTITIES,
+    Group,
+    Runs,
+    by,
+    by_order,
+    format_bytes,
+    layer_means,
+    order_robustness,
+)
 from benchmarks.report.statistics import (
     EXACT_PAIRS,
-    PairedDifference,
+    Series,
+    best_series,
     holm,
-    paired_differences,
+    paired,
+    sign_flip_p,
     smallest_p,
 )
-from benchmarks.runs.results import (
-    RunResult,
-    by_order,
-    by_strategy,
-    count_orders,
-    format_bytes,
-    order_robustness,
-    scenario_of,
-    title_of,
-)
 
-LEGEND = (
+REFERENCES = ("independent", "joint")
+"""What methods are measured against: one network per task, and the data of all tasks at once."""
+
+RESULT_NOTE = (
     "accuracy: mean over tasks at the end; BWT: backward transfer; archive: file on disk; "
     "stored: what the method keeps; ratio: archive, or stored where there is none, "
     "to independent networks"
 )
-CLASS_LEGEND = (
+CLASS_NOTE = (
     "class scenario: no task labels at test, all classes in one head; task id: part of the test "
     "samples whose task was inferred rightly"
 )
-ORDER_LEGEND = (
+ORDER_NOTE = (
     "AOPD, MOPD: mean and maximum over tasks of a task's best minus worst final accuracy in R "
     "task orders, which grows with R"
 )
-LAYER_LEGEND = (
+BEST_NOTE = (
+    "bold: the best mean accuracy and all that a paired test does not tell from it (sign flips, "
+    f"Holm's correction, p < .05), without the references {' and '.join(REFERENCES)}"
+)
+LAYER_NOTE = (
     "mean over tasks, with 10 or more of them over the first 5 → the last 5 learned; rank: terms "
     "that a task added to the layer; total: terms of all tasks; density: part of the weight that a "
     "task computes with; bits: of a number that a task added, masks and codebooks not counted"
 )
-REFERENCES = ("independent", "joint")
-"""What methods are measured against: one network per task, and the data of all tasks at once."""
-BEST = f"bold: best mean of its column, without the references {' and '.join(REFERENCES)}"
+RUN_NOTE = (
+    "bytes: the archive, or what is stored where there is none; recipe: fingerprint of "
+    "hyper-parameters, backbone, budget and device"
+)
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,13 @@ class Column:
 
     :param name: what is in it.
     :param unit: of its numbers.
-    :param best: ``"most"`` or ``"least"`` where one end of the scale is the better one.
     """
 
     name: str
     unit: str = ""
-    best: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -71,28 +82,33 @@ class Cell:
 
     :param text: as people read it.
     :param value: by what it is sorted; None where there is nothing.
-    :param is_best: whether no other row has a better mean, in the digits that are shown.
+    :param is_bold: whether it stands out.
     """
 
     text: str
     value: float | str | None = None
-    is_best: bool = False
+    is_bold: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its heading and what has to be said below it."""
+    """A table with its heading.
+
+    :param title: the heading.
+    :param columns: their heads.
+    :param rows: a cell per column.
+    :param notes: what has to be said below it.
+    """
 
     title: str
     columns: list[Column]
     rows: list[list[Cell]]
-    legend: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def caption(self) -> str:
-        """The legend, and what is bold where something is."""
-        bold = any(cell.is_best for row in self.rows for cell in row)
-        return "; ".join(part for part in (self.legend, BEST if bold else "") if part)
+        """The notes in a line."""
+        return "; ".join(self.notes)
 
     def holds_text(self, place: int) -> bool:
         """Whether the cells of a column are names, and not numbers.
@@ -108,170 +124,149 @@ class Table:
 
 NOTHING = Cell("-")
 
-STRATEGY = Column("strategy")
-ACCURACY = Column("accuracy", "%", "most")
-TASK_ID = Column("task id", "%", "most")
+_Columns = List[Tuple[Column, Callable[[Any], Cell]]]
+"""Heads, each with what it says of a row's subject."""
 
 
-def result_table(runs: Sequence[RunResult], stream: str) -> Table:
-    """One row per strategy: mean over seeds and orders, with the deviation of several.
+def _table(title: str, columns: _Columns, subjects: Iterable[Any], notes: Sequence[str]) -> Table:
+    rows = [[cell(subject) for _, cell in columns] for subject in subjects]
+    return Table(title, [column for column, _ in columns], rows, list(notes))
 
-    :param runs: of one stream in one scenario.
-    :param stream: its name, as of :func:`benchmarks.runs.results.by_stream`.
+
+def result_table(group: Group) -> Table:
+    """A row per strategy: mean over seeds and orders, with the deviation of several.
+
+    :param group: runs of one stream and scenario.
     """
-    grouped = list(by_strategy(runs).values())
-    columns = _result_columns(runs)
-    cells = [_result_cells(own) for own in grouped]
-    rows = mark_best(columns, [[own[column.name] for column in columns] for own in cells])
-    return Table(title_of(runs, stream), columns, rows, _result_legend(runs))
-
-
-def _result_columns(runs: Sequence[RunResult]) -> list[Column]:
-    inferred = any(run.task_inference is not None for run in runs)
-    grouped = by_strategy(runs).values()
-    orders = {count_orders(own) for own in grouped}
-    seeds = {_count_seeds(own) for own in grouped}
-    # what grows with the number of orders compares only where that is the same
-    least = "least" if len(orders) == 1 else None
-    spread = [Column("R"), Column("AOPD", "pp", least), Column("MOPD", "pp", least)]
-    return [
-        STRATEGY,
-        # the title has the number where it is the same
-        *([Column("seeds")] if len(seeds) > 1 else []),
-        ACCURACY,
-        *([TASK_ID] if inferred else []),
-        Column("forgetting", "pp", "least"),
-        Column("BWT", "pp", "most"),
-        *(spread if max(orders) > 1 else []),
-        Column("archive", best="least"),
-        Column("stored", best="least"),
-        Column("ratio", best="least"),
-        Column("time", "s"),
+    strategies = group.strategies
+    accuracies = {
+        name: _accuracies(runs) for name, runs in strategies.items() if name not in REFERENCES
+    }
+    best = best_series(accuracies)
+    notes = [RESULT_NOTE]
+    columns: _Columns = [(Column("strategy"), _label)]
+    if len({_count_seeds(runs) for runs in strategies.values()}) > 1:  # else the title says it
+        columns.append((Column("seeds"), lambda runs: count_cell(_count_seeds(runs))))
+    columns.append(
+        (
+            Column("accuracy", "%"),
+            lambda runs: replace(_accuracy(runs), is_bold=runs[0].key.label in best),
+        )
+    )
+    if any(run.task_inference for run in group.runs):
+        columns.append((Column("task id", "%"), _task_id))
+    columns += [
+        (Column("forgetting", "pp"), lambda runs: percent_cell([run.forgetting for run in runs])),
+        (Column("BWT", "pp"), lambda runs: percent_cell([run.bwt for run in runs])),
     ]
+    if len(group.orders) > 1:
+        columns += [
+            (Column("R"), lambda runs: count_cell(len(by_order(runs)))),
+            (Column("AOPD", "pp"), lambda runs: percent_cell(_spread(runs, "aopd"))),
+            (Column("MOPD", "pp"), lambda runs: percent_cell(_spread(runs, "mopd"))),
+        ]
+        notes.append(ORDER_NOTE)
+    columns += [
+        (Column("archive"), lambda runs: bytes_cell([run.archive_bytes for run in runs])),
+        (Column("stored"), lambda runs: bytes_cell([run.stored_bytes for run in runs])),
+        (Column("ratio"), lambda runs: number_cell([mean(run.ratio for run in runs)], digits=3)),
+    ]
+    notes += [CLASS_NOTE] if group.runs[0].scenario == "class" else []
+    notes += [BEST_NOTE] if best else []
+    return _table(group.title, columns, strategies.values(), notes)
 
 
-def _count_seeds(runs: Sequence[RunResult]) -> int:
+def _label(runs: Runs) -> Cell:
+    return text_cell(runs[0].key.label)
+
+
+def _accuracy(runs: Runs) -> Cell:
+    return percent_cell([run.accuracy for run in runs])
+
+
+def _task_id(runs: Runs) -> Cell:
+    return percent_cell([run.task_id_accuracy for run in runs])
+
+
+def _accuracies(runs: Runs) -> Series:
+    return {(run.seed, run.order_index): run.accuracy for run in runs}
+
+
+def _count_seeds(runs: Runs) -> int:
     return len({run.seed for run in runs})
 
 
-def _result_cells(runs: Sequence[RunResult]) -> dict[str, Cell]:
-    """What the table says of one strategy, by name of the column."""
-    archives = [run.archive_bytes for run in runs if run.archive_bytes is not None]
-    orders = count_orders(runs)
-    spread = order_robustness(runs) if orders > 1 else None
-    ratio = mean(run.ratio for run in runs)
-    return {
-        "strategy": text_cell(runs[0].key.label),
-        "seeds": number_cell([_count_seeds(runs)], digits=0),
-        "accuracy": percent_cell([run.accuracy for run in runs]),
-        "task id": percent_cell([run.task_id_accuracy for run in runs]),
-        "forgetting": percent_cell([run.forgetting for run in runs]),
-        "BWT": percent_cell([run.bwt for run in runs]),
-        "R": Cell(str(orders), orders),
-        "AOPD": percent_cell([spread.aopd if spread else None]),
-        "MOPD": percent_cell([spread.mopd if spread else None]),
-        "archive": bytes_cell(archives),
-        "stored": bytes_cell([run.stored_bytes for run in runs]),
-        "ratio": Cell(f"{ratio:.3f}", ratio),
-        "time": number_cell([run.seconds for run in runs], digits=1),
-    }
+def _spread(runs: Runs, metric: str) -> list[float]:
+    """AOPD or MOPD, where there are several orders."""
+    return [getattr(order_robustness(runs), metric)] if len(by_order(runs)) > 1 else []
 
 
-def _result_legend(runs: Sequence[RunResult]) -> str:
-    legends = [LEGEND]
-    if count_orders(runs) > 1:
-        legends.append(ORDER_LEGEND)
-    if runs[0].scenario == "class":
-        legends.append(CLASS_LEGEND)
-    return "; ".join(legends)
+def scenario_table(groups: Sequence[Group]) -> Table:
+    """Accuracy with task labels at test and without, a row per strategy and rule.
 
-
-def scenario_table(runs: Sequence[RunResult], stream: str) -> Table:
-    """Accuracy with task labels at test beside accuracy without, a row per strategy and rule.
-
-    :param runs: of one stream in both scenarios.
-    :param stream: its name.
+    :param groups: both scenarios of one stream.
     """
-    columns = [
-        STRATEGY,
-        Column("with task labels", "%", "most"),
-        Column("without, tasks inferred by"),
-        ACCURACY,
-        TASK_ID,
+    runs = [run for group in groups for run in group.runs]
+    rows = []
+    for strategy, same in by(runs, lambda run: run.strategy).items():
+        labelled = [run for run in same if run.scenario == "task"]
+        without = by([run for run in same if run.scenario == "class"], lambda run: run.key.label)
+        rows += [(strategy, labelled, inferred) for inferred in without.values() or [[]]]
+    columns: _Columns = [
+        (Column("strategy"), lambda row: text_cell(row[0])),
+        (Column("with task labels", "%"), lambda row: _accuracy(row[1])),
+        (Column("without, tasks inferred by"), lambda row: _rule(row[2])),
+        (Column("accuracy", "%"), lambda row: _accuracy(row[2])),
+        (Column("task id", "%"), lambda row: _task_id(row[2])),
     ]
-    rows = []
-    for strategy in dict.fromkeys(run.strategy for run in runs):
-        own = [run for run in runs if run.strategy == strategy]
-        labelled = [run.accuracy for run in own if run.scenario == "task"]
-        without = by_strategy([run for run in own if run.scenario == "class"]).values()
-        for same in without or [[]]:
-            rule = same[0].task_inference if same else None
-            rows.append(
-                [
-                    text_cell(strategy),
-                    percent_cell(labelled),
-                    NOTHING if rule is None else text_cell(rule),
-                    percent_cell([run.accuracy for run in same]),
-                    percent_cell([run.task_id_accuracy for run in same]),
-                ]
-            )
-    return Table(f"{stream}: both scenarios", columns, mark_best(columns, rows))
+    return _table(f"{groups[0].stream}: both scenarios", columns, rows, [])
 
 
-def order_table(runs: Sequence[RunResult], stream: str) -> Table:
-    """Mean final accuracy by order, a row per strategy.
+def _rule(runs: Runs) -> Cell:
+    return text_cell(runs[0].task_inference if runs else None)
 
-    :param runs: of one stream in one scenario.
-    :param stream: its name.
+
+def order_table(group: Group) -> Table:
+    """Mean final accuracy by order, a row per strategy; none for a single order.
+
+    :param group: runs of one stream and scenario.
     """
-    orders = by_order(runs)
-    columns = [STRATEGY, *(Column(f"order {order}", "%", "most") for order in orders)]
-    rows = []
-    for strategy, same in by_strategy(runs).items():
-        own = by_order(same)
-        cells = [percent_cell([run.accuracy for run in own.get(order, [])]) for order in orders]
-        rows.append([text_cell(strategy), *cells])
-    title = f"{stream}{scenario_of(runs)}: accuracy by task order"
-    return Table(title, columns, mark_best(columns, rows), _order_legend(runs))
-
-
-def _order_legend(runs: Sequence[RunResult]) -> str:
-    """Which task came when, in the numbers of the canonical order, from 1."""
+    columns: _Columns = [(Column("strategy"), _label)]
+    for order in group.orders:
+        columns.append((Column(f"order {order}", "%"), partial(_accuracy_in, order)))
     spelled = [
-        f"order {order}: {' '.join(str(task + 1) for task in own[0].order)}"
-        for order, own in by_order(runs).items()
+        f"order {order}: {' '.join(str(task + 1) for task in runs[0].order)}"
+        for order, runs in group.orders.items()
     ]
-    return f"tasks as learned, {'; '.join(spelled)}"
+    rows = group.strategies.values() if len(group.orders) > 1 else []
+    note = f"tasks as learned, {'; '.join(spelled)}"
+    return _table(f"{group.name}: accuracy by task order", columns, rows, [note])
 
 
-def layer_table(runs: Sequence[RunResult], stream: str) -> Table:
+def _accuracy_in(order: int, runs: Runs) -> Cell:
+    return _accuracy(by_order(runs).get(order, []))
+
+
+def layer_table(group: Group) -> Table:
     """What tasks made of each layer: mean over seeds and orders, a row per strategy and layer.
 
-    :param runs: of one stream in one scenario; nothing is said of those that know no layers.
-    :param stream: its name.
+    :param group: runs of one stream and scenario; those that know no layers have no row.
     """
-    columns = [
-        STRATEGY,
-        Column("layer"),
-        Column("rank"),
-        Column("total"),
-        Column("density", "%"),
-        Column("bits"),
-    ]
     rows = []
-    for strategy, same in by_strategy(runs).items():
-        means = {quantity: _known_means(same, quantity) for quantity in QUANTITIES}
-        for layer in dict.fromkeys(name for own in means.values() for name in own):
-            ranks, densities, bits = (means[quantity].get(layer) for quantity in QUANTITIES)
-            cells = [_early_and_late(ranks), _total(ranks)]
-            cells += [_early_and_late(densities), _early_and_late(bits)]
-            rows.append([text_cell(strategy), text_cell(layer), *cells])
-    return Table(f"{stream}{scenario_of(runs)}: layers", columns, rows, LAYER_LEGEND)
-
-
-def _known_means(runs: Sequence[RunResult], quantity: str) -> dict[str, np.ndarray]:
-    known = [run for run in runs if getattr(run, quantity)]
-    return layer_means(known, quantity) if known else {}
+    for strategy, runs in group.strategies.items():
+        means = {quantity: layer_means(runs, quantity) for quantity in QUANTITIES}
+        for layer in dict.fromkeys(name for known in means.values() for name in known):
+            known = {quantity: means[quantity].get(layer) for quantity in QUANTITIES}
+            rows.append({"strategy": strategy, "layer": layer, **known})
+    columns: _Columns = [
+        (Column("strategy"), lambda row: text_cell(row["strategy"])),
+        (Column("layer"), lambda row: text_cell(row["layer"])),
+        (Column("rank"), lambda row: _early_and_late(row["ranks"])),
+        (Column("total"), lambda row: _total(row["ranks"])),
+        (Column("density", "%"), lambda row: _early_and_late(row["densities"])),
+        (Column("bits"), lambda row: _early_and_late(row["bits"])),
+    ]
+    return _table(f"{group.name}: layers", columns, rows, [LAYER_NOTE])
 
 
 def _total(ranks: np.ndarray | None) -> Cell:
@@ -296,129 +291,90 @@ def _early_and_late(values: np.ndarray | None) -> Cell:
     return Cell(" → ".join(texts), float(np.nanmean(values)))
 
 
-def difference_table(runs: Sequence[RunResult], stream: str) -> Table:
+def difference_table(group: Group) -> Table:
     """How the accuracies of any two strategies differ, by runs of the same seed and order.
 
-    :param runs: of one stream in one scenario.
-    :param stream: its name.
+    :param group: runs of one stream and scenario.
     """
-    columns = [
-        Column("strategy"),
-        Column("minus"),
-        Column("pairs"),
-        Column("difference", "pp"),
-        Column("p"),
-        Column("p, Holm"),
+    known = [
+        (first, second, paired(_accuracies(ours), _accuracies(theirs)))
+        for (first, ours), (second, theirs) in combinations(group.strategies.items(), 2)
     ]
-    differences = paired_differences(runs)
-    chances = [difference.p for difference in differences]
-    corrected = iter(holm([chance for chance in chances if chance is not None]))
-    rows = [
-        [
-            text_cell(difference.first),
-            text_cell(difference.second),
-            Cell(str(len(difference.differences)), len(difference.differences)),
-            percent_cell(difference.differences),
-            _chance_cell(chance),
-            _chance_cell(None if chance is None else next(corrected)),
-        ]
-        for difference, chance in zip(differences, chances)
+    compared = [row for row in known if row[2]]
+    chances = [sign_flip_p(differences) for *_, differences in compared]
+    corrected = iter(holm([p for p in chances if p is not None]))
+    rows = [(*row, p, None if p is None else next(corrected)) for row, p in zip(compared, chances)]
+    columns: _Columns = [
+        (Column("strategy"), lambda row: text_cell(row[0])),
+        (Column("minus"), lambda row: text_cell(row[1])),
+        (Column("pairs"), lambda row: count_cell(len(row[2]))),
+        (Column("difference", "pp"), lambda row: percent_cell(row[2])),
+        (Column("p"), lambda row: _p_cell(row[3])),
+        (Column("p, Holm"), lambda row: _p_cell(row[4])),
     ]
-    title = f"{stream}{scenario_of(runs)}: paired differences in accuracy"
-    return Table(title, columns, rows, _difference_legend(differences, count_orders(runs)))
+    notes = _difference_notes({len(row[2]) for row in rows}, len(group.orders))
+    return _table(f"{group.name}: paired differences in accuracy", columns, rows, notes)
 
 
-def _chance_cell(chance: float | None) -> Cell:
-    return NOTHING if chance is None else Cell(f"{chance:.3g}", chance)
+def _p_cell(p: float | None) -> Cell:
+    return NOTHING if p is None else Cell(f"{p:.3g}", p)
 
 
-def _difference_legend(differences: Sequence[PairedDifference], orders: int) -> str:
+def _difference_notes(counts: set[int], orders: int) -> list[str]:
     """What the test is, and the least that it can say of so few pairs."""
-    pairs = sorted({len(difference.differences) for difference in differences})
-    tested = [number for number in pairs if number > 1]
-    legends = ["difference: mean ± deviation over the runs that both have, by seed and task order"]
-    if 1 in pairs:
-        legends.append("one pair says nothing of chance: there is no test of it")
+    notes = ["difference: mean ± deviation over the runs that both have, by seed and task order"]
+    if 1 in counts:
+        notes.append("one pair says nothing of chance: there is no test of it")
+    tested = sorted(counts - {1})
     if tested:
         how = "exact" if tested[-1] <= EXACT_PAIRS else f"exact up to {EXACT_PAIRS} pairs"
         least = ", ".join(f"{smallest_p(n):.3g} with {n} pairs" for n in tested)
-        legends.append(
+        notes.append(
             f"p: paired permutation test that flips signs, two-sided, {how}; the least that it can "
             f"be is {least}, whatever the difference"
         )
-        legends.append("p, Holm: corrected for the number of tests in this table")
+        notes.append("p, Holm: corrected for the number of tests in this table")
         if orders > 1:
-            legends.append("runs of one seed in several orders are counted as pairs of their own")
-    return "; ".join(legends)
+            notes.append("runs of one seed in several orders are counted as pairs of their own")
+    return notes
 
 
-def run_table(runs: Sequence[RunResult], stream: str) -> Table:
+def run_table(group: Group) -> Table:
     """Every run by itself.
 
-    :param runs: of one stream in one scenario.
-    :param stream: its name.
+    :param group: runs of one stream and scenario.
     """
-    columns = [
-        STRATEGY,
-        Column("order"),
-        Column("seed"),
-        ACCURACY,
-        Column("forgetting", "pp", "least"),
-        Column("BWT", "pp", "most"),
-        Column("bytes", best="least"),
-        Column("training", "s"),
-        Column("evaluation", "s"),
-        Column("recipe"),
+    columns: _Columns = [
+        (Column("strategy"), lambda run: text_cell(run.key.label)),
+        (Column("order"), lambda run: count_cell(run.order_index)),
+        (Column("seed"), lambda run: count_cell(run.seed)),
+        (Column("accuracy", "%"), lambda run: percent_cell([run.accuracy])),
+        (Column("forgetting", "pp"), lambda run: percent_cell([run.forgetting])),
+        (Column("BWT", "pp"), lambda run: percent_cell([run.bwt])),
+        (Column("bytes"), lambda run: bytes_cell([run.compared_bytes])),
+        (Column("recipe"), lambda run: text_cell(run.recipe)),
     ]
-    rows = [
-        [
-            text_cell(run.key.label),
-            Cell(str(run.order_index), run.order_index),
-            Cell(str(run.seed), run.seed),
-            percent_cell([run.accuracy]),
-            percent_cell([run.forgetting]),
-            percent_cell([run.bwt]),
-            bytes_cell([run.compared_bytes]),
-            number_cell([run.train_seconds], digits=1),
-            number_cell([run.eval_seconds], digits=1),
-            text_cell(run.recipe) if run.recipe else NOTHING,
-        ]
-        for run in runs
-    ]
-    legend = "bytes: the archive, or what is stored where there is none; recipe: fingerprint of "
-    legend += "hyper-parameters, backbone, budget and device"
-    return Table(f"{stream}{scenario_of(runs)}: all runs", columns, rows, legend)
+    return _table(f"{group.name}: all runs", columns, group.runs, [RUN_NOTE])
 
 
-def mark_best(columns: Sequence[Column], rows: Sequence[list[Cell]]) -> list[list[Cell]]:
-    """Mark the best mean of each column that has a better end, and all that look like it.
-
-    :param columns: the heads, the first one of the strategies.
-    :param rows: the cells; those of :data:`REFERENCES` are never the best.
-    :return: the rows; nothing is marked in a column whose means are all the same.
-    """
-    marked = [list(row) for row in rows]
-    competing = [row for row in marked if row[0].value not in REFERENCES]
-    for place, column in enumerate(columns):
-        sign = {"most": 1, "least": -1}.get(column.best or "")
-        known = [row[place] for row in competing if isinstance(row[place].value, (int, float))]
-        if sign is None or len(set(map(_middle, known))) < 2:
-            continue
-        _, best = max((sign * float(cell.value or 0), _middle(cell)) for cell in known)
-        for row in competing:
-            if _middle(row[place]) == best:
-                row[place] = replace(row[place], is_best=True)
-    return marked
+TABLES: dict[str, Callable[[Group], Table]] = {
+    "results": result_table,
+    "differences": difference_table,
+    "orders": order_table,
+    "layers": layer_table,
+    "runs": run_table,
+}
+"""The tables of a group, by subject."""
 
 
-def _middle(cell: Cell) -> str:
-    """The mean as it is shown, without its deviation."""
-    return re.sub(r" ± [\d.]+", "", cell.text)
+def text_cell(text: str | None) -> Cell:
+    """A name; a dash where there is none."""
+    return Cell(text, text) if text else NOTHING
 
 
-def text_cell(text: str) -> Cell:
-    """A name."""
-    return Cell(text, text)
+def count_cell(count: int) -> Cell:
+    """A whole number."""
+    return Cell(str(count), count)
 
 
 def percent_cell(values: Sequence[float | None]) -> Cell:
@@ -441,13 +397,14 @@ def number_cell(values: Sequence[float], digits: int = 2) -> Cell:
     return Cell(text, mean(values))
 
 
-def bytes_cell(counts: Sequence[int]) -> Cell:
+def bytes_cell(counts: Sequence[int | None]) -> Cell:
     """Mean with a unit and, where the numbers differ, their deviation in the same unit.
 
     >>> bytes_cell([80_000, 82_000]).text, bytes_cell([500, 500]).text
     ('81.0 ± 1.4 kB', '500 B')
     """
-    if not counts:
+    known = [count for count in counts if count is not None]
+    if not known:
         return NOTHING
-    deviation = stdev(counts) if len(set(counts)) > 1 else None
-    return Cell(format_bytes(mean(counts), deviation), mean(counts))
+    deviation = stdev(known) if len(set(known)) > 1 else None
+    return Cell(format_bytes(mean(known), deviation), mean(known))

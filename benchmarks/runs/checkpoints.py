@@ -28,7 +28,8 @@ from avalanche_compress import (
     save_checkpoint,
 )
 from benchmarks.data.streams import Stream
-from benchmarks.runs.results import Row, versions, write_text
+from benchmarks.runs.accuracies import Row
+from benchmarks.runs.results import versions, write_text
 from benchmarks.runs.settings import RunSettings
 
 
@@ -185,7 +186,7 @@ def _named_data(stream: Stream) -> Iterator[None]:
     """Pickle the stream's data sets as their places in it: a memory may refer to all of them."""
     benchmark = stream.benchmark
     experiences = [*benchmark.train_stream, *benchmark.test_stream]
-    _data[:] = [own for experience in experiences for own in _sources(experience.dataset)]
+    _data[:] = [data for experience in experiences for data in _sources(experience.dataset)]
     for kind in {type(source) for source in _data}:
         copyreg.pickle(kind, _reduce)
     try:

@@ -89,7 +89,7 @@ class Shares(_Form):
 
     The tasks' shares of all weights grow evenly from the first to the last one's, which are given
     in units of ``1 / tasks``: early tasks choose from many weights, later ones have to compute
-    beside what is frozen.
+    together with what is frozen.
 
     >>> Shares(shares=[1.0, 1.0]).resolve(epochs=20, tasks=4)
     [0.75, 0.6666666666666667, 0.5, 0.0]
@@ -103,7 +103,7 @@ class Shares(_Form):
         step = (last - first) / max(1, tasks - 1)
         kept = [(first + step * task) / tasks for task in range(tasks)]
         free = [1.0 - sum(kept[:task]) for task in range(tasks)]
-        return [max(0.0, 1.0 - own / left) for own, left in zip(kept, free)]
+        return [max(0.0, 1.0 - share / left) for share, left in zip(kept, free)]
 
 
 Fractions = Union[Part, List[Part], Shares, Dict[str, Union[Part, List[Part], Shares]]]
@@ -162,10 +162,10 @@ def arguments_of(strategy: str, stream: str) -> Arguments:
     inherited = arguments_of(recipe["like"], stream) if "like" in recipe else {}
     per_stream = recipe.get("streams", {})
     known = {**STRATEGIES[strategy].known(), "optimizer": None}
-    for name, own in [("default", recipe.get("default", {})), *per_stream.items()]:
-        _check_arguments(path, name, own, known)
-        if "optimizer" in own:
-            _check_optimizer(path, f"{name}: optimizer", own["optimizer"])
+    for name, given in [("default", recipe.get("default", {})), *per_stream.items()]:
+        _check_arguments(path, name, given, known)
+        if "optimizer" in given:
+            _check_optimizer(path, f"{name}: optimizer", given["optimizer"])
     return {**inherited, **recipe.get("default", {}), **per_stream.get(stream, {})}
 
 
@@ -195,8 +195,8 @@ def hyper_parameters(strategy: str, stream: str, budget: Budget, tasks: int) -> 
     {'memory': 500, 'optimizer': {'name': 'adam', 'lr': 0.001}}
     """
     resolved = resolve(arguments_of(strategy, stream), budget.epochs, tasks)
-    own = resolved.pop("optimizer", {})
-    return {**resolved, "optimizer": {"name": OptimizerChoice.name, "lr": budget.lr, **own}}
+    chosen = resolved.pop("optimizer", {})
+    return {**resolved, "optimizer": {"name": OptimizerChoice.name, "lr": budget.lr, **chosen}}
 
 
 def build(strategy: str, settings: RunSettings) -> Learner:
@@ -207,10 +207,10 @@ def build(strategy: str, settings: RunSettings) -> Learner:
     :raises RecipeError: if there is something wrong with its recipe.
     """
     stream = settings.stream
-    own = hyper_parameters(strategy, stream.name, settings.budget, len(stream.tasks))
-    settings = replace(settings, optimizer_choice=OptimizerChoice(**own.pop("optimizer")))
+    arguments = hyper_parameters(strategy, stream.name, settings.budget, len(stream.tasks))
+    settings = replace(settings, optimizer_choice=OptimizerChoice(**arguments.pop("optimizer")))
     settings = replace(settings, plugins=[*settings.plugins, *settings.decay()])
-    return STRATEGIES[strategy].build(settings, **own)
+    return STRATEGIES[strategy].build(settings, **arguments)
 
 
 def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, device: str) -> str:
@@ -271,7 +271,7 @@ def _check_arguments(path: Path, where: str, given: Any, known: Mapping[str, Any
 
 
 def _check_optimizer(path: Path, where: str, given: Any) -> None:
-    _check_arguments(path, where, given, {own.name: None for own in fields(OptimizerChoice)})
+    _check_arguments(path, where, given, {field.name: None for field in fields(OptimizerChoice)})
     name = given.get("name", OptimizerChoice.name)
     if "momentum" in given and name != "sgd":
         raise RecipeError(f"{path}: {where}: momentum is of sgd, but the optimiser is {name}.")

@@ -1,4 +1,4 @@
-"""What runs leave behind: the numbers, their arithmetic, how they group, and ``results.json``."""
+"""What a run leaves behind, and ``results.json``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,12 @@ import re
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Callable, Iterable, List, Mapping, Optional, Sequence, TypeVar
+from typing import Sequence
 
 import torch
 
-from avalanche_compress import OrderRobustness, OrderRobustnessResult
 from avalanche_compress.files import write_atomically
-
-Row = List[Optional[float]]
-_Key = TypeVar("_Key")
-
-_PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"
+from benchmarks.runs.accuracies import Row, final_row, mean_so_far
 
 
 @dataclass(frozen=True)
@@ -160,11 +155,6 @@ class RunResult:
         return self.compared_bytes / self.independent_bytes
 
     @property
-    def seconds(self) -> float:
-        """Seconds of training and evaluation."""
-        return self.train_seconds + self.eval_seconds
-
-    @property
     def accuracy_so_far(self) -> Row:
         """After each task, the mean accuracy over the tasks seen; None where none was measured."""
         return [mean_so_far(row) for row in self.accuracy_matrix]
@@ -172,186 +162,7 @@ class RunResult:
     @property
     def final_by_task(self) -> dict[int, float]:
         """Final accuracy by task index in the canonical order, whichever order was trained."""
-        return dict(zip(self.order, _known(self.accuracy_matrix[-1])))
-
-
-def accuracy_row(metrics: Mapping[str, float], tasks: int, metric: str = "Top1_Acc_Exp") -> Row:
-    """Per-task accuracies out of the dictionary that Avalanche's ``eval`` returns.
-
-    :param metrics: metric name to value.
-    :param tasks: number of tasks of the stream.
-    :param metric: which one, as Avalanche calls it.
-    :return: one accuracy per task, None where there is none.
-
-    >>> accuracy_row({"Top1_Acc_Exp/eval_phase/test_stream/Task001/Exp001": 0.5}, 3)
-    [None, 0.5, None]
-    """
-    row: Row = [None] * tasks
-    for name, value in metrics.items():
-        found = re.fullmatch(metric + _PER_EXPERIENCE, name)
-        if found:
-            row[int(found.group(1))] = float(value)
-    return row
-
-
-def mean_so_far(row: Row) -> float | None:
-    """Mean accuracy over the tasks of a row that were measured; None where none was.
-
-    >>> mean_so_far([0.5, 1.0, None]), mean_so_far([None, None])
-    (0.75, None)
-    """
-    known = [accuracy for accuracy in row if accuracy is not None]
-    return _mean(known) if known else None
-
-
-def final_accuracy(matrix: Sequence[Row]) -> float:
-    r"""``1/T sum_j a[T-1][j]``: the mean over tasks after the last one.
-
-    :raises ValueError: if a task has no final accuracy.
-    """
-    return _mean(_known(matrix[-1]))
-
-
-def forgetting(matrix: Sequence[Row]) -> float | None:
-    r"""``mean_{j<T-1} (max_{i<T-1} a[i][j] - a[T-1][j])`` (Chaudhry et al., 2018).
-
-    :return: None when no task was measured before the last one was learnt; 0 for a single task.
-    """
-    if len(matrix) == 1:
-        return 0.0
-    earlier = [_known_column(matrix[:-1], task) for task in range(len(matrix) - 1)]
-    if not all(earlier):
-        return None
-    final = _known(matrix[-1])
-    return _mean([max(best) - now for best, now in zip(earlier, final)])
-
-
-def backward_transfer(matrix: Sequence[Row]) -> float | None:
-    r"""``mean_{j<T-1} (a[T-1][j] - a[j][j])`` (Lopez-Paz and Ranzato, 2017).
-
-    :return: None when some task was not measured right after it was learnt; 0 for a single task.
-    """
-    if len(matrix) == 1:
-        return 0.0
-    final = _known(matrix[-1])
-    changes = []
-    for task, now in enumerate(final[:-1]):
-        learnt = matrix[task][task]
-        if learnt is None:
-            return None
-        changes.append(now - learnt)
-    return _mean(changes)
-
-
-def accuracy_by_order(runs: Sequence[RunResult]) -> dict[int, dict[int, float]]:
-    """``P[r][t]``: final accuracy by order and by task index in the canonical order.
-
-    :param runs: of one strategy; several seeds of one order are averaged.
-    :return: orders and tasks ascending.
-    """
-    found = {}
-    for order in sorted({run.order_index for run in runs}):
-        finals = [run.final_by_task for run in runs if run.order_index == order]
-        found[order] = {task: _mean([f[task] for f in finals]) for task in sorted(finals[0])}
-    return found
-
-
-def order_robustness(runs: Sequence[RunResult]) -> OrderRobustnessResult:
-    """How much the order of the tasks does to one strategy's accuracies.
-
-    The key of a task is its index in the canonical order, which tells permuted tasks apart, too.
-
-    :param runs: of one strategy in several orders; several seeds of one order are averaged.
-    :raises OrderRobustnessError: if all runs had one order, or not all the same tasks.
-    """
-    robustness = OrderRobustness()
-    for run in runs:
-        for task, accuracy in run.final_by_task.items():
-            robustness.update(run.order_index, task, accuracy)
-    return robustness.result()
-
-
-def by_stream(results: Iterable[RunResult]) -> list[tuple[str, list[RunResult]]]:
-    """Runs that may stand in one table: of one stream, backbone, number of epochs and precision.
-
-    :param results: any runs.
-    :return: the stream's name, behind it in brackets whether they were quick and in bfloat16, with
-        the runs, in order of first appearance.
-    """
-    grouped = _grouped(
-        results, lambda run: (run.stream, run.backbone, run.quick, run.epochs, run.bf16)
-    )
-    return [
-        (stream + " (quick)" * quick + " (bfloat16)" * bf16, runs)
-        for (stream, _, quick, _, bf16), runs in grouped.items()
-    ]
-
-
-def by_scenario(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs grouped by scenario, in order of first appearance."""
-    return _grouped(results, lambda run: run.scenario)
-
-
-def by_strategy(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Runs grouped by strategy and rule to infer tasks, in order of first appearance."""
-    return _grouped(results, lambda run: run.key.label)
-
-
-def by_order(results: Iterable[RunResult]) -> dict[int, list[RunResult]]:
-    """Runs grouped by the number of their task order, ascending."""
-    return dict(sorted(_grouped(results, lambda run: run.order_index).items()))
-
-
-def count_orders(results: Iterable[RunResult]) -> int:
-    """In how many task orders the runs learned."""
-    return len(by_order(results))
-
-
-def learned_in_turn(runs: Iterable[RunResult]) -> bool:
-    """Whether tasks were learned one after the other, and not from the data of all at once."""
-    return all(run.forgetting is not None for run in runs)
-
-
-def title_of(results: Sequence[RunResult], stream: str) -> str:
-    """What runs of one scenario have in common, in a line; stream as of :func:`by_stream`."""
-    first = results[0]
-    epochs = "1 epoch" if first.epochs == 1 else f"{first.epochs} epochs"
-    tasks = f"{len(first.order)} tasks, {first.backbone}"
-    return f"{stream}{scenario_of(results)}: {tasks}, {epochs}, {_repetitions(results)}"
-
-
-def scenario_of(results: Sequence[RunResult]) -> str:
-    """The scenario of all runs in brackets, to put behind the stream; empty for the usual one."""
-    scenario = results[0].scenario
-    return "" if scenario == "task" else f" ({scenario} scenario)"
-
-
-def layer_name(weight: str) -> str:
-    """The layer of a weight, for people.
-
-    >>> layer_name("body.1.weight"), layer_name("attention.in_proj_weight")
-    ('body.1', 'attention.in_proj_weight')
-    """
-    return weight[: -len(".weight")] if weight.endswith(".weight") else weight
-
-
-def format_bytes(count: float, deviation: float | None = None) -> str:
-    """Bytes with a decimal unit.
-
-    :param count: how many.
-    :param deviation: of several counts, in bytes as well.
-
-    >>> format_bytes(812), format_bytes(81_600), format_bytes(4_536_000, 20_000)
-    ('812 B', '81.6 kB', '4.54 ± 0.02 MB')
-    """
-    if count < 1e3:
-        scale, digits, unit = 1.0, 0, "B"
-    elif count < 1e6:
-        scale, digits, unit = 1e3, 1, "kB"
-    else:
-        scale, digits, unit = 1e6, 2, "MB"
-    numbers = [count] if deviation is None else [count, deviation]
-    return f"{' ± '.join(f'{number / scale:.{digits}f}' for number in numbers)} {unit}"
+        return dict(zip(self.order, final_row(self.accuracy_matrix)))
 
 
 def versions() -> dict[str, str]:
@@ -394,42 +205,5 @@ def read_results(path: Path) -> list[RunResult]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step, through a temporary file beside it."""
+    """Write a text file in one step, through a temporary file next to it."""
     write_atomically(path, text.encode("utf-8"))
-
-
-def _grouped(
-    results: Iterable[RunResult], key: Callable[[RunResult], _Key]
-) -> dict[_Key, list[RunResult]]:
-    grouped: dict[_Key, list[RunResult]] = {}
-    for result in results:
-        grouped.setdefault(key(result), []).append(result)
-    return grouped
-
-
-def _repetitions(results: Sequence[RunResult]) -> str:
-    """How often each strategy was run.
-
-    With several orders the deviation is over all runs, whichever seed and order they had.
-    """
-    seeds, orders = len({result.seed for result in results}), count_orders(results)
-    if seeds > 1 and orders > 1:
-        return f"mean ± deviation of {seeds} seeds in {orders} task orders"
-    if orders > 1:
-        return f"seed {results[0].seed}, mean ± deviation of {orders} task orders"
-    return f"mean ± deviation of {seeds} seeds" if seeds > 1 else f"seed {results[0].seed}"
-
-
-def _known(row: Row) -> list[float]:
-    values = [value for value in row if value is not None]
-    if len(values) != len(row):
-        raise ValueError(f"Every task needs a final accuracy, but the last row is {row}.")
-    return values
-
-
-def _known_column(matrix: Sequence[Row], task: int) -> list[float]:
-    return [value for value in (row[task] for row in matrix) if value is not None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -8,29 +8,25 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from avalanche_compress import AutocastPlugin, ChannelsLastPlugin, TensorDataPlugin
-from benchmarks.data.streams import STREAMS, Budget, Stream, task_orders
+from benchmarks.data.splits import Stream, StreamRequest
+from benchmarks.data.streams import STREAMS, Budget, build_stream, task_orders
 from benchmarks.report import pictures
 from benchmarks.runs import recipe
-from benchmarks.runs.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
-from benchmarks.runs.display import Display, EpochWatcher
-from benchmarks.runs.results import (
-    RunKey,
-    RunResult,
+from benchmarks.runs.accuracies import (
     accuracy_row,
     backward_transfer,
     final_accuracy,
     forgetting,
-    hardware,
     mean_so_far,
-    versions,
-    write_text,
 )
+from benchmarks.runs.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
+from benchmarks.runs.display import Display, EpochWatcher
+from benchmarks.runs.results import RunKey, RunResult, hardware, versions, write_text
 from benchmarks.runs.settings import RunSettings
 from benchmarks.runs.strategies import STRATEGIES, Learner
 from benchmarks.runs.tracking import Tracker
@@ -166,16 +162,14 @@ def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:
 
 
 def _build_stream(job: Job) -> Stream:
-    key = job.key
-    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else job.budget.validation_fraction
-    changes: dict[str, Any] = {}
-    if key.scenario != "task":
-        changes["scenario"] = key.scenario
+    key, order = job.key, None
     if key.order_index:
-        orders = task_orders(STREAMS[key.stream].tasks, key.order_index + 1)
-        changes["order"] = orders[key.order_index]
+        order = task_orders(STREAMS[key.stream].tasks, key.order_index + 1)[key.order_index]
+    held_out = 0.0 if STRATEGIES[key.strategy].holds_out else job.budget.validation_fraction
     _seed_everything(key.seed)
-    return STREAMS[key.stream].build(job.data, key.seed, held_out, **changes)
+    return build_stream(
+        StreamRequest(key.stream, job.data, key.seed, held_out, order=order, scenario=key.scenario)
+    )
 
 
 def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display) -> RunResult:

@@ -151,7 +151,7 @@ class LearningRateDecay(SupervisedPlugin):
         epoch, step = clock.train_exp_epochs, clock.train_epoch_iterations
         if step == 0:  # not before the epoch, when plugins may still give other parameters
             trained = {id(parameter) for group in groups for parameter in group["params"]}
-            names = [name for name, own in strategy.model.named_parameters() if id(own) in trained]
+            names = [name for name, p in strategy.model.named_parameters() if id(p) in trained]
             if names != self._parameters:
                 self._parameters, self._start = names, epoch
         done = epoch - self._start + step / len(strategy.dataloader)

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Iterator, NamedTuple, Sequence
 
 from avalanche_compress import Position
 from benchmarks import compare
-from benchmarks.data.streams import STREAMS
+from benchmarks.data.splits import StreamRequest
+from benchmarks.data.streams import build_stream
 from benchmarks.runs.engines import Line, calm
 from benchmarks.runs.results import RunResult
 from benchmarks.runs.run import Failure, Job, attempt
@@ -189,7 +190,7 @@ def kill_run(job: Job, kills: int, moments: random.Random) -> Tally:
     :raises RuntimeError: if the run fails.
     """
     # what this imports and reads is then there for all processes
-    STREAMS[job.key.stream].build(job.data, job.key.seed, 0.0)
+    build_stream(StreamRequest(job.key.stream, job.data, job.key.seed))
     expected, timeline = _timed(replace(job, out=job.out / "whole"))
     job, tally = replace(job, out=job.out / "killed"), Tally()
     while tally.kills < kills:

@@ -103,7 +103,6 @@ def test_two_strategies_end_to_end(tmp_path, capsys):
             "accuracy_against_bytes",
             "accuracy_matrices",
             "accuracy_over_tasks",
-            "time",
             "matrix-split_digits-naive-seed0",
             "matrix-split_digits-independent-seed0",
         }
@@ -156,7 +155,7 @@ def test_ranks_are_kept_and_drawn_of_methods_that_keep_weights_as_terms(tmp_path
     naive, packnet = others
     assert naive["densities"] == naive["bits"] == cacl["densities"] is None
     assert list(packnet["densities"]) == list(packnet["bits"]) == list(cacl["bits"])
-    assert {len(own) for own in packnet["densities"].values()} == {5}
+    assert {len(tasks) for tasks in packnet["densities"].values()} == {5}
     pictures = [path.name for path in tmp_path.glob("ranks-*.png")]
     assert pictures == ["ranks-split_digits-cacl-seed0.png"]
     total = sum(cacl["ranks"]["body.1.weight"])
@@ -200,9 +199,9 @@ def test_a_backbone_is_a_table_of_its_own_and_the_streams_own_is_not_spelled_out
     )
     assert compare.main(arguments) == 0
     assert compare.main([*arguments, "--backbone", "lenet"]) == 0
-    own, other = json.loads((tmp_path / "results.json").read_text())
-    assert [own["backbone"], other["backbone"]] == ["mlp", "lenet"]
-    assert own["recipe"] != other["recipe"]
+    usual, other = json.loads((tmp_path / "results.json").read_text())
+    assert [usual["backbone"], other["backbone"]] == ["mlp", "lenet"]
+    assert usual["recipe"] != other["recipe"]
     names = {path.name for path in tmp_path.glob("matrix-*.png")}
     assert names == {
         "matrix-split_digits-naive-seed0.png",

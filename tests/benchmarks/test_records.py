@@ -87,7 +87,7 @@ def test_one_command_takes_over_a_store_and_writes_the_tables(files, capsys):
     assert "4 runs in" in capsys.readouterr().out
     assert read_records(records) == RUNS
     text = document.read_text("utf-8")
-    start, table, end = text.partition(markdown_tables(RUNS[:3], "split_digits"))
+    start, table, end = text.partition(markdown_tables(RUNS[:3]))
     assert (start, end) == (
         "before\n<!-- table: split_digits -->\n\n",
         "\n<!-- end -->\nafter ± 0.5\n",
@@ -116,7 +116,7 @@ def test_a_stream_can_be_taken_over_alone(files):
 )
 def test_a_mark_says_which_runs_a_table_has(mark, expected):
     written = write_tables(f"<!-- table: {mark} --><!-- end -->".replace("--><", "-->\n<"), RUNS)
-    assert markdown_tables(expected, "split_digits") in written
+    assert markdown_tables(expected) in written
     assert written.count("### split_digits: 2 tasks") == 1
 
 

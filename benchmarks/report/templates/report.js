@@ -7,7 +7,7 @@ for (const button of document.querySelectorAll("thead button")) {
 function sortBy(head) {
   const heads = [...head.parentElement.children];
   const other = { ascending: "descending", descending: "ascending" };
-  const direction = other[head.ariaSort] ?? head.dataset.first ?? "ascending";
+  const direction = other[head.ariaSort] ?? "ascending";
   for (const each of heads) each.setAttribute("aria-sort", each === head ? direction : "none");
   const column = heads.indexOf(head);
   const body = head.closest("table").tBodies[0];

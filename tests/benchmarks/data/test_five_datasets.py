@@ -15,7 +15,8 @@ from published_files import (
 from torchvision.transforms import Compose, Normalize, Pad, ToTensor
 
 from benchmarks.data.five_datasets import SVHN_FILES, SVHN_URL, load_five_datasets, load_svhn
-from benchmarks.data.image_streams import five_datasets
+from benchmarks.data.splits import StreamRequest
+from benchmarks.data.streams import build_stream
 from benchmarks.data.images import DamagedDataError, MissingDataError
 
 SVHN = ((0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197))
@@ -32,7 +33,7 @@ def data_dir(tmp_path):
 
 
 def test_five_tasks_of_ten_classes_in_any_order(data_dir):
-    stream = five_datasets(data_dir, seed=0, order=[2, 0, 4, 1, 3])
+    stream = build_stream(StreamRequest("five_datasets", data_dir, order=[2, 0, 4, 1, 3]))
     assert (stream.name, stream.order) == ("five_datasets", [2, 0, 4, 1, 3])
     assert stream.tasks == [list(range(10))] * 5
     assert (stream.input_shape, stream.max_classes) == ((3, 32, 32), 10)
@@ -45,13 +46,13 @@ def test_five_tasks_of_ten_classes_in_any_order(data_dir):
 
 
 def test_held_out_images_are_of_the_training_sets(data_dir):
-    stream = five_datasets(data_dir, seed=0, held_out=0.2)
+    stream = build_stream(StreamRequest("five_datasets", data_dir, held_out=0.2))
     assert [len(e.dataset) for e in stream.benchmark.train_stream] == [80, 32, 24, 40, 144]
     assert [len(e.dataset) for e in stream.benchmark.test_stream] == [20, 20, 30, 20, 20]
 
 
 def test_images_are_what_torchvision_makes_of_them(data_dir):
-    stream = five_datasets(data_dir, seed=0)
+    stream = build_stream(StreamRequest("five_datasets", data_dir))
     colour = [
         (0, pixels(5, 20, 3, 32, 32)[3], (0.4913725, 0.4823529, 0.4466667), (63.0, 62.1, 66.7)),
         (2, pixels(1, 32, 32, 3, 30)[..., 3].transpose(2, 0, 1), *SVHN),

@@ -10,16 +10,14 @@ from published_files import (
     write_tiny_imagenet,
 )
 
-from benchmarks.data.image_streams import (
-    SUPERCLASSES,
-    cifar100_superclasses,
-    mini_imagenet,
-    omniglot_rotation,
-    split_cifar100,
-    split_tiny_imagenet_200,
-)
+from benchmarks.data.image_streams import SUPERCLASSES, split_cifar100, split_tiny_imagenet_200
 from benchmarks.data.pickled_images import load_cifar100
-from benchmarks.data.streams import STREAMS
+from benchmarks.data.splits import StreamRequest
+from benchmarks.data.streams import STREAMS, build_stream
+
+
+def stream_of(name, data_dir, **changes):
+    return build_stream(StreamRequest(name, data_dir, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def data_dir(tmp_path_factory):
 def test_a_stream_has_the_tasks_that_its_entry_says(data_dir, name):
     entry = STREAMS[name]
     order = list(reversed(range(entry.tasks)))
-    stream = entry.build(data_dir, 0, order=order)
+    stream = stream_of(name, data_dir, order=order)
     assert (stream.name, stream.order, len(stream.tasks)) == (name, order, entry.tasks)
     assert len({number for classes in stream.tasks for number in classes}) in (100, 200)
     for part in (stream.benchmark.train_stream, stream.benchmark.test_stream):
@@ -59,7 +57,7 @@ def test_a_stream_has_the_tasks_that_its_entry_says(data_dir, name):
 
 @pytest.mark.parametrize("tasks", [10, 20])
 def test_split_cifar100_takes_the_classes_as_they_are_numbered(data_dir, tasks):
-    stream = split_cifar100(data_dir, seed=0, tasks=tasks)
+    stream = stream_of(f"split_cifar100_{tasks}", data_dir)
     each = 100 // tasks
     assert stream.tasks[1] == list(range(each, 2 * each))
     images, labels = load_cifar100(data_dir).test
@@ -87,33 +85,33 @@ def test_superclasses_share_all_classes_among_them():
 
 
 def test_a_superclass_is_numbered_within_itself_or_through_all_classes(data_dir):
-    task = cifar100_superclasses(data_dir, 0)
-    through = cifar100_superclasses(data_dir, 0, scenario="class")
+    task = stream_of("cifar100_superclasses", data_dir)
+    through = stream_of("cifar100_superclasses", data_dir, scenario="class")
     assert task.tasks == through.tasks == [list(group) for group in SUPERCLASSES.values()]
     assert (task.max_classes, through.max_classes) == (5, 100)
     pairs = zip(task.benchmark.test_stream, through.benchmark.test_stream)
-    for classes, (own, same) in zip(task.tasks, pairs):
-        assert [classes[target] for target in own.dataset.targets] == list(same.dataset.targets)
-        assert torch.equal(own.dataset[0][0], same.dataset[0][0])
+    for classes, (labelled, same) in zip(task.tasks, pairs):
+        assert [classes[target] for target in labelled.dataset.targets] == list(same.dataset.targets)
+        assert torch.equal(labelled.dataset[0][0], same.dataset[0][0])
         assert same.task_labels == [0]
 
 
 def test_tasks_that_do_not_divide_the_classes_are_refused(data_dir):
     for tasks in (0, 3, 101):
         with pytest.raises(ValueError, match=f"100 classes do not make {tasks} equal tasks"):
-            split_cifar100(data_dir, seed=0, tasks=tasks)
+            split_cifar100(StreamRequest("split_cifar100_10", data_dir, tasks=tasks))
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_tiny_imagenet_has_all_classes_at_either_size(data_dir, size):
-    stream = split_tiny_imagenet_200(data_dir, seed=0, size=size)
+    stream = split_tiny_imagenet_200(StreamRequest("tiny", data_dir, tasks=40), size=size)
     assert stream.tasks[-1] == [195, 196, 197, 198, 199]
     assert stream.input_shape == (3, size, size)
     assert stream.benchmark.train_stream[7].dataset[0][0].shape == (3, size, size)
 
 
 def test_omniglot_rotation_is_twelve_characters_a_task(data_dir):
-    stream = omniglot_rotation(data_dir, seed=0, tasks=2, order=[1, 0])
+    stream = stream_of("omniglot_rotation", data_dir, tasks=2, order=[1, 0])
     assert stream.tasks == [list(range(12, 24)), list(range(12))]
     assert (stream.input_shape, stream.max_classes) == ((1, 28, 28), 12)
     first = stream.benchmark.train_stream[0].dataset
@@ -123,7 +121,7 @@ def test_omniglot_rotation_is_twelve_characters_a_task(data_dir):
 
 
 def test_mini_imagenet_holds_out_a_part_of_the_training_set_only(data_dir):
-    stream = mini_imagenet(data_dir, seed=0, held_out=0.2, scenario="class")
+    stream = stream_of("mini_imagenet", data_dir, held_out=0.2, scenario="class")
     assert [len(e.dataset) for e in stream.benchmark.train_stream] == [20] * 20
     assert [len(e.dataset) for e in stream.benchmark.test_stream] == [5] * 20
     assert stream.input_shape == (3, 84, 84)

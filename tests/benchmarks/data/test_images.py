@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks.data import images
 from benchmarks.data.image_streams import split_tiny_imagenet
+from benchmarks.data.splits import StreamRequest
 from benchmarks.data.images import (
     DamagedDataError,
     MissingDataError,
@@ -198,7 +199,8 @@ def test_names_in_an_archive_write_nothing(archive):
 
 
 def test_split_tiny_imagenet_normalises_each_channel(data_dir):
-    stream = split_tiny_imagenet(data_dir, seed=0, tasks=2, per_task=2, order=[1, 0])
+    request = StreamRequest("split_tiny_imagenet", data_dir, tasks=2, order=[1, 0])
+    stream = split_tiny_imagenet(request, per_task=2)
     assert (stream.tasks, stream.order) == ([[2, 3], [0, 1]], [1, 0])
     assert (stream.input_shape, stream.max_classes) == ((3, 32, 32), 2)
     experience = stream.benchmark.test_stream[0]
@@ -212,6 +214,7 @@ def test_split_tiny_imagenet_normalises_each_channel(data_dir):
 
 
 def test_held_out_images_are_of_the_training_set(data_dir):
-    stream = split_tiny_imagenet(data_dir, seed=0, held_out=0.5, tasks=2, per_task=2)
+    request = StreamRequest("split_tiny_imagenet", data_dir, held_out=0.5, tasks=2)
+    stream = split_tiny_imagenet(request, per_task=2)
     assert [len(e.dataset) for e in stream.benchmark.train_stream] == [3, 3]
     assert [len(e.dataset) for e in stream.benchmark.test_stream] == [4, 4]

@@ -1,6 +1,5 @@
 """Streams: shapes, labels, determinism, the promise about held-out examples."""
 
-import inspect
 import pickle
 from types import SimpleNamespace
 
@@ -14,8 +13,22 @@ from avalanche_compress import ValidationPlugin
 from benchmarks.data import splits, streams
 from benchmarks.runs.backbones import BACKBONES
 from benchmarks.data.images import MNIST_FILES, load_mnist
-from benchmarks.data.splits import kept_rows
-from benchmarks.data.streams import STREAMS, nearest, split_digits, task_orders, wsn_permutations
+from benchmarks.data.splits import StreamRequest, kept_rows
+from benchmarks.data.streams import (
+    STREAMS,
+    build_stream,
+    nearest,
+    task_orders,
+    wsn_permutations,
+)
+
+
+def stream_of(name, data_dir, seed=0, **changes):
+    return build_stream(StreamRequest(name, data_dir, seed, **changes))
+
+
+def split_digits(data_dir, seed=0, **changes):
+    return stream_of("split_digits", data_dir, seed, **changes)
 
 
 def tensors(experience):
@@ -164,7 +177,7 @@ def test_permutations_are_those_of_the_public_wsn_code():
 
 
 def test_permuted_mnist_permutes_the_normalised_images(tiny_mnist):
-    stream = streams.permuted_mnist(tiny_mnist, seed=1, tasks=3)
+    stream = stream_of("permuted_mnist", tiny_mnist, seed=1, tasks=3)
     assert stream.tasks == [list(range(10))] * 3
     source = torch.from_numpy(
         np.frombuffer((tiny_mnist / "MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8)
@@ -181,8 +194,8 @@ def test_permuted_mnist_permutes_the_normalised_images(tiny_mnist):
 
 
 def test_permuted_mnist_in_another_order_has_the_same_tasks(tiny_mnist):
-    canonical = streams.permuted_mnist(tiny_mnist, seed=1, tasks=3)
-    stream = streams.permuted_mnist(tiny_mnist, seed=1, tasks=3, order=(2, 0, 1))
+    canonical = stream_of("permuted_mnist", tiny_mnist, seed=1, tasks=3)
+    stream = stream_of("permuted_mnist", tiny_mnist, seed=1, tasks=3, order=(2, 0, 1))
     assert stream.order == [2, 0, 1]
     for position, task in enumerate(stream.order):
         experience = stream.benchmark.test_stream[position]
@@ -192,7 +205,7 @@ def test_permuted_mnist_in_another_order_has_the_same_tasks(tiny_mnist):
 
 
 def test_permuted_mnist_32_is_what_the_public_halrp_code_makes(tiny_mnist):
-    stream = streams.permuted_mnist_32(tiny_mnist, seed=0)
+    stream = stream_of("permuted_mnist_32", tiny_mnist, seed=0)
     assert (stream.input_shape, len(stream.tasks)) == ((3, 32, 32), 5)
     grey = load_mnist(tiny_mnist).test[0][7].reshape(28, 28)
     resized = np.asarray(Image.fromarray(grey).resize((32, 32), Image.BILINEAR))
@@ -207,7 +220,7 @@ def test_permuted_mnist_32_is_what_the_public_halrp_code_makes(tiny_mnist):
 def test_permuted_mnist_32_keeps_one_grey_image_for_all_channels(tiny_mnist, monkeypatch):
     cut = []
     monkeypatch.setattr(splits, "dataset_benchmark", lambda *parts: cut.extend(parts))
-    streams.permuted_mnist_32(tiny_mnist, seed=0, held_out=0.2, tasks=2)
+    stream_of("permuted_mnist_32", tiny_mnist, seed=0, held_out=0.2, tasks=2)
     first, second = cut[0]
     assert first.pixels.shape == (200, 1024)
     assert first.pixels is second.pixels
@@ -215,24 +228,42 @@ def test_permuted_mnist_32_keeps_one_grey_image_for_all_channels(tiny_mnist, mon
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_registered_stream_names_a_backbone_and_takes_an_order(name):
-    entry = STREAMS[name]
-    assert entry.backbone in BACKBONES
-    parameters = inspect.signature(entry.build).parameters
-    assert parameters["order"].default is None
-    assert ("scenario" in parameters) == (len(entry.scenarios) > 1)
-    if "tasks" in parameters:
-        assert parameters["tasks"].default == entry.tasks
+def test_a_registered_stream_names_a_backbone(name):
+    assert STREAMS[name].backbone in BACKBONES
 
 
-@pytest.mark.parametrize("name", ["split_digits", "split_mnist", "permuted_mnist_32"])
+@pytest.mark.parametrize(
+    "name", ["split_digits", "permuted_digits", "split_mnist", "permuted_mnist_32"]
+)
 def test_a_stream_has_the_tasks_that_its_entry_says(tiny_mnist, name):
-    entry = STREAMS[name]
-    assert len(entry.build(tiny_mnist, 0).tasks) == entry.tasks
+    stream = stream_of(name, tiny_mnist)
+    assert (stream.name, len(stream.tasks)) == (name, STREAMS[name].tasks)
+
+
+def test_permuted_digits_are_the_same_images_in_other_orders_of_the_pixels(tmp_path):
+    whole = split_digits(tmp_path, seed=2, tasks=1).benchmark.test_stream[0]
+    stream = stream_of("permuted_digits", tmp_path, seed=2, tasks=4)
+    assert stream.tasks == [list(range(10))] * 4
+    images, labels = tensors(whole)
+    for task, permutation in enumerate(wsn_permutations(2, 4, 64)):
+        experience = stream.benchmark.test_stream[task]
+        x, y = tensors(experience)
+        assert torch.equal(x.flatten(1), images.flatten(1)[:, permutation])
+        assert torch.equal(y, labels) and experience.task_labels == [task]
+
+
+def test_what_a_stream_does_not_have_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="permuted_digits has no class scenario"):
+        stream_of("permuted_digits", tmp_path, scenario="class")
+    with pytest.raises(ValueError, match="10 classes do not make 3 equal tasks"):
+        split_digits(tmp_path, tasks=3)
+    request = StreamRequest("split_digits", tmp_path, tasks=4)
+    with pytest.raises(ValueError, match="split_digits has 5 tasks here, but 4 are asked"):
+        splits.split_classes(request, streams.load_digits(0), [[0, 1]] * 5)
 
 
 def test_split_mnist_holds_out_a_part_of_the_training_set_only(tiny_mnist):
-    stream = streams.split_mnist(tiny_mnist, seed=0, held_out=0.1)
+    stream = stream_of("split_mnist", tiny_mnist, seed=0, held_out=0.1)
     assert [len(e.dataset) for e in stream.benchmark.train_stream] == [36] * 5
     assert [len(e.dataset) for e in stream.benchmark.test_stream] == [10] * 5
     assert stream.input_shape == (1, 28, 28)
@@ -244,7 +275,7 @@ def test_absent_mnist_says_where_to_put_the_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
     with pytest.raises(FileNotFoundError, match="no network") as error:
-        streams.split_mnist(tmp_path, seed=0)
+        stream_of("split_mnist", tmp_path, seed=0)
     assert str(tmp_path / "MNIST" / "raw") in str(error.value)
     assert all(name in str(error.value) for name in MNIST_FILES)
 

@@ -8,7 +8,8 @@ from benchmarks_for_tests import make_result, reordered
 from matplotlib.colors import to_hex
 
 from benchmarks.report.drawing import FEW_LAYERS, save, styles_of, svg_of
-from benchmarks.report.layer_pictures import layer_figure, layer_means, rank_figure
+from benchmarks.report.groups import groups_of, groups_with, layer_means
+from benchmarks.report.layer_pictures import layer_figure, rank_figure
 from benchmarks.report.pictures import (
     PICTURES,
     bytes_figure,
@@ -17,7 +18,6 @@ from benchmarks.report.pictures import (
     draw_run,
     heat_map,
     matrix_figure,
-    time_figure,
 )
 from benchmarks.runs.strategies import STRATEGIES
 
@@ -26,7 +26,7 @@ PNG = b"\x89PNG"
 
 def with_ranks(layers, tasks, **changes):
     drawn = np.random.randint(0, 40, (layers, tasks)).tolist()
-    ranks = {f"body.{layer}.weight": own for layer, own in enumerate(drawn)}
+    ranks = {f"body.{layer}.weight": row for layer, row in enumerate(drawn)}
     return make_result("cacl", ranks=ranks, **{"order": list(range(tasks)), **changes})
 
 
@@ -91,25 +91,25 @@ def test_every_picture_takes_streams_scenarios_seeds_orders_and_many_strategies(
 
 def test_pictures_without_anything_to_show_are_not_drawn(tmp_path):
     draw_comparison([make_result()], tmp_path)
-    always = {"accuracy_over_tasks", "accuracy_matrices", "accuracy_against_bytes", "time"}
+    always = {"accuracy_over_tasks", "accuracy_matrices", "accuracy_against_bytes"}
     assert {path.stem for path in tmp_path.iterdir()} == always
 
 
 def test_registered_strategies_look_different_and_always_the_same():
-    everybody = styles_of([make_result(name) for name in STRATEGIES])
+    everybody = styles_of(groups_of(make_result(name) for name in STRATEGIES))
     assert len({colour for colour, _ in everybody.values()}) == len(STRATEGIES)
-    assert styles_of([make_result("wsn")])["wsn"] == everybody["wsn"]
+    assert styles_of(groups_of([make_result("wsn")]))["wsn"] == everybody["wsn"]
     rules = [
         make_result("wsn", task_inference=rule) for rule in ("energy", "entropy", "energy_batch")
     ]
-    styles = styles_of([make_result("new"), *rules])
+    styles = styles_of(groups_of([make_result("new"), *rules]))
     assert len(set(styles.values())) == 4
     assert {styles[f"wsn, {rule}"][0] for rule in ("energy", "entropy")} == {everybody["wsn"][0]}
 
 
 def test_a_curve_is_the_mean_over_the_tasks_seen_and_the_runs():
     runs = [make_result(), make_result(seed=1, accuracy_matrix=[[0.75, None], [0.5, 0.9]]), joint()]
-    (axes,) = curve_figure(runs).axes
+    (axes,) = curve_figure(groups_of(runs)).axes
     naive, together = (np.array(points(axes)[name]) for name in ("naive", "joint"))
     assert naive[:, 1] == pytest.approx([85, 80])
     assert np.isnan(together[0, 1]) and together[1, 1] == pytest.approx(98)
@@ -120,23 +120,10 @@ def test_a_curve_is_the_mean_over_the_tasks_seen_and_the_runs():
 def test_the_front_goes_along_the_best_that_learned_task_by_task():
     sizes = {"a": (1000, 0.8), "b": (2000, 0.7), "c": (4000, 0.9)}
     runs = [make_result(n, stored_bytes=size, accuracy=a) for n, (size, a) in sizes.items()]
-    (axes,) = bytes_figure([*runs, joint(stored_bytes=10)]).axes
+    (axes,) = bytes_figure(groups_of([*runs, joint(stored_bytes=10)])).axes
     (front,) = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     assert list(zip(*front.get_data())) == [(1000, 80), (4000, 90)]
     assert set(points(axes)) == {"a", "b", "c", "joint"}
-
-
-def test_bars_are_seconds_of_training_and_then_of_evaluation():
-    runs = [
-        make_result("ewc"),
-        make_result(train_seconds=3.0),
-        make_result(seed=1, train_seconds=5.0),
-    ]
-    (axes,) = time_figure(runs).axes
-    widths = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
-    assert widths == [(0, 2.0), (0, 4.0), (2.0, 0.25), (4.0, 0.25)]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["ewc", "naive"]
-    assert [text.get_text() for text in axes.texts] == ["2.2 s", "4.2 s"]
 
 
 def test_small_matrices_are_means_over_the_seeds_of_the_first_order():
@@ -145,7 +132,7 @@ def test_small_matrices_are_means_over_the_seeds_of_the_first_order():
         make_result(),
         make_result(seed=1, accuracy_matrix=[[0.85, None], [0.7, 0.5]]),
     ]
-    panel, _ = matrix_figure(runs).axes
+    panel, _ = matrix_figure(groups_of(runs)).axes
     assert [text.get_text() for text in panel.texts] == ["90.0", "80.0", "70.0"]
 
 
@@ -159,16 +146,16 @@ def test_layers_have_the_mean_over_runs_and_nothing_where_no_task_added_anything
     means = layer_means(runs, "bits")
     assert means["a"] == pytest.approx([6, 3, np.nan], nan_ok=True)
     assert means["b"] == pytest.approx([4, 3, 2])
-    panel, *_ = layer_figure([*runs, make_result()], "bits").axes
+    panel, *_ = layer_figure(groups_with([*runs, make_result()], "bits"), "bits").axes
     drawn = [line.get_ydata() for line in panel.get_lines()]
-    assert drawn == [pytest.approx(own, nan_ok=True) for own in means.values()]
+    assert drawn == [pytest.approx(mean, nan_ok=True) for mean in means.values()]
     assert panel.get_title(loc="left") == "cacl"
 
 
 @pytest.mark.parametrize("layers", [1, FEW_LAYERS, FEW_LAYERS + 1])
 def test_few_layers_have_a_legend_and_many_a_colour_bar(layers):
     densities = {f"body.{layer}.weight": [0.5, 0.25] for layer in range(layers)}
-    figure = layer_figure([make_result("wsn", densities=densities)], "densities")
+    figure = layer_figure(groups_of([make_result("wsn", densities=densities)]), "densities")
     assert len(figure.axes) == (2 if layers > FEW_LAYERS else 1)
     assert len(figure.subfigs[0].legends) == (0 if layers > FEW_LAYERS else 1)
     assert {tuple(line.get_ydata()) for line in figure.axes[0].get_lines()} == {(50, 25)}
@@ -182,8 +169,8 @@ def test_ranks_of_any_number_of_layers_and_tasks_are_drawn(layers, tasks):
 def test_ranks_have_a_curve_per_layer_and_add_up_over_the_tasks():
     run = with_ranks(4, 6)
     figure = rank_figure(run)
-    own, total = figure.axes
-    assert curves(own) == {tuple(ranks) for ranks in run.ranks.values()}
+    added, total = figure.axes
+    assert curves(added) == {tuple(ranks) for ranks in run.ranks.values()}
     assert curves(total) == {tuple(np.cumsum(ranks)) for ranks in run.ranks.values()}
     assert figure.texts[0].get_text() == "cacl on split_digits, seed 0"
 
@@ -192,9 +179,9 @@ def test_few_layers_are_named_with_their_total_and_many_have_a_colour_bar():
     few, many = with_ranks(3, 4), with_ranks(20, 10)
     said = [text.get_text() for text in rank_figure(few).axes[1].texts]
     assert said == [f"body.{layer}  {sum(few.ranks[f'body.{layer}.weight'])}" for layer in range(3)]
-    own, _, bar = rank_figure(many).axes
+    added, _, bar = rank_figure(many).axes
     assert [text.get_text() for text in bar.get_yticklabels()][::5] == ["body.0", "body.19"]
-    assert len({to_hex(line.get_color()) for line in own.get_lines()}) == 20
+    assert len({to_hex(line.get_color()) for line in added.get_lines()}) == 20
 
 
 def test_names_stay_in_the_panel_and_apart_when_all_layers_end_alike():

@@ -47,8 +47,8 @@ def test_lenet_has_the_layers_of_the_public_wsn_code():
 )
 def test_bodies_have_the_parameters_that_are_published(build, input_shape, body, inputs):
     model = build(input_shape, 5)
-    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head."))
-    assert (own, model.head.in_features) == (body, inputs)
+    inner = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("head."))
+    assert (inner, model.head.in_features) == (body, inputs)
 
 
 def test_alexnet_and_tinynet_have_the_layers_of_the_public_wsn_code():

@@ -56,4 +56,6 @@ def test_nothing_is_dropped_in_evaluation_and_everything_at_one():
 @pytest.mark.parametrize("name", ["alexnet", "alexnet_wsn", "cacl_net"])
 def test_backbones_have_no_other(name):
     model = BACKBONES[name]((3, 32, 32), 5)
-    assert {type(own) for own in model.modules() if isinstance(own, nn.Dropout)} == {Dropout}
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Dropout)} == {
+        Dropout
+    }

@@ -147,12 +147,12 @@ def built(monkeypatch, tmp_path):
 def test_every_strategy_trains_with_the_optimizer_of_its_recipe(
     strategy, tmp_path, monkeypatch, built
 ):
-    own = recipe.FOLDER / f"{strategy}.yaml"
-    given = yaml.safe_load(own.read_text()) if own.exists() else {}
+    path = recipe.FOLDER / f"{strategy}.yaml"
+    given = yaml.safe_load(path.read_text()) if path.exists() else {}
     optimizer = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}
     given["streams"] = {"split_digits": {"optimizer": optimizer}}
     shutil.copytree(recipe.FOLDER, tmp_path / "recipes")
-    (tmp_path / "recipes" / own.name).write_text(yaml.safe_dump(given))
+    (tmp_path / "recipes" / path.name).write_text(yaml.safe_dump(given))
     assert type(built(strategy).optimizer) is torch.optim.Adam
     monkeypatch.setattr(recipe, "FOLDER", tmp_path / "recipes")
     found = built(strategy).optimizer
@@ -170,7 +170,7 @@ def test_what_a_recipe_does_not_say_of_the_optimizer_is_left_to_torch(folder, bu
 def test_the_rate_falls_from_the_recipes_own(folder, built):
     write(folder, "default: {optimizer: {lr: 0.08}}", "naive")
     strategy = built("naive", lr_decay=0.5)
-    (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
+    (decay,) = [p for p in strategy.plugins if isinstance(p, LearningRateDecay)]
     strategy.dataloader = range(2)
     rates = []
     for strategy.clock.train_exp_epochs in range(2):
@@ -182,7 +182,7 @@ def test_the_rate_falls_from_the_recipes_own(folder, built):
 
 def test_the_rate_starts_anew_with_a_task_and_with_other_parameters(built):
     strategy = built("naive", lr_decay=0.5)
-    (decay,) = [own for own in strategy.plugins if isinstance(own, LearningRateDecay)]
+    (decay,) = [p for p in strategy.plugins if isinstance(p, LearningRateDecay)]
     (group,) = strategy.optimizer.param_groups
     strategy.dataloader = range(1)
 
@@ -201,8 +201,8 @@ def test_the_rate_starts_anew_with_a_task_and_with_other_parameters(built):
 def test_the_rate_falls_on_from_where_a_run_was_stopped(built):
     strategy, again = built("naive", lr_decay=0.5), built("naive", lr_decay=0.5)
     decay, restored = (
-        next(plugin for plugin in own.plugins if isinstance(plugin, LearningRateDecay))
-        for own in (strategy, again)
+        next(plugin for plugin in trained.plugins if isinstance(plugin, LearningRateDecay))
+        for trained in (strategy, again)
     )
     strategy.dataloader = again.dataloader = range(1)
     strategy.clock.train_exp_epochs = 3  # a phase begins

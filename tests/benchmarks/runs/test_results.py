@@ -1,4 +1,4 @@
-"""Metric arithmetic and results.json, against matrices made by hand."""
+"""The fields of a run, its names and results.json."""
 
 import dataclasses
 import json
@@ -6,17 +6,11 @@ import re
 
 import pytest
 
-from avalanche_compress import OrderRobustnessError
+from benchmarks.runs.accuracies import backward_transfer, final_accuracy, forgetting
 from benchmarks.runs.results import (
     RunKey,
     RunResult,
-    accuracy_by_order,
-    accuracy_row,
-    backward_transfer,
-    final_accuracy,
-    forgetting,
     hardware,
-    order_robustness,
     read_results,
     versions,
     write_results,
@@ -86,40 +80,6 @@ def make_result(**changes):
     return dataclasses.replace(result, **changes)
 
 
-def test_metrics_of_a_matrix_made_by_hand():
-    assert final_accuracy(MATRIX) == pytest.approx((0.7 + 0.85 + 0.6) / 3)
-    # Task 1 was at best .95 before the end, task 2 at best .8.
-    assert forgetting(MATRIX) == pytest.approx(((0.95 - 0.7) + (0.8 - 0.85)) / 2)
-    assert backward_transfer(MATRIX) == pytest.approx(((0.7 - 0.9) + (0.85 - 0.8)) / 2)
-
-
-def test_forgetting_and_transfer_are_zero_for_a_single_task():
-    assert forgetting([[0.9]]) == 0.0
-    assert backward_transfer([[0.9]]) == 0.0
-
-
-def test_forgetting_and_transfer_are_undefined_when_only_the_end_was_measured():
-    joint = [[None, None], [0.9, 0.8]]
-    assert final_accuracy(joint) == pytest.approx(0.85)
-    assert forgetting(joint) is None
-    assert backward_transfer(joint) is None
-
-
-def test_a_missing_final_accuracy_is_an_error():
-    with pytest.raises(ValueError, match="last row"):
-        final_accuracy([[0.9, None]])
-
-
-def test_only_per_experience_test_accuracies_enter_a_row():
-    metrics = {
-        "Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp000": 0.5,
-        "Top1_Acc_Exp/eval_phase/test_stream/Task012/Exp002": 0.25,
-        "Top1_Acc_Exp/eval_phase/train_stream/Task001/Exp001": 0.75,
-        "Top1_Acc_Stream/eval_phase/test_stream/Task002": 0.375,
-    }
-    assert accuracy_row(metrics, 3) == [0.5, None, 0.25]
-
-
 def test_results_json_has_the_promised_keys_and_reads_back(tmp_path):
     path = tmp_path / "new" / "results.json"
     ranked = make_result(strategy="cacl", ranks={"body.1.weight": [3, 1, 0]})
@@ -169,34 +129,6 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_the_archive_is_compared_where_there_is_one():
     assert make_result().ratio == 0.5
     assert make_result(archive_bytes=100).ratio == 0.1
-
-
-def in_order(order_index, order, final, **changes):
-    unseen = [[None] * len(final)] * (len(final) - 1)
-    return make_result(
-        order_index=order_index, order=order, accuracy_matrix=[*unseen, final], **changes
-    )
-
-
-def test_tasks_are_known_by_their_number_in_the_canonical_order():
-    runs = [
-        in_order(1, [2, 0, 1], [0.9, 0.5, 0.7]),
-        in_order(0, [0, 1, 2], [0.6, 0.5, 0.5], seed=0),
-        in_order(0, [0, 1, 2], [0.8, 0.7, 0.7], seed=1),
-    ]
-    assert runs[0].final_by_task == {2: 0.9, 0: 0.5, 1: 0.7}
-    expected = {0: {0: 0.7, 1: 0.6, 2: 0.6}, 1: {0: 0.5, 1: 0.7, 2: 0.9}}
-    found = accuracy_by_order(runs)
-    assert list(found) == [0, 1]
-    assert {order: pytest.approx(tasks) for order, tasks in found.items()} == expected
-    spread = order_robustness(runs)
-    assert spread.opd == pytest.approx({0: 0.2, 1: 0.1, 2: 0.3})
-    assert (spread.aopd, spread.mopd, spread.orders) == (*map(pytest.approx, (0.2, 0.3)), 2)
-
-
-def test_one_order_has_no_spread():
-    with pytest.raises(OrderRobustnessError, match="at least 2"):
-        order_robustness([make_result(), make_result(seed=1)])
 
 
 def test_only_orders_other_than_the_canonical_one_have_names_of_their_own():

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.data.streams import STREAMS, split_digits
+from benchmarks.data.splits import StreamRequest
+from benchmarks.data.streams import STREAMS, build_stream
 from benchmarks.runs.recipe import build
 from benchmarks.runs.settings import RunSettings
 from benchmarks.runs.strategies import STRATEGIES, ewc
@@ -15,7 +16,9 @@ HEAD = 2 * 100 + 2
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    stream = split_digits(tmp_path_factory.getbasetemp(), seed=0, held_out=0.1)
+    stream = build_stream(
+        StreamRequest("split_digits", tmp_path_factory.getbasetemp(), held_out=0.1)
+    )
     budget = dataclasses.replace(STREAMS["split_digits"].budget, epochs=2, train_mb_size=128)
     return RunSettings(stream, "mlp", budget, seed=0)
 

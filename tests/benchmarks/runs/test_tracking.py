@@ -61,7 +61,7 @@ def test_a_run_is_logged_with_what_its_numbers_come_from(tmp_path):
         assert merged[name] == pytest.approx(result.accuracy_matrix[-1][task])
     assert merged["AccuracyMatrix/table/nrows"] == 5
     assert merged["pictures/matrix/_type"] == merged["pictures/ranks/_type"] == "image-file"
-    artifacts = [own.artifact for own in offline_records(tmp_path) if own.HasField("artifact")]
+    artifacts = [r.artifact for r in offline_records(tmp_path) if r.HasField("artifact")]
     assert result.key.slug in {artifact.name for artifact in artifacts}
 
 
