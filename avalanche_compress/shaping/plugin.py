@@ -27,6 +27,13 @@ class ShapingPlugin(SupervisedPlugin):
     """The attributes that a training state has to keep: those that change from epoch to epoch, or
     from task to task, and are not set anew when a task begins."""
 
+    def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
+        """What :attr:`state_attributes` that may be None hold otherwise: kinds, lengths, shapes.
+
+        :param network: that goes on from the state.
+        """
+        return {}
+
     def shape(self, strategy: Any) -> None:
         """Change the open task's weights, after its last training step.
 

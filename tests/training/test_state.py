@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 import random
@@ -529,10 +530,14 @@ def test_a_pickle_does_not_execute(saved, monkeypatch):
 
 
 def set_in(state, *way_and_value):
+    """Replace an entry of a nested state, or delete it if the value is None."""
     *way, last, value = way_and_value
-    for key in way:
-        state = state[key]
-    if value is None:
+    if way:
+        inner = state[way[0]]
+        changed = list(inner) if isinstance(inner, tuple) else inner
+        set_in(changed, *way[1:], last, value)
+        state[way[0]] = type(inner)(changed) if isinstance(inner, tuple) else changed
+    elif value is None:
         del state[last]
     else:
         state[last] = value
@@ -560,12 +565,95 @@ def set_in(state, *way_and_value):
         ("generators", "torch", torch.zeros(3).byte()),
         ("generators", "python", (3, (1, 2), None)),
         ("evaluator", "metrics", 7),
+        ("generators", "numpy", 2, 700),
+        ("generators", "numpy", 2, -5),
+        ("generators", "numpy", 1, torch.zeros(624, dtype=torch.int64)),
+        ("generators", "numpy", 1, torch.ones(623, dtype=torch.int64)),
+        ("generators", "numpy", 4, math.inf),
+        ("generators", "python", 1, 624, 2**40),
+        ("generators", "cuda", [torch.zeros(3).byte()]),
+        ("plugins", 0, "_random", 1, 624, -1),
+        ("plugins", 1, "_best", (0.5, [torch.zeros(3)])),
+        ("position", 0, 10**6),
+        ("position", 1, -1),
+        ("position", 1, EPOCHS + 1),
+        ("plugins", -1, "train_exp_epochs", -(2**31)),
+        ("plugins", -1, "train_exp_epochs", 2**40),
+        ("plugins", -1, "train_exp_counter", 0),
+        ("plugins", -1, "train_iterations", 1.5),
+        ("plugins", -1, "nothing", 1),
+        ("task", "label", 0),
+        ("task", "label", None),
+        ("task", "classes", [1, 0]),
+        ("task", "classes", []),
+        ("task", "samples", "many"),
+        ("network", "_extra_state", "max_class_label", -1),
+        ("network", "_extra_state", "max_class_label", "5"),
+        ("network", "_extra_state", "open_task", "1"),
+        ("network", "_extra_state", "classes", "0", [2**70]),
+        ("network", "stores.0/weight._extra_state", "open", "mask", torch.zeros(3).bool()),
+        ("network", "stores.0/weight._extra_state", "open", "density", "all"),
+        ("optimizer", "groups", 0, "lr", -1.0),
+        ("optimizer", "groups", 0, "lr", math.nan),
+        ("optimizer", "groups", 0, "betas", (0.9, 1.0)),
+        ("optimizer", "groups", 0, "betas", (0.9,)),
+        ("optimizer", "groups", 0, "params", ["backbone.0.weight"] * 2),
+        ("optimizer", "moments", "backbone.0.weight", "exp_avg", torch.zeros(2)),
+        ("optimizer", "moments", "backbone.0.weight", "exp_avg", None),
+        ("optimizer", "moments", "backbone.0.weight", "step", torch.tensor(-1.0)),
+        ("optimizer", "moments", "backbone.0.weight", "step", torch.tensor(math.nan)),
+        ("optimizer", "moments", "backbone.0.nothing", {}),
+        ("evaluator", "all_metric_results", {"Loss": 3}),
     ],
     ids=lambda change: "/".join(str(key) for key in change[:-1]),
 )
 def test_what_does_not_fit_is_refused_though_its_checksum_fits(change, saved):
+    newest, older = states_in(saved)
     rewrite(saved, lambda state: set_in(state, *change))
-    refused(saved, CASES["packnet"]())
+    with pytest.warns(UserWarning, match=newest.name):
+        assert load_training_state(CASES["packnet"](), saved) == (1, 1)
+    older.unlink()
+    refused(saved, CASES["packnet"](), newest.name)
+
+
+@pytest.mark.parametrize("tree", [None, [], 3, "state", {}])
+def test_a_file_that_holds_no_state_is_no_start(tree, saved):
+    newest, older = states_in(saved)
+    newest.write_bytes(pack(tree))
+    with pytest.warns(UserWarning, match="no training state"):
+        assert load_training_state(CASES["packnet"](), saved) == (1, 1)
+    older.unlink()
+    refused(saved, CASES["packnet"](), "no training state")
+
+
+CASE_OF_PART = [
+    ("packnet_two_groups", ("optimizer", "moments", "backbone.1.weight", "momentum_buffer")),
+    ("packnet_step_lr_metrics", ("plugins", 1, "scheduler", "step_size")),
+    ("packnet_step_lr_metrics", ("evaluator", "metrics", 1, 1, "_mean_accuracy")),
+    ("ada_qpacknet", ("network", "stores.0/weight._extra_state", "open", "source")),
+    ("ada_qpacknet", ("network", "stores.0/weight._extra_state", "open", "available")),
+    ("cacl", ("network", "stores.0/weight._extra_state", "open", "reusable")),
+    ("halrp", ("network", "stores.0/weight._extra_state", "open", "base")),
+]
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1, 2, 3), "text", [-7], 0], ids=repr)
+@pytest.mark.parametrize("case, way", CASE_OF_PART, ids=lambda entry: "/".join(map(str, entry)))
+def test_parts_of_other_strategies_are_checked_too(case, way, value, whole, tmp_path):
+    folder, _ = whole(case)
+    _, state = unpack_newest(folder_of(folder, (0, 2)))
+    set_in(state, *way, value)
+    (tmp_path / "00000000.state").write_bytes(pack(state))
+    refused(tmp_path, CASES[case]())
+
+
+def test_loading_draws_no_number_and_changes_no_file(saved, saved_files):
+    strategy = CASES["packnet"]()
+    load_training_state(strategy, saved)
+    first = random.random(), np.random.rand(), torch.rand(1)
+    load_training_state(CASES["packnet"](seed=5), saved)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == first
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == saved_files
 
 
 # ---------------------------------------------------------------------------- what is refused

@@ -7,11 +7,11 @@ import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike, write_atomically
-from avalanche_compress.training.state.tree import HEADER, DamagedError, fits_header, pack, unpack
+from avalanche_compress.training.state.tree import HEADER, check_version, fits_header, pack, unpack
 
 _NAME = re.compile(r"(\d{8,})\.state")
 
@@ -28,8 +28,8 @@ def write_newest(tree: Any, folder: PathLike) -> Path:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for epoch in range(3):
     ...         _ = write_newest({"epoch": epoch}, folder)
-    ...     [path.name for path in states_in(folder)], read_newest(folder)
-    (['00000002.state', '00000001.state'], {'epoch': 2})
+    ...     [path.name for path in states_in(folder)]
+    ['00000002.state', '00000001.state']
     """
     earlier = states_in(folder)
     number = 1 + int(earlier[0].stem) if earlier else 0
@@ -39,27 +39,41 @@ def write_newest(tree: Any, folder: PathLike) -> Path:
         write_atomically(path, data)
     except OSError as error:
         raise TrainingStateError(str(error)) from error
-    spare = next((own for own in earlier if _is_whole(own)), None)
-    for own in earlier:
-        if own != spare:
+    spare = next((old for old in earlier if _is_whole(old)), None)
+    for old in earlier:
+        if old != spare:
             with suppress(OSError):  # a file too many does no harm
-                own.unlink()
+                old.unlink()
     return path
 
 
-def read_newest(folder: PathLike) -> Any:
-    """The newest state that is whole; a warning names those that are not.
+def read_newest(folder: PathLike, check: Callable[[Any, Path], None]) -> Any:
+    """The newest state that is whole and fits; a warning names those that do not.
 
     :param folder: of the run.
+    :param check: is given each state and its file, and raises a ``TrainingStateError`` if it does
+        not fit.
     :return: the tree, or None if no state was ever written.
-    :raises TrainingStateError: if there are states and all are damaged, or the newest is of another
-        version.
+    :raises TrainingStateError: if there are states and none will do, or one is of another version.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_newest({"epoch": 4}, folder)
+    ...     read_newest(folder, lambda tree, path: None)
+    {'epoch': 4}
     """
     reasons = []
     for path in states_in(folder):
         try:
-            tree = unpack(path.read_bytes(), path)
-        except (DamagedError, OSError) as error:
+            data = path.read_bytes()
+        except OSError as error:
+            reasons.append(f"{path} cannot be read: {error.strerror}.")
+            continue
+        check_version(data, path)
+        try:
+            tree = unpack(data, path)
+            check(tree, path)
+        except TrainingStateError as error:
             reasons.append(str(error))
             continue
         if reasons:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from functools import partial
 from typing import Any
 
 from avalanche.core import SupervisedPlugin
@@ -11,12 +12,12 @@ from avalanche.core import SupervisedPlugin
 from avalanche_compress.core.network import network_of
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike
+from avalanche_compress.training.state.checks import check_fits
 from avalanche_compress.training.state.folder import read_newest, write_newest
 from avalanche_compress.training.state.strategy_parts import (
     Position,
     State,
     capture,
-    check_fits,
     check_same_task,
     check_supported,
     restore,
@@ -39,7 +40,7 @@ class ResumableTraining:
         if self._waiting is not None:
             check_fits(self, self._waiting, "the state that was loaded")
             check_same_task(self, self._waiting)
-            restore(self, self._waiting)
+            _take_over(self, self._waiting, "the state that was loaded")
             self._waiting = None
         self._epoch_boundary()
         for _ in range(self.clock.train_exp_epochs, self.train_epochs):
@@ -166,34 +167,38 @@ def load_training_state(strategy: Any, folder: PathLike) -> Position:
         for experience in benchmark.train_stream[position.experience :]:
             strategy.train(experience)  # the first one goes on after position.epochs epochs
 
-    A damaged file is passed over for the one before it, with a warning.
+    Everything in a file is checked against the strategy before anything is taken over. A damaged
+    file, or one that does not fit, is passed over for the one before it, with a warning.
 
     :param strategy: a new one, built as in the run that wrote the state; updated in place.
     :param folder: of the run's states.
     :return: where to go on; the start if nothing was saved yet.
-    :raises TrainingStateError: if no file is whole, or it is of another version, strategy or model;
-        the strategy is then as it was.
+    :raises TrainingStateError: if no file is whole and fits the strategy and its model, or the
+        newest is of another version; the strategy is then as it was.
     """
     _check_resumable(strategy)
-    state = read_newest(folder)
+    state = read_newest(folder, partial(check_fits, strategy))
     if state is None:
         return Position(0, 0)
     before = copy.deepcopy(capture(strategy))
     try:
-        check_fits(strategy, state, folder)
-        restore(strategy, copy.deepcopy(state))  # the strategy changes what it is given
-        position = Position(*map(int, state["position"]))
+        _take_over(strategy, copy.deepcopy(state), folder)  # it changes what it is given
     except TrainingStateError:
         restore(strategy, before)
         raise
-    except Exception as error:  # whatever a stranger's file may bring about
-        restore(strategy, before)
-        raise TrainingStateError(f"the state in {folder} does not fit: {error}") from error
     strategy._waiting = None
     if state["task"] is not None:
         network_of(strategy).discard()  # its experience opens it again
         strategy._waiting = state
-    return position
+    return Position(*state["position"])
+
+
+def _take_over(strategy: Any, state: State, source: object) -> None:
+    """Restore a state that fits; what of it a plugin of the user's refuses is named, too."""
+    try:
+        restore(strategy, state)
+    except Exception as error:
+        raise TrainingStateError(f"the state in {source} does not fit: {error}") from error
 
 
 def _check_resumable(strategy: Any) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any, Dict, NamedTuple, Sequence
 
-import numpy as np
-import torch
 from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates.base_sgd import PeriodicEval
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_compress.core.network import TaskNetwork, network_of
@@ -18,6 +15,7 @@ from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
 from avalanche_compress.training.autocast import AutocastPlugin
 from avalanche_compress.training.channels_last import ChannelsLastPlugin
+from avalanche_compress.training.state.generators import generator_states, set_generators
 from avalanche_compress.training.state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training.state.tree import is_plain
 
@@ -59,15 +57,15 @@ def capture(strategy: Any) -> State:
     task = network.open_task
     return {
         "position": (clock.train_exp_counter, 0 if task is None else clock.train_exp_epochs),
-        "built": _built(strategy),
+        "built": what_it_is_built_of(strategy),
         "task": None if task is None else _open_task(strategy),
         "network": dict(network.state_dict()),
         "optimizer": _optimizer_state(strategy),
-        "criterion": _criterion_state(strategy),
-        "plugins": [_plugin_state(plugin, strategy) for plugin in _kept_plugins(strategy)],
+        "criterion": criterion_state(strategy),
+        "plugins": [_plugin_state(plugin, strategy) for plugin in kept_plugins(strategy)],
         "evaluator": evaluator_counts(strategy.evaluator),
         "stop": strategy._stop_training,
-        "generators": _generators(),
+        "generators": generator_states(),
     }
 
 
@@ -75,48 +73,18 @@ def restore(strategy: Any, state: State) -> None:
     """The inverse of :func:`capture`.
 
     :param strategy: built as the one that was captured; if a task was open, one of its shape is.
-    :param state: of :func:`capture`, checked by :func:`check_fits`.
+    :param state: of :func:`capture`, which the strategy was checked to fit.
     """
     network = network_of(strategy)
     network.load_state_dict(state["network"])
-    _check_weights(network)
-    _restore_optimizer(strategy, state["optimizer"])
+    strategy.optimized_param_id = restore_optimizer(strategy.optimizer, network, state["optimizer"])
     if state["criterion"] is not None:
         strategy._criterion.load_state_dict(state["criterion"])
-    for plugin, own in zip(_kept_plugins(strategy), state["plugins"]):
+    for plugin, own in zip(kept_plugins(strategy), state["plugins"]):
         _restore_plugin(plugin, own, strategy)
     restore_evaluator(strategy.evaluator, state["evaluator"])
     strategy._stop_training = state["stop"]
-    _set_generators(state["generators"])  # last: the rest may draw numbers
-
-
-def check_fits(strategy: Any, state: State, source: object) -> None:
-    """Refuse the state of a strategy that was built in another way.
-
-    :param strategy: that it is for.
-    :param state: of :func:`capture`.
-    :param source: where it comes from, for messages.
-    :raises TrainingStateError: naming the first difference.
-    """
-    theirs, ours = state["built"], _built(strategy)
-    for what, own in ours.items():
-        if theirs[what] != own:
-            raise TrainingStateError(
-                f"{source} is the state of another training: its {what} is {theirs[what]} and "
-                f"this strategy has {own}. Build the strategy as in the run that wrote it."
-            )
-    network = network_of(strategy)
-    expected, found = _layout(network, network.state_dict()), _layout(network, state["network"])
-    if expected != found:
-        names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-        raise TrainingStateError(
-            f"{source} is the state of another model: {names[0]} is {found.get(names[0])} in it "
-            f"and {expected.get(names[0])} here."
-        )
-    head = state["network"][f"backbone.{network.head_name}.weight"]
-    if state["network"]["_extra_state"]["head_rows"] != head.shape[0]:
-        raise TrainingStateError(f"{source} is damaged: its head has {head.shape[0]} rows.")
-    _check_values(strategy, state)
+    set_generators(state["generators"])  # last: the rest may draw numbers
 
 
 def check_supported(strategy: Any) -> None:
@@ -125,8 +93,8 @@ def check_supported(strategy: Any) -> None:
     :param strategy: any.
     :raises TrainingStateError: naming the plugin.
     """
-    for plugin in _kept_plugins(strategy):
-        _attributes_of(plugin, strategy)
+    for plugin in kept_plugins(strategy):
+        attributes_of(plugin, strategy)
 
 
 def check_same_task(strategy: Any, state: State) -> None:
@@ -147,12 +115,16 @@ def check_same_task(strategy: Any, state: State) -> None:
 # ---------------------------------------------------------------------------- what it is built of
 
 
-def _built(strategy: Any) -> dict[str, Any]:
+def what_it_is_built_of(strategy: Any) -> dict[str, Any]:
+    """What has to be the same where a training goes on.
+
+    :param strategy: any.
+    """
     groups = strategy.optimizer.param_groups
     return {
         "strategy": type(strategy).__name__,
         "optimizer": f"{type(strategy.optimizer).__name__} of {len(groups)} groups",
-        "list of plugins": [type(plugin).__name__ for plugin in _kept_plugins(strategy)],
+        "list of plugins": [type(plugin).__name__ for plugin in kept_plugins(strategy)],
         "list of metrics": [type(metric).__name__ for metric in strategy.evaluator.metrics],
     }
 
@@ -170,52 +142,6 @@ def _open_task(strategy: Any) -> dict[str, Any]:
 
 def _described(task: dict[str, Any]) -> str:
     return f"task {task['label']}, classes {task['classes']}, {task['samples']} samples"
-
-
-def _check_values(strategy: Any, state: State) -> None:
-    """Refuse plain values of another kind than those in the strategy."""
-    _check_kind("the flag to stop", strategy._stop_training, state["stop"])
-    for group, saved in zip(strategy.optimizer.param_groups, state["optimizer"]["groups"]):
-        for option, value in group.items():
-            _check_kind(f"{option} of the optimiser", value, saved[option])
-    for plugin, own in zip(_kept_plugins(strategy), state["plugins"]):
-        for name in _attributes_of(plugin, strategy) or ():
-            _check_kind(f"{type(plugin).__name__}.{name}", getattr(plugin, name), own[name])
-
-
-def _check_kind(what: str, ours: Any, theirs: Any) -> None:
-    for kind in (bool, (int, float), str):
-        if isinstance(ours, kind):
-            same = isinstance(theirs, kind) and isinstance(ours, bool) == isinstance(theirs, bool)
-            if not same and theirs is not None:
-                raise TrainingStateError(f"{what} is {theirs!r} in the state and {ours!r} here.")
-            return
-
-
-# ---------------------------------------------------------------------------- network
-
-
-def _layout(network: TaskNetwork, state: dict[str, Any]) -> dict[str, str]:
-    """Type and shape of each tensor, as far as these are the same at all times."""
-    varying = {name for name, _ in network.named_parameters() if name.startswith("stores.")}
-    head = f"backbone.{network.head_name}."
-    layout = {}
-    for name, own in state.items():
-        if not isinstance(own, Tensor):
-            layout[name] = type(own).__name__
-        elif name in varying:
-            layout[name] = f"{own.dtype}"
-        else:
-            layout[name] = f"{own.dtype} {list(own.shape[name.startswith(head) :])}"
-    return layout
-
-
-@torch.no_grad()
-def _check_weights(network: TaskNetwork) -> None:
-    """Refuse parts of weights that do not make one of the model's shapes."""
-    for store in network.weight_stores if network.open_task is not None else []:
-        if store.weight().shape != store.shape:
-            raise TrainingStateError(f"the parts of {store.name} do not make a weight of its shape")
 
 
 # ---------------------------------------------------------------------------- optimiser
@@ -253,9 +179,17 @@ def _names_in_optimizer(strategy: Any) -> dict[int, str]:
     return names
 
 
-def _restore_optimizer(strategy: Any, state: State) -> None:
-    optimizer: Optimizer = strategy.optimizer
-    named = dict(network_of(strategy).named_parameters())
+def restore_optimizer(
+    optimizer: Optimizer, network: TaskNetwork, state: State
+) -> dict[str, nn.Parameter] | None:
+    """Let an optimiser go on.
+
+    :param optimizer: with as many groups.
+    :param network: with the parameters that it trains.
+    :param state: what :func:`capture` keeps of the optimiser.
+    :return: the parameters that Avalanche is to know in it, by name.
+    """
+    named = dict(network.named_parameters())
     numbers: dict[str, int] = {}
     groups = []
     for group, saved in zip(optimizer.param_groups, state["groups"]):
@@ -266,10 +200,14 @@ def _restore_optimizer(strategy: Any, state: State) -> None:
     moments = {numbers[name]: kept for name, kept in state["moments"].items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
     known = state["known"]
-    strategy.optimized_param_id = None if known is None else {name: named[name] for name in known}
+    return None if known is None else {name: named[name] for name in known}
 
 
-def _criterion_state(strategy: Any) -> Any:
+def criterion_state(strategy: Any) -> Any:
+    """The state of a loss that is a module; None of any other.
+
+    :param strategy: any.
+    """
     criterion = strategy._criterion
     return dict(criterion.state_dict()) if isinstance(criterion, nn.Module) else None
 
@@ -277,12 +215,21 @@ def _criterion_state(strategy: Any) -> Any:
 # ---------------------------------------------------------------------------- plugins
 
 
-def _kept_plugins(strategy: Any) -> list[Any]:
+def kept_plugins(strategy: Any) -> list[Any]:
+    """The plugins whose state is kept: all but those that keep it.
+
+    :param strategy: any.
+    """
     return [own for own in strategy.plugins if not getattr(own, "saves_training_state", False)]
 
 
-def _attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
-    """The attributes that are a plugin's state; None if it has a ``state_dict`` of its own."""
+def attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
+    """The attributes that are a plugin's state; None if it has a ``state_dict`` of its own.
+
+    :param plugin: of the strategy.
+    :param strategy: any.
+    :raises TrainingStateError: if nobody knows what changes in it.
+    """
     declared = getattr(type(plugin), "state_attributes", None)
     if declared is not None:
         return declared  # type: ignore[no-any-return]
@@ -301,10 +248,10 @@ def _attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
 
 
 def _plugin_state(plugin: Any, strategy: Any) -> Any:
-    names = _attributes_of(plugin, strategy)
+    names = attributes_of(plugin, strategy)
     if names is None:
-        return _value_state(plugin)
-    state = {name: _value_state(getattr(plugin, name)) for name in names}
+        return value_state(plugin)
+    state = {name: value_state(getattr(plugin, name)) for name in names}
     for name, own in state.items():
         if not is_plain(own):
             raise TrainingStateError(
@@ -315,7 +262,7 @@ def _plugin_state(plugin: Any, strategy: Any) -> Any:
 
 
 def _restore_plugin(plugin: Any, state: Any, strategy: Any) -> None:
-    names = _attributes_of(plugin, strategy)
+    names = attributes_of(plugin, strategy)
     if names is None:
         plugin.load_state_dict(state)
         return
@@ -329,7 +276,11 @@ def _restore_plugin(plugin: Any, state: Any, strategy: Any) -> None:
             setattr(plugin, name, own)
 
 
-def _value_state(value: Any) -> Any:
+def value_state(value: Any) -> Any:
+    """What is kept of a value: its state, if it says what that is, or itself.
+
+    :param value: an attribute of a plugin, or a plugin.
+    """
     if _has_state_dict(value):
         return value.state_dict()
     return value.getstate() if hasattr(value, "getstate") else value
@@ -337,26 +288,3 @@ def _value_state(value: Any) -> Any:
 
 def _has_state_dict(value: Any) -> bool:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
-
-
-# ---------------------------------------------------------------------------- random numbers
-
-
-def _generators() -> State:
-    """The states of the generators of Python, NumPy and torch, on the CPU and on all GPUs."""
-    kind, keys, *others = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *others),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_generators(state: State) -> None:
-    kind, keys, *others = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))
-    torch.set_rng_state(state["torch"])
-    for device in range(min(len(state["cuda"]), torch.cuda.device_count())):
-        torch.cuda.set_rng_state(state["cuda"][device], device)

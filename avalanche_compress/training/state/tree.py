@@ -71,7 +71,15 @@ def unpack(data: bytes, source: object) -> Any:
         # cloned into torch's memory: results may depend on how other memory happens to be aligned
         tensors = {name: own.clone() for name, own in load_safetensors(content).items()}
         return _decode(json.loads(structure), tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise DamagedError(f"{source} is damaged: its content cannot be read ({error}).") from error
 
 
@@ -83,9 +91,23 @@ def fits_header(header: bytes, size: int, source: object) -> bool:
     :param source: the file, for messages.
     :raises TrainingStateError: if it is a file of another kind or version.
     """
+    check_version(header, source)
     if len(header) < HEADER.size:
         return False
-    magic, version, structure, content, _ = HEADER.unpack(header)
+    _, _, structure, content, _ = HEADER.unpack(header[: HEADER.size])
+    return bool(HEADER.size + structure + content == size)
+
+
+def check_version(data: bytes, source: object) -> None:
+    """Refuse a file of another kind or version; one that is too short to tell passes.
+
+    :param data: its first bytes, as many as :data:`HEADER` has, or more.
+    :param source: the file, for messages.
+    :raises TrainingStateError: if it is one.
+    """
+    if len(data) < HEADER.size:
+        return
+    magic, version, *_ = HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise TrainingStateError(f"{source} is no training state of avalanche_compress.")
     if version != VERSION:
@@ -93,7 +115,6 @@ def fits_header(header: bytes, size: int, source: object) -> bool:
             f"{source} has version {version} of the training state and this package reads version "
             f"{VERSION}: go on with the release that has written it."
         )
-    return bool(HEADER.size + structure + content == size)
 
 
 def is_plain(tree: Any) -> bool:
