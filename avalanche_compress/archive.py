@@ -27,9 +27,9 @@ MOST_CLASSES = 1 << 20
 def save_archive(network: TaskNetwork, path: FileLike) -> int:
     """Write the finished tasks of a network to one compressed file.
 
-    The file is a safetensors container of two byte tensors and a manifest: masks entropy-coded,
-    codes bit-packed, what each task has for itself as raw floats. It holds no code and no pickle.
-    The task in training, if there is one, is not in it.
+    The file is a safetensors container of byte tensors and a manifest: masks entropy-coded, codes
+    bit-packed, what each task has for itself as raw floats, and once what all tasks share. It holds
+    no code and no pickle. The task in training, if there is one, is not in it.
 
     :param network: with any number of finished tasks.
     :param path: where (str, bytes, PathLike): written next to it and renamed, so that a crash
@@ -62,7 +62,11 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     True
     """
     try:
-        content = {"tasks": _write_tasks(network), "static": _write_static(network)}
+        content = {
+            "tasks": _write_tasks(network),
+            "static": _write_static(network),
+            "shared": _write_shared(network),
+        }
     except CorruptStreamError as error:
         raise ArchiveError(f"the network cannot be archived: it has {error}.") from error
     for store in network.weight_stores:
@@ -77,7 +81,7 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     Nothing in the file is executed. Its checksum is compared and its manifest checked against a
     schema and the model. What the tasks have learned is read when it is first needed, by
     activating one or training a further one, and checked then: every size, count and code length
-    against the bytes that are there, before memory is taken by it. So a file from a stranger gives
+    against the bytes that are there, before memory is taken by it. So an untrusted file gives
     a network or an error, and the model that ``build_model`` makes decides what it may cost.
     Whether the weights are any good is another matter: the checksum finds damage, not malice.
 
@@ -100,7 +104,8 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     network = _build_network(name, manifest, build_model)
     try:
         static = _read_static(network, ByteReader(content["static"]))
-        _read_tasks(network, ByteReader(content["tasks"]))
+        _read_shared(network, content["shared"])
+        _read_tasks(network, ByteReader(content["tasks"]), manifest["version"])
     except (CorruptStreamError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} is damaged: {error}") from error
     _fill_static(network, static)
@@ -208,7 +213,27 @@ def _write_tasks(network: TaskNetwork) -> bytes:
     return writer.getvalue()
 
 
-def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
+def _write_shared(network: TaskNetwork) -> bytes:
+    """What the tasks of each store share; nothing at all if no store has any."""
+    sections = [store.encode_shared() for store in _stores(network)]
+    if not any(sections):
+        return b""
+    writer = ByteWriter()
+    for section in sections:
+        writer.write_bytes(section)
+    return writer.getvalue()
+
+
+def _read_shared(network: TaskNetwork, content: memoryview) -> None:
+    if not len(content):
+        return
+    reader = ByteReader(content)
+    for store in _stores(network):
+        store.accept_shared(reader.read_bytes())
+    reader.finish()
+
+
+def _read_tasks(network: TaskNetwork, reader: ByteReader, version: int) -> None:
     classes: dict[int, tuple[int, ...]] = {}
     for _ in range(reader.read_uint()):
         task = _read_label(reader)
@@ -220,7 +245,8 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader) -> None:
         if statistics:
             network.statistics[task] = statistics
         for store in _stores(network):
-            store.defer(task, reader.read_bytes())
+            section = reader.read_bytes()
+            store.defer(task, store.section_of_version_1(section) if version == 1 else section)
         _check_private(network, task, len(classes[task]))
     reader.finish()
     network.finish_loading(classes)
@@ -287,6 +313,6 @@ def _read_static(network: TaskNetwork, reader: ByteReader) -> list[Tensor]:
 
 @torch.no_grad()
 def _fill_static(network: TaskNetwork, content: Sequence[Tensor]) -> None:
-    for tensor, own in zip(network.static_tensors().values(), content):
-        tensor.copy_(own)
+    for tensor, values in zip(network.static_tensors().values(), content):
+        tensor.copy_(values)
     network.remember_static()

@@ -16,9 +16,13 @@ from avalanche_compress.errors import ArchiveError
 from avalanche_compress.files import FileLike, name_of, open_to_read
 
 FORMAT = "avalanche_compress"
-VERSION = 1
+VERSION = 2
+"""The newest format. A file has the oldest that can hold it, so that older releases read it: the
+first had nothing that all tasks share, and options of stores were text or yes and no."""
 PARTS = ("tasks", "static")
 """The tensors of the file, each a run of bytes."""
+SHARED = "shared"
+"""A further one, if there is anything in it, from version 2 on."""
 
 Manifest = Dict[str, Any]
 _LONGEST_HEADER = 1 << 22
@@ -29,10 +33,11 @@ _CHUNK = 1 << 20
 def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
     """The bytes of a file; version and checksum are added to the manifest.
 
-    :param manifest: the fields of format 1 that say what was trained.
-    :param content: bytes by name, for each of :data:`PARTS`.
+    :param manifest: the fields that say what was trained.
+    :param content: bytes by name, for each of :data:`PARTS` and for :data:`SHARED`.
     :raises ArchiveError: if the manifest does not fit the schema, or is longer than any is read.
     """
+    content = {name: content[name] for name in _parts(content)}
     manifest = {"version": VERSION, **manifest}
     if not _fits_schema({**manifest, "sha256": ""}):
         odd = [entry for entry in manifest.get("weights", ()) if not _is_layout(entry)]
@@ -40,11 +45,12 @@ def pack(manifest: Manifest, content: dict[str, bytes]) -> bytes:
             f"the network cannot be archived: {odd or list(manifest)} does not fit. An option of a "
             "store is text, a bool, None, a finite float or an int of 64 bits."
         )
+    manifest["version"] = _version(manifest, content)
     manifest["sha256"] = _checksum(manifest, content)
     text = _compact(manifest)
     if 2 * len(text) > _LONGEST_HEADER:
         raise ArchiveError(f"the network cannot be archived: its manifest has {len(text)} bytes.")
-    tensors = {name: bytes_tensor(content[name]) for name in PARTS}
+    tensors = {name: bytes_tensor(part) for name, part in content.items()}
     # one entry: safetensors writes several in an order that differs from run to run
     return bytes(save_safetensors(tensors, metadata={FORMAT: text}))
 
@@ -54,7 +60,8 @@ def unpack(source: FileLike) -> tuple[Manifest, dict[str, memoryview]]:
 
     :param source: a path, or a file that is open in binary mode, which is read from where it is to
         the archive's end and a byte further.
-    :return: the manifest, which has the fields of the schema and no others, and the content.
+    :return: the manifest, which has the fields of the schema and no others, and the content; what
+        is shared is empty if there is nothing.
     :raises FileNotFoundError: if there is no file.
     :raises ArchiveError: if the file is none of these, is damaged, or is of a newer format.
     """
@@ -68,14 +75,31 @@ def unpack(source: FileLike) -> tuple[Manifest, dict[str, memoryview]]:
     except (SafetensorError, OSError) as error:
         raise ArchiveError(f"{name} is no archive, or it is truncated: {error}") from error
     manifest = _read_manifest(name, metadata)
-    if set(tensors) != set(PARTS):
+    if not _fits_version(set(tensors), manifest):
         raise ArchiveError(f"{name} is damaged: it does not hold what an archive does")
     if any(part["dtype"] != "U8" or len(part["shape"]) != 1 for part in tensors.values()):
         raise ArchiveError(f"{name} is damaged: its content is not made of bytes")
-    content = {part: memoryview(tensors[part]["data"]) for part in PARTS}
+    content = {part: memoryview(tensor["data"]) for part, tensor in tensors.items()}
     if manifest.pop("sha256") != _checksum(manifest, content):
         raise ArchiveError(f"{name} is altered: its checksum does not match its content")
-    return manifest, content
+    return manifest, {SHARED: memoryview(b""), **content}
+
+
+def _parts(content: Mapping[str, bytes | memoryview]) -> tuple[str, ...]:
+    """The tensors that a file of this content has, in the order of the checksum."""
+    return (*PARTS, SHARED) if content.get(SHARED) else PARTS
+
+
+def _version(manifest: Manifest, content: Mapping[str, bytes]) -> int:
+    """The oldest format that can hold it."""
+    options = [value for *_, config in manifest["weights"] for value in config.values()]
+    plain = all(isinstance(value, (str, bool)) for value in options)
+    return 1 if plain and SHARED not in content else VERSION
+
+
+def _fits_version(names: set[str], manifest: Manifest) -> bool:
+    """Whether these are the tensors of a file."""
+    return names == {*PARTS} or (manifest["version"] > 1 and names == {*PARTS, SHARED})
 
 
 def _read_container(file: BinaryIO, name: str) -> tuple[bytes, dict[str, Any]]:
@@ -143,9 +167,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _fits_schema(manifest: Any) -> bool:
-    """Whether a manifest has exactly the fields of format 1, each of its type."""
+    """Whether a manifest has exactly the fields that there are, each of its type."""
     fields: dict[str, Callable[[Any], bool]] = {
-        "version": lambda value: _is_integer(value) and value == VERSION,
+        "version": lambda value: _is_integer(value) and 1 <= value <= VERSION,
         "head": _is_text,
         "exclude": _is_list_of(_is_text),
         "include": _is_list_of(_is_text),
@@ -202,7 +226,7 @@ def _compact(manifest: Manifest) -> str:
 
 def _checksum(manifest: Manifest, content: Mapping[str, bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    for part in (_compact(manifest).encode(), *(content[name] for name in PARTS)):
+    for part in (_compact(manifest).encode(), *(content[name] for name in _parts(content))):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()

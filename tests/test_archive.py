@@ -33,6 +33,7 @@ from avalanche_compress.codec import (
     quantise_codebook,
     quantise_fixed_point,
 )
+from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from benchmarks.stress.examples import SmallNet, inputs
 
@@ -354,7 +355,9 @@ def test_a_section_that_claims_terabytes_is_refused_at_once(count, tmp_path, mon
 
 
 def test_a_newer_format_is_told_from_damage(example, tmp_path):
-    data = with_manifest(example[2], lambda manifest: manifest.update(version=2))
+    data = with_manifest(
+        example[2], lambda manifest: manifest.update(version=container.VERSION + 1)
+    )
     assert "upgrade" in refused(tmp_path / "file", data)
 
 
@@ -362,7 +365,7 @@ def test_a_newer_format_is_told_from_damage(example, tmp_path):
 def test_a_newer_format_says_which_release_reads_it(release, named, example, tmp_path):
     def change(manifest):
         manifest.clear()
-        manifest.update(version=2, release=release, other="fields")
+        manifest.update(version=container.VERSION + 1, release=release, other="fields")
 
     message = refused(tmp_path / "file", with_manifest(example[2], change))
     assert (f"upgrade avalanche-compress to {release} or later" in message) == named
@@ -458,6 +461,11 @@ def test_a_missing_file_is_named(tmp_path):
 # ---------------------------------------------------------------- what a stranger may claim
 
 
+def manifest_of(network):
+    rest = archive._fingerprint(network)
+    return {**network.options, "weights": archive._layout(network), "rest": rest}
+
+
 def with_task(label=b"5", classes=(0, 1), statistics=(), private=None):
     """A file that fits its checksum, of one task of which something is not as it should be."""
     network, _ = trained()
@@ -475,12 +483,7 @@ def with_task(label=b"5", classes=(0, 1), statistics=(), private=None):
     writer.write_bytes(network.private.sections[5] if private is None else private)
     for store in network.weight_stores:
         writer.write_bytes(store.sections[5])
-    manifest = {
-        **network.options,
-        "weights": archive._layout(network),
-        "rest": archive._fingerprint(network),
-    }
-    return container.pack(manifest, {"tasks": writer.getvalue(), "static": b""})
+    return container.pack(manifest_of(network), {"tasks": writer.getvalue(), "static": b""})
 
 
 def test_a_task_that_is_as_it_should_be_is_read(tmp_path):
@@ -694,3 +697,84 @@ def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
     with pytest.raises(OSError, match="file"):
         save_archive(TaskNetwork(mlp()), tmp_path / "file")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+# ---------------------------------------------------------------- what all tasks share
+
+
+Given = partial(PerturbedStore, base="given")
+
+
+def perturbed(tasks=2):
+    """A network of a given base, whose tasks change it by random products."""
+    network = TaskNetwork(mlp(), Given)
+    for task in range(tasks):
+        network.open(task, [0, 1])
+        for store in network.weight_stores:
+            g, n, m = store.groups, store.rows, store.columns
+            store.perturb(*store.scalings(), torch.randn(g, n, 1), torch.randn(g, 1, m))
+        network.commit()
+    return network
+
+
+def test_a_given_base_is_in_the_file_once_and_in_no_tasks_section(tmp_path):
+    network, x = perturbed(), torch.randn(8, 6)
+    size = save_archive(network, tmp_path / "file")
+    with safe_open(str(tmp_path / "file"), framework="pt") as file:
+        assert set(file.keys()) == {"tasks", "static", "shared"}
+        assert json.loads(file.metadata()["avalanche_compress"])["version"] == 2
+        weights = sum(store.shape.numel() for store in network.weight_stores)
+        assert 4 * weights <= file.get_tensor("shared").numel() < 4 * weights + 20
+    sizes = [len(network.weight_stores[0].sections[task]) for task in network.tasks]
+    assert sizes[0] == sizes[1]
+    loaded = load_archive(tmp_path / "file", mlp)
+    for task in network.tasks:
+        assert torch.equal(logits_of(loaded, x, task), logits_of(network, x, task))
+    assert archive_bytes(loaded) == (tmp_path / "file").read_bytes() and size > 4 * weights
+
+
+def test_a_base_in_the_first_tasks_section_is_read_as_the_first_format_had_it(tmp_path):
+    network, x = perturbed(), torch.randn(8, 6)
+    before = [logits_of(network, x, task) for task in network.tasks]
+    for store in network.weight_stores:
+        base = ByteWriter()
+        base.write_tensor(store.base)
+        store.sections[0] = base.getvalue() + store.sections[0]
+    content = {"tasks": archive._write_tasks(network), "static": b""}
+    (tmp_path / "file").write_bytes(container.pack(manifest_of(network), content))
+    loaded = load_archive(tmp_path / "file", mlp)
+    other = perturbed(0)
+    other.load_state_dict(loaded.state_dict())
+    for task, logits in enumerate(before):
+        assert torch.equal(logits_of(loaded, x, task), logits)
+        assert torch.equal(logits_of(other, x, task), logits)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda shared: b"",
+        lambda shared: shared[:-1],
+        lambda shared: shared + b"\0",
+        lambda shared: b"\1\0" + shared,
+        lambda shared: b"\xff" * 8 + b"\x7f" + shared,
+    ],
+)
+def test_a_damaged_base_is_refused_even_if_its_checksum_fits(damage, tmp_path):
+    network = perturbed()
+    shared = damage(archive._write_shared(network))
+    content = {"tasks": archive._write_tasks(network), "static": b"", "shared": shared}
+    (tmp_path / "file").write_bytes(container.pack(manifest_of(network), content))
+    with pytest.raises((ArchiveError, CorruptStreamError), match="damaged"):
+        load_archive(tmp_path / "file", mlp).verify()
+
+
+def test_stores_that_share_nothing_refuse_what_a_file_says_is_shared(tmp_path):
+    network, _ = trained()
+    writer = ByteWriter()
+    for _ in [network.private, *network.weight_stores]:
+        writer.write_bytes(b"\0")
+    content = {"tasks": archive._write_tasks(network), "static": b"", "shared": writer.getvalue()}
+    assert "shares nothing" in refused(
+        tmp_path / "file", container.pack(manifest_of(network), content)
+    )

@@ -32,7 +32,7 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.codec import CorruptStreamError
-from avalanche_compress.codec.low_rank import free_rank
+from avalanche_compress.methods.cacl.maths import free_rank
 
 PAGE = (Path(__file__).parent.parent / "docs" / "misuse.md").read_text()
 SAMPLES = 40

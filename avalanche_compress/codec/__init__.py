@@ -5,17 +5,26 @@ from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
 from avalanche_compress.codec.huffman import fused_mask_bits, huffman_bits
 from avalanche_compress.codec.kmeans import kmeans_1d
-from avalanche_compress.codec.low_rank import Factors, truncate
-from avalanche_compress.codec.masks import decode_mask, encode_mask, recall_mask
-from avalanche_compress.codec.quantised import (
-    Codebook,
-    FixedPoint,
-    Quantised,
-    quantise_codebook,
-    quantise_fixed_point,
+from avalanche_compress.codec.low_rank import (
+    Factors,
+    break_even_rank,
+    factored_linear,
+    saves_work,
 )
+from avalanche_compress.codec.masks import decode_mask, encode_mask, recall_mask
 from avalanche_compress.codec.selection import kept_count, kth_smallest, magnitude_mask, top_mask_
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
+from avalanche_compress.codec.values import (
+    Codebook,
+    FixedPoint,
+    Float,
+    Values,
+    quantise_codebook,
+    quantise_fixed_point,
+    read_values,
+    skip_values,
+    write_values,
+)
 
 __all__ = [
     "ByteReader",
@@ -24,10 +33,13 @@ __all__ = [
     "CorruptStreamError",
     "Factors",
     "FixedPoint",
-    "Quantised",
+    "Float",
+    "Values",
+    "break_even_rank",
     "bytes_tensor",
     "decode_mask",
     "encode_mask",
+    "factored_linear",
     "fixed_point",
     "from_fixed_point",
     "fused_mask_bits",
@@ -40,9 +52,12 @@ __all__ = [
     "pack_mask",
     "quantise_codebook",
     "quantise_fixed_point",
+    "read_values",
     "recall_mask",
+    "saves_work",
+    "skip_values",
     "top_mask_",
-    "truncate",
     "unpack_bits",
     "unpack_mask",
+    "write_values",
 ]

@@ -1,87 +1,308 @@
-"""Kept values on their way to bytes and back: floats as they are, or codes bit-packed."""
+"""Kept values: n numbers of a task as a section keeps them, one class for each way to do so."""
 
 from __future__ import annotations
 
-from typing import Any, Union
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Callable, TypeVar
 
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec import (
-    ByteReader,
-    ByteWriter,
-    Codebook,
-    CorruptStreamError,
-    FixedPoint,
-    pack_bits,
-    unpack_bits,
-)
+from avalanche_compress.codec.bits import pack_bits, unpack_bits
+from avalanche_compress.codec.errors import CorruptStreamError
+from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
+from avalanche_compress.codec.kmeans import kmeans_1d
+from avalanche_compress.codec.stream import ByteReader, ByteWriter
 
-Values = Union[Tensor, Codebook, FixedPoint]
-"""Float tensor (n,), or n codes with what decodes them."""
+T = TypeVar("T")
 
-_FLOATS, _CODEBOOK, _FIXED_POINT = range(3)
+_MOST_BITS = 16
+_MOST_CENTROIDS = 1 << _MOST_BITS
+_LARGEST_ZIGZAG = 2032
+FLOAT_WORD = 32
+"""Bits of a float where values of few bits lie side by side in words."""
 
 
-def decoded(values: Values) -> Tensor:
-    """The floats that a task will compute with.
+class Values(ABC):
+    """n numbers and how they are kept.
 
-    :param values: n kept values.
-    :return: float tensor (n,).
+    A further way to keep numbers is a subclass, and an entry in :data:`KINDS`.
     """
-    return values if isinstance(values, Tensor) else values.decode()
+
+    bits: int
+    """Bits a value, what decodes it not counted."""
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of one of :meth:`words`."""
+        return self.bits
+
+    @abstractmethod
+    def decode(self) -> Tensor:
+        """The numbers that a task computes with, float (n,); the same bits every time."""
+
+    @abstractmethod
+    def words(self) -> Tensor:
+        """The numbers as codes that are not negative, int64 (n,)."""
+
+    @abstractmethod
+    def write(self, writer: ByteWriter) -> None:
+        """Append the values; n and the float type are known to who reads.
+
+        :param writer: the section.
+        """
+
+    @classmethod
+    @abstractmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
+        """The inverse of :meth:`write`; nothing is allocated before the bytes are there.
+
+        :param reader: the section.
+        :param count: n.
+        :param dtype: the float type of the weight.
+        :raises CorruptStreamError: if the section does not fit.
+        """
+
+    @classmethod
+    @abstractmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        """Leave out what :meth:`read` would read; codes are not looked at.
+
+        :param reader: the section.
+        :param count: n.
+        :param dtype: the float type of the weight.
+        :return: :attr:`word_bits`.
+        :raises CorruptStreamError: if the section does not fit.
+        """
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """What may be trained while the codes stay; None if there is nothing."""
+        return None
+
+    def parameter_gradient(self, gradients: Tensor) -> Tensor:
+        """dL/d :attr:`parameter`.
+
+        :param gradients: dL/dw, float (n,).
+        """
+        raise TypeError(f"{type(self).__name__} has nothing to train.")
+
+    def copy(self) -> Values:
+        """The same codes, and a :attr:`parameter` that may be written to."""
+        return self
+
+    def smallest(self) -> Values:
+        """The same numbers in fewer bytes, if floats take fewer."""
+        return self
 
 
-def bits_of(values: Values) -> int:
-    """Bits a value.
+@dataclass(frozen=True, eq=False)
+class Float(Values):
+    """Values as they are: floating-point tensor, shape (n,).
 
-    :param values: n kept values.
-
-    >>> bits_of(torch.zeros(3))
+    >>> Float(torch.zeros(3)).bits
     32
     """
-    return 8 * values.element_size() if isinstance(values, Tensor) else values.bits
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        _check_flat("values", self.values)
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        return 8 * self.values.element_size()
+
+    @property
+    def word_bits(self) -> int:
+        return FLOAT_WORD
+
+    def decode(self) -> Tensor:
+        return self.values
+
+    def words(self) -> Tensor:
+        return self.values.float().view(torch.int32).long() & (1 << FLOAT_WORD) - 1
+
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_tensor(self.values)
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Float:
+        return cls(reader.read_tensor(dtype, (count,)))
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        reader.read_raw(count * dtype.itemsize)
+        return FLOAT_WORD
 
 
-def cheapest(values: Values) -> Values:
-    """The same numbers as floats, where codes and codebook take more bytes.
+@dataclass(frozen=True, eq=False)
+class Codebook(Values):
+    """Values that are one of K centroids each: ``value_i = centroids[codes_i]``.
 
-    :param values: n kept values.
+    :param codes: int32 tensor, shape (n,), in ``0 .. K - 1``.
+    :param centroids: floating-point tensor, shape (K,).
+    :raises ValueError: if a shape is not flat or a code has no centroid.
 
-    >>> cheapest(Codebook(torch.zeros(3, dtype=torch.int32), torch.tensor([1.5, 2.0])))
-    Codebook(codes=tensor([0, 0, 0], dtype=torch.int32), centroids=tensor([1.5000, 2.0000]))
-    >>> cheapest(Codebook(torch.tensor([0, 1], dtype=torch.int32), torch.tensor([1.5, 2.0])))
-    tensor([1.5000, 2.0000])
+    Example::
+
+        >>> import torch
+        >>> from avalanche_compress.codec import Codebook
+        >>> book = Codebook(torch.tensor([0, 1, 1], dtype=torch.int32), torch.tensor([-1.0, 2.0]))
+        >>> book.bits, book.decode().tolist()
+        (1, [-1.0, 2.0, 2.0])
+        >>> book.parameter_gradient(torch.tensor([1.0, 2.0, 3.0])).tolist()
+        [1.0, 5.0]
     """
-    if not isinstance(values, Codebook):
-        return values
-    size = values.centroids.element_size()
-    count = values.codes.numel()
-    coded = size * values.centroids.numel() + _packed_size(values.bits, count)
-    return values.decode() if size * count <= coded else values
+
+    codes: Tensor
+    centroids: Tensor
+
+    def __post_init__(self) -> None:
+        _check_flat("codes", self.codes)
+        _check_flat("centroids", self.centroids)
+        _check_span(self.codes, 0, self.centroids.numel() - 1)
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        """Bits per code: max(1, ceil(log2 K))."""
+        return _code_bits(self.centroids.numel())
+
+    def decode(self) -> Tensor:
+        """The values, shape (n,), in the dtype of the centroids; the same bits every time."""
+        return self.centroids.index_select(0, self.codes)  # a third of the time indexing takes
+
+    def words(self) -> Tensor:
+        return self.codes.long()
+
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_uint(self.centroids.numel())
+        writer.write_tensor(self.centroids)
+        writer.write_tensor(pack_bits(self.codes, self.bits))
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Codebook:
+        centroids = cls._read_centroids(reader, count, dtype)
+        codes = _read_codes(reader, count, _code_bits(centroids.numel()))
+        return _built(lambda: cls(codes, centroids))
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        bits = _code_bits(cls._read_centroids(reader, count, dtype).numel())
+        reader.read_raw(_packed_size(bits, count))
+        return bits
+
+    @staticmethod
+    def _read_centroids(reader: ByteReader, count: int, dtype: torch.dtype) -> Tensor:
+        size = reader.read_uint()
+        if not (size <= _MOST_CENTROIDS and (size > 0 or count == 0)):
+            raise CorruptStreamError(f"a codebook of {size} centroids for {count} values")
+        return reader.read_tensor(dtype, (size,))
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The centroids."""
+        return self.centroids
+
+    def parameter_gradient(self, gradients: Tensor) -> Tensor:
+        """``dL/dc_k``, the sum of ``dL/dw_i`` over all i with code k, shape (K,).
+
+        :param gradients: dL/dw, (n,).
+        """
+        sums = gradients.new_zeros(self.centroids.numel())
+        return sums.index_add_(0, self.codes.long(), gradients)
+
+    def copy(self) -> Codebook:
+        return Codebook(self.codes, self.centroids.detach().clone())
+
+    def smallest(self) -> Values:
+        """Floats, where they take no more bytes than codes and codebook.
+
+        >>> codes = torch.tensor([0, 1], dtype=torch.int32)
+        >>> Codebook(codes, torch.tensor([1.5, 2.0])).smallest()
+        Float(values=tensor([1.5000, 2.0000]))
+        """
+        size, count = self.centroids.element_size(), self.codes.numel()
+        coded = size * self.centroids.numel() + _packed_size(self.bits, count)
+        return Float(self.decode()) if size * count <= coded else self
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint(Values):
+    """Values that are multiples of a power of two: ``value_i = codes_i * 2**-fraction_bits``.
+
+    :param codes: signed int32 tensor, shape (n,), within ``±(2**(bits - 1) - 1)``.
+    :param bits: word length in bits, sign included, 2 to 16.
+    :param fraction_bits: binary digits after the point.
+    :raises ValueError: if the codes are not flat or do not fit the word.
+
+    Example::
+
+        >>> import torch
+        >>> from avalanche_compress.codec import FixedPoint
+        >>> FixedPoint(torch.tensor([1, -3], dtype=torch.int32), bits=4, fraction_bits=2).decode()
+        tensor([ 0.2500, -0.7500])
+    """
+
+    codes: Tensor
+    bits: int
+    fraction_bits: int
+
+    def __post_init__(self) -> None:
+        _check_flat("codes", self.codes)
+        if not 2 <= self.bits <= _MOST_BITS:
+            raise ValueError(f"the word has {self.bits} bits, expected 2 to {_MOST_BITS}.")
+        bound = 2 ** (self.bits - 1) - 1
+        _check_span(self.codes, -bound, bound)
+
+    def decode(self) -> Tensor:
+        """The values, shape (n,), float32; the same bits every time."""
+        return from_fixed_point(self.codes, self.fraction_bits)
+
+    def words(self) -> Tensor:
+        """Codes that count from the lowest one."""
+        return self.codes.long() + (1 << (self.bits - 1))
+
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_uint(self.bits)
+        # the exponent may be negative (large weights): zigzag, as in protocol buffers
+        exponent = self.fraction_bits
+        writer.write_uint(2 * exponent if exponent >= 0 else -2 * exponent - 1)
+        writer.write_tensor(pack_bits(self.words(), self.bits))
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> FixedPoint:
+        bits, fraction_bits = cls._read_word(reader)
+        codes = _read_codes(reader, count, bits) - (1 << (bits - 1))
+        return _built(lambda: cls(codes, bits, fraction_bits))
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        bits, _ = cls._read_word(reader)
+        reader.read_raw(_packed_size(bits, count))
+        return bits
+
+    @staticmethod
+    def _read_word(reader: ByteReader) -> tuple[int, int]:
+        bits, zigzag = reader.read_uint(), reader.read_uint()
+        if not (1 < bits <= _MOST_BITS and zigzag <= _LARGEST_ZIGZAG):
+            raise CorruptStreamError(f"fixed point of {bits} bits, exponent code {zigzag}")
+        return bits, zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
+
+
+KINDS: tuple[type[Values], ...] = (Float, Codebook, FixedPoint)
+"""The ways to keep values; a section names one by its place in here, so new ones go to the end."""
 
 
 def write_values(values: Values, writer: ByteWriter) -> None:
-    """Append n kept values; n and the float type are known to who reads.
+    """Append n kept values and how they are kept; n and the float type are known to who reads.
 
     :param values: floats or codes.
     :param writer: the section.
     """
-    if isinstance(values, Tensor):
-        writer.write_uint(_FLOATS)
-        writer.write_tensor(values)
-    elif isinstance(values, Codebook):
-        writer.write_uint(_CODEBOOK)
-        writer.write_uint(values.centroids.numel())
-        writer.write_tensor(values.centroids)
-        writer.write_tensor(pack_bits(values.codes, values.bits))
-    else:
-        writer.write_uint(_FIXED_POINT)
-        writer.write_uint(values.bits)
-        # the exponent may be negative (large weights): zigzag, as in protocol buffers
-        exponent = values.fraction_bits
-        writer.write_uint(2 * exponent if exponent >= 0 else -2 * exponent - 1)
-        writer.write_tensor(pack_bits(values.codes + (1 << (values.bits - 1)), values.bits))
+    writer.write_uint(KINDS.index(type(values)))
+    values.write(writer)
 
 
 def read_values(reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
@@ -93,63 +314,107 @@ def read_values(reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
     :raises CorruptStreamError: if the section does not fit.
 
     >>> writer = ByteWriter()
-    >>> write_values(torch.tensor([1.5, -2.0]), writer)
-    >>> read_values(ByteReader(writer.getvalue()), 2, torch.float32)
+    >>> write_values(Float(torch.tensor([1.5, -2.0])), writer)
+    >>> read_values(ByteReader(writer.getvalue()), 2, torch.float32).decode()
     tensor([ 1.5000, -2.0000])
     """
-    head = _read_head(reader, count, dtype)
-    if head is None:
-        return reader.read_tensor(dtype, (count,))
-    bits, decoder = head
-    packed = reader.read_tensor(torch.uint8, (_packed_size(bits, count),))
-    codes = _checked(unpack_bits, packed, bits, count)
-    if isinstance(decoder, Tensor):
-        return _checked(Codebook, codes, decoder)
-    return _checked(FixedPoint, codes - (1 << (bits - 1)), bits, decoder)
+    return _read_kind(reader).read(reader, count, dtype)
 
 
-def pass_values(reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+def skip_values(reader: ByteReader, count: int, dtype: torch.dtype) -> int:
     """Leave out what :func:`read_values` would read.
 
     :param reader: the section.
     :param count: n.
     :param dtype: the float type of the weight.
-    :return: bits a value, as :func:`bits_of` says.
+    :return: bits of a word, see :attr:`Values.word_bits`.
     :raises CorruptStreamError: if the section does not fit; codes are not looked at.
     """
-    head = _read_head(reader, count, dtype)
-    bits = 8 * dtype.itemsize if head is None else head[0]
-    reader.read_raw(_packed_size(bits, count))
-    return bits
+    return _read_kind(reader).skip(reader, count, dtype)
 
 
-def _read_head(
-    reader: ByteReader, count: int, dtype: torch.dtype
-) -> tuple[int, Tensor | int] | None:
-    """Bits of the codes that follow and the centroids or the exponent; None if floats follow."""
+def quantise_codebook(values: Tensor, bits: int) -> Codebook:
+    """Replace values by at most ``2**bits`` centroids with the least squared error.
+
+    :param values: floating-point tensor, n elements; pass kept weights only, zeros are the mask's.
+    :param bits: the most bits per code, 1 to 16; fewer are used if there are fewer values.
+    :return: the codes and centroids of :func:`~avalanche_compress.codec.kmeans.kmeans_1d`.
+    :raises ValueError: if ``bits`` is outside its range or a value is not finite.
+
+    Example::
+
+        >>> import torch
+        >>> from avalanche_compress.codec import quantise_codebook
+        >>> quantise_codebook(torch.tensor([0.1, 0.3, -1.0, -1.5]), bits=1).decode()
+        tensor([ 0.2000,  0.2000, -1.2500, -1.2500])
+    """
+    if not 1 <= bits <= _MOST_BITS:
+        raise ValueError(f"a code has {bits} bits, expected 1 to {_MOST_BITS}; choose one of them.")
+    centroids, codes = kmeans_1d(values, 2**bits)
+    return Codebook(codes, centroids)
+
+
+def quantise_fixed_point(values: Tensor, bits: int) -> FixedPoint:
+    """Replace values by fixed-point words.
+
+    :param values: floating-point tensor, n elements.
+    :param bits: word length in bits, sign included, 2 to 16.
+    :return: the codes of :func:`~avalanche_compress.codec.fixed_point.fixed_point`.
+    :raises ValueError: if ``bits`` is outside its range or a value is not finite.
+
+    Example::
+
+        >>> import torch
+        >>> from avalanche_compress.codec import quantise_fixed_point
+        >>> quantise_fixed_point(torch.tensor([0.3, -0.7]), bits=4).decode()
+        tensor([ 0.2500, -0.7500])
+    """
+    codes, fraction_bits = fixed_point(values, bits)
+    return FixedPoint(codes, bits, fraction_bits)
+
+
+def _read_kind(reader: ByteReader) -> type[Values]:
     kind = reader.read_uint()
-    if kind == _FLOATS:
-        return None
-    if kind == _CODEBOOK:
-        size = reader.read_uint()
-        if not (size <= 1 << 16 and (size > 0 or count == 0)):
-            raise CorruptStreamError(f"a codebook of {size} centroids for {count} values")
-        return max(1, (size - 1).bit_length()), reader.read_tensor(dtype, (size,))
-    if kind == _FIXED_POINT:
-        bits, zigzag = reader.read_uint(), reader.read_uint()
-        if not (1 < bits <= 16 and zigzag <= 2032):
-            raise CorruptStreamError(f"fixed point of {bits} bits, exponent code {zigzag}")
-        return bits, zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
-    raise CorruptStreamError(f"kept values of unknown kind {kind}")
+    if kind >= len(KINDS):
+        raise CorruptStreamError(f"kept values of unknown kind {kind}")
+    return KINDS[kind]
+
+
+def _read_codes(reader: ByteReader, count: int, bits: int) -> Tensor:
+    packed = reader.read_tensor(torch.uint8, (_packed_size(bits, count),))
+    return _built(lambda: unpack_bits(packed, bits, count))
+
+
+def _built(build: Callable[[], T]) -> T:
+    """What ``build`` makes; what it refuses is damage here, not a caller's mistake."""
+    try:
+        return build()
+    except ValueError as error:
+        raise CorruptStreamError(str(error)) from error
+
+
+def _code_bits(centroids: int) -> int:
+    return max(1, (centroids - 1).bit_length())
 
 
 def _packed_size(bits: int, count: int) -> int:
     return (count * bits + 7) // 8
 
 
-def _checked(build: Any, *arguments: Any) -> Any:
-    """Call ``build``; what it refuses is damage here, not a caller's mistake."""
-    try:
-        return build(*arguments)
-    except ValueError as error:
-        raise CorruptStreamError(str(error)) from error
+def _check_flat(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 1:
+        raise ValueError(
+            f"{name} have shape {tuple(tensor.shape)}, expected one dimension; flatten them."
+        )
+
+
+def _check_span(codes: Tensor, lowest: int, highest: int) -> None:
+    if codes.dtype != torch.int32:
+        raise ValueError(f"codes are {codes.dtype}, expected torch.int32; convert them.")
+    if not codes.numel():
+        return
+    least, most = (int(bound) for bound in codes.aminmax())
+    if not lowest <= least <= most <= highest:
+        raise ValueError(
+            f"codes span {least}..{most}, expected {lowest}..{highest}; the data is damaged."
+        )

@@ -7,39 +7,35 @@ from torch import Tensor
 
 from avalanche_compress.codec import pack_mask, unpack_mask
 
-SPREAD = 32
-"""Masks at hand that lie evenly: together they take as much memory as the weight in single
-precision."""
-LOOSE = 4
-"""Rows at hand besides: the newest one, and those that were asked for last."""
 
-
-class RowsAtHand:
+class RowCache:
     """Rows of bytes of some tasks, evenly spread over all there are.
 
     Memory for all rows is taken with the first of them and for good: what a further task adds is
     then its section and nothing else.
 
     :param length: bytes of a row.
-    :param spread: rows that lie evenly, at most.
+    :param evenly_spaced: rows that lie evenly, at most.
+    :param recent: further rows: the newest one, and those that were asked for last.
 
-    >>> rows = RowsAtHand(1, spread=4)
+    >>> rows = RowCache(1, evenly_spaced=4)
     >>> for task in range(40):
     ...     rows.add(task, torch.tensor([task], dtype=torch.uint8))
     >>> [task for task in range(30) if rows.get(task) is not None], rows.nearest(20)
     ([0, 16], 16)
     """
 
-    def __init__(self, length: int, spread: int):
+    def __init__(self, length: int, *, evenly_spaced: int, recent: int = 4):
         self._length = length
-        self._most = spread + LOOSE
+        self._evenly_spaced = evenly_spaced
+        self._most = evenly_spaced + recent
         self._rows: Tensor | None = None
         self._row_of: dict[int, int] = {}
         self._spacing = 1
         self._newest = -1
 
     def add(self, position: int, row: Tensor) -> None:
-        """Have a row at hand.
+        """Keep a row.
 
         :param position: of its task in order of learning.
         :param row: (length,) uint8.
@@ -53,7 +49,7 @@ class RowsAtHand:
         self._rows[self._row_of[position]] = row
 
     def get(self, position: int) -> Tensor | None:
-        """A row (length,), not to be written to, or None if it is not at hand.
+        """A row (length,), not to be written to, or None if it is not cached.
 
         :param position: of its task.
         """
@@ -62,11 +58,11 @@ class RowsAtHand:
         return self._rows[self._row_of[position]]
 
     def nearest(self, position: int) -> int:
-        """The last task up to a position whose row is at hand; -1 if there is none.
+        """The last task up to a position whose row is cached; -1 if there is none.
 
         :param position: of a task.
         """
-        return max((own for own in self._row_of if own <= position), default=-1)
+        return max((cached for cached in self._row_of if cached <= position), default=-1)
 
     def clear(self) -> None:
         """Forget all rows; the memory stays."""
@@ -77,32 +73,35 @@ class RowsAtHand:
     def _free_row(self) -> int:
         if len(self._row_of) < self._most:
             return len(self._row_of)
-        while self._newest // self._spacing >= self._most - LOOSE:
+        while self._newest // self._spacing >= self._evenly_spaced:
             self._spacing *= 2
-        loose = (own for own in self._row_of if own % self._spacing and own != self._newest)
-        return self._row_of.pop(next(loose))
+        uneven = (task for task in self._row_of if task % self._spacing and task != self._newest)
+        return self._row_of.pop(next(uneven))
 
 
-class MasksAtHand:
+class MaskCache:
     """Of a weight's masks up to 32, and of more than that evenly spread ones.
 
-    A mask is coded given one before it, so that others are decoded by way of those at hand.
+    A mask is coded given one before it, so that others are decoded by way of those that are cached.
+    32 masks take as much memory as the weight in single precision.
 
     :param count: elements of a mask.
+    :param evenly_spaced: masks that lie evenly, at most.
+    :param recent: further masks: the newest one, and those that were asked for last.
 
-    >>> masks = MasksAtHand(10)
+    >>> masks = MaskCache(10)
     >>> for task in range(40):
     ...     masks.add(task, torch.arange(10) == task % 10)
     >>> masks.get(3) is None, masks.get(39).nonzero().item()
     (True, 9)
     """
 
-    def __init__(self, count: int):
+    def __init__(self, count: int, *, evenly_spaced: int = 32, recent: int = 4):
         self._count = count
-        self._rows = RowsAtHand((count + 7) // 8, SPREAD)
+        self._rows = RowCache((count + 7) // 8, evenly_spaced=evenly_spaced, recent=recent)
 
     def add(self, position: int, mask: Tensor) -> None:
-        """Have a mask at hand.
+        """Keep a mask.
 
         :param position: of its task in order of learning.
         :param mask: bool, any shape.
@@ -110,7 +109,7 @@ class MasksAtHand:
         self._rows.add(position, pack_mask(mask))
 
     def get(self, position: int) -> Tensor | None:
-        """A mask, bool (count,), or None if it is not at hand.
+        """A mask, bool (count,), or None if it is not cached.
 
         :param position: of its task.
         """

@@ -10,9 +10,13 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
-from avalanche_compress.codec import ByteReader, CorruptStreamError, bytes_tensor
-from avalanche_compress.codec.low_rank import Factors
-from avalanche_compress.codec.values import Values
+from avalanche_compress.codec import (
+    ByteReader,
+    CorruptStreamError,
+    Factors,
+    Values,
+    bytes_tensor,
+)
 from avalanche_compress.errors import NonFiniteError, TaskStateError
 
 
@@ -27,9 +31,9 @@ class Place(NamedTuple):
         """The tensor that the module itself owns (what the task in training changes)."""
         parameter = self.module._parameters.get(self.name)
         buffer = self.module._buffers.get(self.name)
-        own = buffer if parameter is None else parameter
-        assert own is not None
-        return own
+        tensor = buffer if parameter is None else parameter
+        assert tensor is not None
+        return tensor
 
 
 class LowRankWeight(NamedTuple):
@@ -73,7 +77,7 @@ class Store(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, reader: ByteReader) -> Any:
-        """Read a section, which may come from a stranger's file; the store stays as it is.
+        """Read a section, which may come from an untrusted file; the store stays as it is.
 
         :param reader: the section, from its start.
         :return: what :meth:`accept` takes.
@@ -101,6 +105,27 @@ class Store(nn.Module, ABC):
     @abstractmethod
     def stored_values(self, task: int) -> int:
         """How many numbers ``task`` added."""
+
+    def encode_shared(self) -> bytes:
+        """What all tasks share, which an archive has once; nothing by default."""
+        return b""
+
+    def accept_shared(self, section: bytes) -> None:
+        """Take what all tasks share from an archive, before the first task.
+
+        :param section: of :meth:`encode_shared`.
+        :raises CorruptStreamError: if it does not fit; then nothing has changed.
+        """
+        if section:
+            raise CorruptStreamError(f"{self.name} shares nothing and {len(section)} bytes are it")
+
+    def section_of_version_1(self, section: bytes) -> bytes:
+        """The section of a task as this release has it, out of an archive of the first format.
+
+        :param section: of the next task in order of learning.
+        :raises CorruptStreamError: if it does not fit.
+        """
+        return section
 
     def position_of(self, task: int) -> int:
         """How many tasks were finished before a finished one.
@@ -196,7 +221,7 @@ class Store(nn.Module, ABC):
         """
         before, taken = dict(self.sections), self._taken
         try:
-            self._restore_all({int(t): own.cpu().numpy().tobytes() for t, own in state.items()})
+            self._restore_all({int(t): data.cpu().numpy().tobytes() for t, data in state.items()})
         except CorruptStreamError:
             self.forget()
             for task, section in before.items():
@@ -336,6 +361,11 @@ class WeightStore(Store):
     @abstractmethod
     def value_bits(self, task: int) -> int:
         """Bits of the numbers that ``task`` added, masks and codebooks not counted."""
+
+    @property
+    def shared_bits(self) -> int:
+        """Bits of the numbers that all tasks share and that no task's section has."""
+        return 0
 
     def check_commit(self) -> None:
         """Refuse to commit before anything has changed.

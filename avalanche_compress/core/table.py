@@ -6,7 +6,7 @@ from array import array
 from typing import Iterator, Sequence
 
 
-class Ledger:
+class Table:
     """Rows of whole numbers, one for each finished task in order of learning.
 
     A dictionary of tuples would hold the same in twenty times the memory, which is as much as the
@@ -14,9 +14,9 @@ class Ledger:
 
     :param width: numbers in a row.
 
-    >>> ledger = Ledger(2)
-    >>> ledger.append(78400, 4)
-    >>> ledger[0], len(ledger)
+    >>> table = Table(2)
+    >>> table.append(78400, 4)
+    >>> table[0], len(table)
     ((78400, 4), 1)
     """
 
@@ -37,12 +37,12 @@ class Ledger:
         return (self[position] for position in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"Ledger{list(self)}"
+        return f"Table{list(self)}"
 
     def append(self, *row: int) -> None:
         """Add the newest task's row.
 
-        :param row: as many numbers as the ledger is wide.
+        :param row: as many numbers as the table is wide.
         """
         self._numbers.extend(row)
 

@@ -34,12 +34,14 @@ def bits_per_weight(network: TaskNetwork) -> float:
 def capacity(network: TaskNetwork) -> float:
     """Percent of the dense float weights that the values kept by all tasks take.
 
-    ``100 sum_t sum_l b_tl |O_tl| / (32 N)``: masks, codebooks, heads and norms are not in it.
+    ``100 sum_t sum_l b_tl |O_tl| / (32 N)``: masks, codebooks, heads and norms are not in it, a
+    base that all tasks share is.
 
     :param network: any.
     """
     weights = sum(store.shape.numel() for store in network.weight_stores)
     bits = sum(s.value_bits(task) for s in network.weight_stores for task in network.tasks)
+    bits += sum(store.shared_bits for store in network.weight_stores)
     return 100 * bits / (32 * weights)
 
 

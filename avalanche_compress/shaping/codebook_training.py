@@ -7,26 +7,11 @@ from typing import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec import Codebook
-from avalanche_compress.codec.values import Values
+from avalanche_compress.codec import Values
 from avalanche_compress.core.store import WeightStore
 
 STEP = 0.01
 """First step of a centroid, as part of its layer's root mean square (our choice)."""
-
-
-def centroid_gradients(codes: Tensor, gradients: Tensor, count: int) -> Tensor:
-    """dL/dc_k = sum of dL/dw_i over all i with code k.
-
-    :param codes: int tensor (n,), in ``0 .. count - 1``.
-    :param gradients: dL/dw, (n,).
-    :param count: K, the number of centroids.
-    :return: (K,).
-
-    >>> centroid_gradients(torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0, 3.0]), 2).tolist()
-    [1.0, 5.0]
-    """
-    return gradients.new_zeros(count).index_add_(0, codes.long(), gradients)
 
 
 def train_centroids(
@@ -38,8 +23,8 @@ def train_centroids(
     """Train the centroids of all codebooks by Adam, with steps that fall linearly to zero.
 
     Adam, because a centroid's gradient grows with the number of its members; the step is measured
-    by the layer's weights, so that it suits layers of any scale (our choices). Fixed-point values
-    have no centroids and stay.
+    by the layer's weights, so that it suits layers of any scale (our choices). What has nothing to
+    train (see :attr:`~avalanche_compress.codec.Values.parameter`) stays.
 
     :param stores: the weights, with a task open.
     :param values: what each of them keeps now, one entry for each of its ``kept_values``.
@@ -48,12 +33,12 @@ def train_centroids(
     :param steps: how many there are.
     :return: what each store keeps afterwards.
     """
-    trained = [[_copy(value) for value in own] for own in values]
+    trained = _copies(values)
     groups = [
-        {"params": [value.centroids], "lr": STEP * float(value.decode().square().mean().sqrt())}
-        for own in trained
-        for value in own
-        if isinstance(value, Codebook) and value.codes.numel()
+        {"params": [kept.parameter], "lr": STEP * float(kept.decode().square().mean().sqrt())}
+        for layer in trained
+        for kept in layer
+        if kept.parameter is not None and kept.decode().numel()
     ]
     if not groups:
         return trained
@@ -61,21 +46,17 @@ def train_centroids(
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(0.0, 1 - step / steps))
     for loss in losses:
         loss.backward()
-        for store, own in zip(stores, trained):
-            for value, gradients in zip(own, store.kept_gradients()):
-                if isinstance(value, Codebook):
-                    value.centroids.grad = centroid_gradients(
-                        value.codes, gradients, value.centroids.numel()
-                    )
+        for store, layer in zip(stores, trained):
+            for kept, gradients in zip(layer, store.kept_gradients()):
+                if kept.parameter is not None:
+                    kept.parameter.grad = kept.parameter_gradient(gradients)
         adam.step()
         schedule.step()
-        for store, own in zip(stores, trained):
-            store.keep_values([_copy(value) for value in own])
-    return [[_copy(value) for value in own] for own in trained]
+        for store, layer in zip(stores, _copies(trained)):
+            store.keep_values(layer)
+    return _copies(trained)
 
 
-def _copy(value: Values) -> Values:
-    """The same codes, and centroids of its own, because Adam writes into those it trains."""
-    if not isinstance(value, Codebook):
-        return value
-    return Codebook(value.codes, value.centroids.detach().clone())
+def _copies(values: Sequence[Sequence[Values]]) -> list[list[Values]]:
+    """The same codes, and parameters of their own, because Adam writes into those it trains."""
+    return [[kept.copy() for kept in layer] for layer in values]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_compress.codec import quantise_codebook, quantise_fixed_point
-from avalanche_compress.codec.values import Values, decoded
+from avalanche_compress.codec import Values, quantise_codebook, quantise_fixed_point
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
@@ -205,7 +204,7 @@ class QuantizationPlugin(ShapingPlugin):
             )
         network.zero_grad(set_to_none=True)
         better = validation is None or validation.loss(strategy) <= reference
-        finite = all(bool(decoded(v).isfinite().all()) for values in after for v in values)
+        finite = all(bool(v.decode().isfinite().all()) for values in after for v in values)
         for layer, kept in zip(layers, after if better and finite else before):
             layer.keep(kept)
 

@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
+    Codebook,
     CorruptStreamError,
+    FixedPoint,
+    Float,
+    fixed_point,
+    kmeans_1d,
+    pack_bits,
     quantise_codebook,
     quantise_fixed_point,
+    read_values,
+    skip_values,
+    unpack_bits,
+    write_values,
 )
-from avalanche_compress.codec.values import bits_of, decoded, read_values, write_values
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -23,6 +32,13 @@ def written(values):
     writer = ByteWriter()
     write_values(values, writer)
     return writer.getvalue()
+
+
+def kept(values, form, bits):
+    """Values in one of the forms that there are."""
+    if form == "codebook":
+        return quantise_codebook(values, min(bits, 6))
+    return quantise_fixed_point(values, bits) if form == "fixed point" else Float(values)
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,21 +50,68 @@ def written(values):
     form=st.sampled_from(["floats", "codebook", "fixed point"]),
 )
 def test_values_come_back_bit_for_bit(seed, count, bits, scale, form):
-    values = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * scale
-    if form == "codebook":
-        values = quantise_codebook(values, min(bits, 6))
-    elif form == "fixed point":
-        values = quantise_fixed_point(values, bits)
+    numbers = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * scale
+    values = kept(numbers, form, bits)
     reader = ByteReader(written(values))
     read = read_values(reader, count, torch.float32)
     reader.finish()
-    assert torch.equal(decoded(read), decoded(values)) and bits_of(read) == bits_of(values)
+    assert type(read) is type(values) and read.bits == values.bits
+    assert torch.equal(read.decode(), values.decode())
+    assert torch.equal(read.words(), values.words())
+    assert bool((read.words() >= 0).all() and (read.words() < 1 << read.word_bits).all())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(0, 300),
+    bits=st.integers(2, 16),
+    form=st.sampled_from(["floats", "codebook", "fixed point"]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_what_is_skipped_is_what_would_be_read(seed, count, bits, form, dtype):
+    numbers = torch.randn(count, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    values = kept(numbers, form, bits)
+    reader = ByteReader(written(values))
+    assert skip_values(reader, count, dtype) == values.word_bits
+    reader.finish()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 300), st.integers(1, 6))
+def test_the_smallest_form_has_the_same_numbers_and_the_fewer_bytes(seed, count, bits):
+    book = quantise_codebook(
+        torch.randn(count, generator=torch.Generator().manual_seed(seed)), bits
+    )
+    smallest = book.smallest()
+    assert torch.equal(smallest.decode(), book.decode())
+    assert len(written(smallest)) <= min(len(written(book)), len(written(Float(book.decode()))))
+
+
+def test_gradients_of_centroids_are_those_of_autograd():
+    book = quantise_codebook(torch.randn(200, generator=torch.Generator().manual_seed(0)), 3)
+    centroids = book.centroids.clone().requires_grad_()
+    members = torch.linspace(-1, 1, 200)
+    (expected,) = torch.autograd.grad((centroids[book.codes.long()] * members).sum(), centroids)
+    torch.testing.assert_close(book.parameter_gradient(members), expected)
+
+
+def test_what_may_be_trained_are_the_centroids_and_a_copy_has_its_own():
+    values = torch.randn(20)
+    for form in ("floats", "fixed point"):
+        assert kept(values, form, 4).parameter is None
+        with pytest.raises(TypeError, match="nothing to train"):
+            kept(values, form, 4).parameter_gradient(values)
+    book = kept(values, "codebook", 3)
+    before, copied = book.decode(), book.copy()
+    copied.parameter.add_(1)
+    assert torch.equal(book.decode(), before) and torch.equal(copied.decode(), before + 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_floats_of_every_precision_come_back(dtype):
     values = torch.randn(50).to(dtype)
-    read = read_values(ByteReader(written(values)), 50, dtype)
+    read = read_values(ByteReader(written(Float(values))), 50, dtype).decode()
     assert read.dtype == dtype and torch.equal(read, values)
 
 
@@ -65,7 +128,9 @@ def test_any_bytes_are_values_or_corrupt(kind, data, count, dtype):
         values = read_values(reader, count, dtype)
     except CorruptStreamError:
         return
-    assert decoded(values).shape == (count,) and 1 <= bits_of(values) <= 64
+    assert values.decode().shape == (count,) and 1 <= values.bits <= 64
+    reader = ByteReader(bytes([kind]) + data)
+    assert skip_values(reader, count, dtype) == values.word_bits
 
 
 @pytest.mark.parametrize("head", [[0], [1, 2], [1, 1 << 16], [1, 1 << 62], [2, 8, 4], [2, 16, 0]])
@@ -99,3 +164,73 @@ def test_widths_and_exponents_that_no_encoder_writes_are_refused(numbers):
     writer.write_raw(b"\x01" * 400_000)
     with pytest.raises(CorruptStreamError):
         read_values(ByteReader(writer.getvalue()), 3, torch.float32)
+
+
+# ------------------------------------------------------------------ quantisers
+
+
+def int32(numbers):
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 500), st.integers(1, 8))
+def test_a_codebook_holds_what_kmeans_found_and_survives_packing(seed, size, bits):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    book = quantise_codebook(values, bits)
+    centroids, codes = kmeans_1d(values, 2**bits)
+    assert torch.equal(book.decode(), centroids[codes.long()])
+    assert book.bits <= bits
+    codes = unpack_bits(pack_bits(book.codes, book.bits), book.bits, size)
+    assert torch.equal(Codebook(codes, book.centroids).decode(), book.decode())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 500), st.integers(2, 16))
+def test_fixed_point_survives_packing_with_an_offset(seed, size, bits):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    word = quantise_fixed_point(values, bits)
+    assert torch.equal(word.codes, fixed_point(values, bits)[0])
+    offset = 2 ** (bits - 1)
+    codes = unpack_bits(pack_bits(word.codes + offset, bits), bits, size) - offset
+    assert torch.equal(FixedPoint(codes, bits, word.fraction_bits).decode(), word.decode())
+
+
+@pytest.mark.parametrize("count, bits", [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8)])
+def test_bits_are_the_fewest_that_name_every_centroid(count, bits):
+    assert Codebook(int32([]), torch.arange(float(count))).bits == bits
+
+
+@pytest.mark.parametrize("quantise", [quantise_codebook, quantise_fixed_point])
+def test_nothing_and_all_zero_are_quantised_without_error(quantise):
+    for values in (torch.empty(0), torch.zeros(7)):
+        assert torch.equal(quantise(values, 4).decode(), values)
+
+
+def test_quantising_to_a_codebook_twice_changes_nothing():
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    once = quantise_codebook(values, 5).decode()
+    assert torch.equal(quantise_codebook(once, 5).decode(), once)
+
+
+def test_codes_without_a_centroid_are_refused():
+    for codes in ([2], [-1]):
+        with pytest.raises(ValueError, match="codes span"):
+            Codebook(int32(codes), torch.tensor([0.0, 1.0]))
+
+
+def test_codes_that_do_not_fit_the_word_are_refused():
+    for code in (8, -8):
+        with pytest.raises(ValueError, match="codes span"):
+            FixedPoint(int32([code]), bits=4, fraction_bits=0)
+
+
+def test_wrong_shapes_dtypes_and_widths_are_refused():
+    with pytest.raises(ValueError, match="flatten"):
+        Codebook(int32([[0]]), torch.tensor([0.0]))
+    with pytest.raises(ValueError, match="int32"):
+        Codebook(torch.tensor([0]), torch.tensor([0.0]))
+    with pytest.raises(ValueError, match="bits"):
+        FixedPoint(int32([0]), bits=17, fraction_bits=0)
+    with pytest.raises(ValueError, match="bits"):
+        quantise_codebook(torch.zeros(3), 17)

@@ -7,44 +7,47 @@ import torch
 from torch import nn
 
 from avalanche_compress.codec import ByteReader, Codebook, CorruptStreamError, quantise_codebook
-from avalanche_compress.core.cache import LOOSE, SPREAD, MasksAtHand, RowsAtHand
+from avalanche_compress.core.cache import MaskCache, RowCache
 from avalanche_compress.core.store import Place
 from avalanche_compress.methods.ada_qpacknet import store as slotted
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.subnetworks import store as masked
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 
-TASKS = 5 * SPREAD
+EVENLY_SPACED, RECENT = 32, 4
+TASKS = 5 * EVENLY_SPACED
 
 
 def spread(count):
-    masks = MasksAtHand(70)
+    masks = MaskCache(70)
     for task in range(count):
         masks.add(task, torch.arange(70) == task % 70)
     return masks
 
 
-@pytest.mark.parametrize("count", [1, SPREAD, SPREAD + LOOSE, SPREAD + LOOSE + 1, TASKS])
-def test_masks_at_hand_are_those_that_were_given(count):
+@pytest.mark.parametrize(
+    "count", [1, EVENLY_SPACED, EVENLY_SPACED + RECENT, EVENLY_SPACED + RECENT + 1, TASKS]
+)
+def test_cached_masks_are_those_that_were_given(count):
     masks = spread(count)
-    at_hand = [task for task in range(count) if masks.get(task) is not None]
-    assert len(at_hand) == min(count, SPREAD + LOOSE)
-    for task in at_hand:
+    cached = [task for task in range(count) if masks.get(task) is not None]
+    assert len(cached) == min(count, EVENLY_SPACED + RECENT)
+    for task in cached:
         assert masks.get(task).nonzero().flatten().tolist() == [task % 70]
 
 
-@pytest.mark.parametrize("count", [SPREAD + 5, TASKS, 500])
-def test_rows_at_hand_lie_evenly_and_the_newest_is_one_of_them(count):
-    rows = RowsAtHand(1, SPREAD)
+@pytest.mark.parametrize("count", [EVENLY_SPACED + 5, TASKS, 500])
+def test_cached_rows_lie_evenly_and_the_newest_is_one_of_them(count):
+    rows = RowCache(1, evenly_spaced=EVENLY_SPACED)
     for task in [*range(count), *torch.randperm(count).tolist()]:  # others come and go
         rows.add(task, torch.zeros(1, dtype=torch.uint8))
     far = max(task - rows.nearest(task) for task in range(count))
-    assert far < 2 * count / SPREAD
+    assert far < 2 * count / EVENLY_SPACED
     assert rows.nearest(count - 1) == count - 1
 
 
-def test_nothing_is_at_hand_after_clearing():
-    masks, rows = spread(TASKS), RowsAtHand(1, SPREAD)
+def test_nothing_is_cached_after_clearing():
+    masks, rows = spread(TASKS), RowCache(1, evenly_spaced=EVENLY_SPACED)
     rows.add(0, torch.zeros(1, dtype=torch.uint8))
     masks.clear()
     rows.clear()

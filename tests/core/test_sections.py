@@ -74,8 +74,9 @@ def encoded(store, task, codes):
     return store.encode()
 
 
-def restored(build, sections):
+def restored(build, sections, shared=b""):
     store = build()
+    store.accept_shared(shared)
     for task, section in enumerate(sections):
         store.restore(task, section)
     return store
@@ -90,7 +91,8 @@ def examples():
         store = build()
         for task, codes in enumerate(CODES[1:]):
             store.restore(task, encoded(store, task, codes))
-        found[name] = (list(store.sections.values()), [encoded(store, 2, codes) for codes in CODES])
+        thirds = [encoded(store, 2, codes) for codes in CODES]
+        found[name] = (list(store.sections.values()), thirds, store.encode_shared())
     return found
 
 
@@ -115,9 +117,9 @@ def assert_same(before, after):
     assert all(torch.equal(a, b) for a, b in pairs) and len(before[3]) == len(after[3])
 
 
-def check(build, good, section):
+def check(build, good, section, shared):
     """Restore a section that may be damaged after good ones."""
-    store = restored(build, good)
+    store = restored(build, good, shared)
     before = everything(store)
     try:
         store.restore(len(good), section)
@@ -142,11 +144,11 @@ def check(build, good, section):
 def test_a_damaged_section_is_refused_and_nothing_changes_or_it_is_a_task(
     name, examples, form, edits, near, cut, tail
 ):
-    good, thirds = examples[name]
+    good, thirds, shared = examples[name]
     changed = bytearray(thirds[form])
     for position, value in edits:
         changed[position % min(len(changed), 8 if near else len(changed))] = value
-    check(STORES[name], good, bytes(changed[: len(changed) - cut]) + tail)
+    check(STORES[name], good, bytes(changed[: len(changed) - cut]) + tail, shared)
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -155,14 +157,14 @@ def test_a_damaged_section_is_refused_and_nothing_changes_or_it_is_a_task(
 def test_any_bytes_are_refused_and_nothing_changes_or_they_are_a_task(
     name, examples, section, finished
 ):
-    check(STORES[name], examples[name][0][:finished], section)
+    check(STORES[name], examples[name][0][:finished], section, examples[name][2])
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_section_that_goes_on_is_refused_before_anything_has_changed(name, examples):
-    good, thirds = examples[name]
+    good, thirds, shared = examples[name]
     for third in thirds:
-        store = restored(STORES[name], good)
+        store = restored(STORES[name], good, shared)
         before = everything(store)
         with pytest.raises(CorruptStreamError):
             store.restore(2, third + b"\0")
@@ -172,34 +174,46 @@ def test_a_section_that_goes_on_is_refused_before_anything_has_changed(name, exa
 
 @pytest.mark.parametrize("name", STORES)
 def test_sections_of_other_stores_do_no_harm(name, examples):
-    for good, thirds in examples.values():
-        for section in (*good, *thirds):
-            check(STORES[name], examples[name][0], section)
+    good, _, shared = examples[name]
+    for others, thirds, _ in examples.values():
+        for section in (*others, *thirds):
+            check(STORES[name], good, section, shared)
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_number_anywhere_that_claims_terabytes_takes_no_memory(name, examples):
-    good, thirds = examples[name]
+    good, thirds, shared = examples[name]
     for huge in ((1 << 63) - 1, 1 << 40, 1 << 33):
         writer = ByteWriter()
         writer.write_uint(huge)
         for third in thirds:
             for position in range(0, len(third), max(1, len(third) // 25)):
-                check(
-                    STORES[name], good, third[:position] + writer.getvalue() + third[position + 1 :]
-                )
+                changed = third[:position] + writer.getvalue() + third[position + 1 :]
+                check(STORES[name], good, changed, shared)
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_state_dict_with_a_damaged_section_leaves_the_tasks_from_before(name, examples):
-    good, thirds = examples[name]
-    other = restored(STORES[name], good)
+    good, thirds, shared = examples[name]
+    other = restored(STORES[name], good, shared)
     other.sections[1] = good[1][:-1]
     state = other.state_dict()
-    store = restored(STORES[name], [*good, thirds[1]])
+    store = restored(STORES[name], [*good, thirds[1]], shared)
     before = everything(store)
     with pytest.raises(CorruptStreamError):
         store.load_state_dict(state)
     after = everything(store)
     assert before[0] == after[0]
     assert all(torch.equal(a, b) for a, b in zip(before[3], after[3]))
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_what_all_tasks_share_is_taken_whole_or_refused_and_nothing_changes(name, examples):
+    good, _, shared = examples[name]
+    store = restored(STORES[name], good, shared)
+    before = everything(store)
+    assert store.encode_shared() == shared
+    for damaged in (shared + b"\0", shared[:-1] + b"\0\0", b"\3" + shared[1:], b"\0"):
+        with pytest.raises(CorruptStreamError):
+            store.accept_shared(damaged)
+        assert_same(before, everything(store))

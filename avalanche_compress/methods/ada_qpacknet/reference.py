@@ -7,7 +7,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec.values import Values
+from avalanche_compress.codec import Codebook, Values, quantise_codebook
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import CapacityExhaustedError
@@ -60,8 +60,8 @@ class ReferenceQuantization(QuantizationPlugin):
 
     def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
         pruned = values.new_zeros(layer.store.shape.numel() - values.numel())
-        everything: Any = super()._codes(layer, torch.cat([values, pruned]), bits)
-        return type(everything)(everything.codes[: values.numel()], everything.centroids)
+        everything = quantise_codebook(torch.cat([values, pruned]), bits)
+        return Codebook(everything.codes[: values.numel()], everything.centroids)
 
     def _search(
         self, layers: Sequence[Layer], network: TaskNetwork, validation: ValidationPlugin

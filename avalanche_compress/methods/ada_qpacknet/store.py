@@ -11,16 +11,18 @@ from torch import Tensor
 from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
-    Codebook,
     CorruptStreamError,
+    Values,
     decode_mask,
     encode_mask,
+    read_values,
     recall_mask,
+    skip_values,
+    write_values,
 )
-from avalanche_compress.codec.values import Values, decoded, pass_values, read_values, write_values
-from avalanche_compress.core.cache import RowsAtHand
+from avalanche_compress.core.cache import RowCache
 from avalanche_compress.core.store import Place
-from avalanche_compress.core.table import Ledger
+from avalanche_compress.core.table import Table
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 
@@ -31,7 +33,7 @@ _NEWEST, _FRESH, _SOURCES = range(3)
 """Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
 _LEVELS = 8
 """Tasks after which it is at hand how full the slots are: two weights' memory in single precision,
-and one for those that :class:`RowsAtHand` has besides."""
+and one for those that :class:`RowCache` has besides."""
 
 
 class SlottedStore(SubnetworkStore):
@@ -57,6 +59,7 @@ class SlottedStore(SubnetworkStore):
     >>> store = SlottedStore(Place(layer, "weight"))
     >>> store.open([])
     >>> store.prune(0.5)
+    >>> from avalanche_compress.codec import Codebook
     >>> codes = torch.tensor([0, 1, 2, 3], dtype=torch.int32)
     >>> store.keep_values([Codebook(codes, torch.tensor([-2.0, -1.0, 1.0, 2.0]))])
     >>> store.check_commit()
@@ -80,7 +83,7 @@ class SlottedStore(SubnetworkStore):
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
         self._granted = self.reserve  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
-        self._levels = RowsAtHand(self.frozen.numel(), _LEVELS)
+        self._levels = RowCache(self.frozen.numel(), evenly_spaced=_LEVELS)
 
     @property
     def occupancy(self) -> Tensor:
@@ -138,7 +141,7 @@ class SlottedStore(SubnetworkStore):
     def check_commit(self) -> None:
         super().check_commit()
         kept = int(self.own.sum())
-        bits = _charge(self._kept())
+        bits = self._kept().word_bits
         if kept and bits > self._granted:
             raise CapacityExhaustedError(
                 f"{self.name} has {kept} values of {bits} bits to keep and {self._granted} bits of "
@@ -179,7 +182,7 @@ class SlottedStore(SubnetworkStore):
             closed = ~self._mask_at(head.source)
         mask = decode_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
         head.check_mask(mask, closed)
-        charge = _charge(read_values(reader, head.added, self.frozen.dtype))
+        charge = read_values(reader, head.added, self.frozen.dtype).word_bits
         head.check_charge(charge)
         if head.added:
             level += charge * mask.view(torch.uint8)
@@ -188,7 +191,7 @@ class SlottedStore(SubnetworkStore):
     def recall(self, reader: ByteReader) -> _Section:
         head = self._read_head(reader)
         reader.read_bytes()  # the mask is decoded when it is needed
-        charge = pass_values(reader, head.added, self.frozen.dtype)
+        charge = skip_values(reader, head.added, self.frozen.dtype)
         head.check_charge(charge)
         return _Section(head, charge, None, None)
 
@@ -210,7 +213,7 @@ class SlottedStore(SubnetworkStore):
     def committed(self, task: int) -> Tensor:
         mask, position = self.mask_of(task), self.position_of(task)
         *_, owner = self._kept_by[position]
-        values = decoded(self._values_at(owner)).to(self.frozen)
+        values = self._values_at(owner).decode().to(self.frozen)
         weight = torch.zeros_like(self.frozen)
         if owner == position:
             return weight.masked_scatter_(mask, values)
@@ -239,7 +242,7 @@ class SlottedStore(SubnetworkStore):
         for position, (_, bits, own, owner) in enumerate(self._kept_by):
             if own == page and owner == position:
                 mask = self._shaped(self._mask_at(position))
-                codes = _codes(self._values_at(position)).to(words.device)
+                codes = self._values_at(position).words().to(words.device)
                 words[mask] |= codes << offset[mask]
                 offset += mask * bits
         return words
@@ -289,9 +292,9 @@ class SlottedStore(SubnetworkStore):
             raise CorruptStreamError(f"{head.added} values in {self.frozen.numel()} slots")
         return head
 
-    def _new_ledger(self) -> Ledger:
+    def _new_table(self) -> Table:
         """Of each task its values and their bits, its page, and the position of their owner."""
-        return Ledger(4)
+        return Table(4)
 
     def _values_at(self, position: int) -> Values:
         """A task's values out of its section: kept as packed codes, not a second time."""
@@ -432,17 +435,3 @@ def _context(last: Tensor | None, closed: Tensor) -> Tensor:
     if last is not None:
         context += last.numpy().view(np.uint8)
     return torch.from_numpy(context)
-
-
-def _charge(values: Values) -> int:
-    """Bits that each value takes of its slot."""
-    return SLOT_BITS if isinstance(values, Tensor) else values.bits
-
-
-def _codes(values: Values) -> Tensor:
-    """(n,) Values as they stand in their slots: int64, not negative."""
-    if isinstance(values, Tensor):
-        return values.float().view(torch.int32).long() & (1 << SLOT_BITS) - 1
-    if isinstance(values, Codebook):
-        return values.codes.long()
-    return values.codes.long() + (1 << (values.bits - 1))

@@ -8,9 +8,10 @@ from typing import Any, Dict, Iterator, Tuple
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec.low_rank import GROWTH, TRUNCATION, Factors, free_rank
+from avalanche_compress.codec import Factors
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.methods.cacl.maths import GROWTH, TRUNCATION, free_rank
 from avalanche_compress.methods.cacl.penalties import (
     SPARSITY,
     FrozenRows,
@@ -52,7 +53,7 @@ class FactorizationPlugin(ShapingPlugin):
     :param truncation: ``"raw"`` by the sigma as trained, ``"exact"`` by true singular values.
     :param energy_scope: ``"new"``, or ``"cumulative"`` to count frozen energy as kept already.
     :param grow: how many terms a task may train, see
-        :func:`~avalanche_compress.codec.low_rank.free_rank`.
+        :func:`~avalanche_compress.methods.cacl.maths.free_rank`.
     :param grow_from: finished tasks before the network may grow; the public code has 2.
     :param rank: terms of the first task, or of each with ``grow="fixed"``: a number of terms (int),
         a part of the break-even rank (float in 0..1), or ``"full"``.
@@ -156,7 +157,7 @@ class FactorizationPlugin(ShapingPlugin):
         for store in factored_stores(network_of(strategy)):
             store.rank = self.free_rank(store)
             store.start = self.init
-            store.residual = self.residual
+            store.residual_strength = self.residual
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         stores = factored_stores(network_of(strategy))

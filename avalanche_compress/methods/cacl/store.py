@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,36 +12,29 @@ from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
     CorruptStreamError,
-    pack_mask,
-    unpack_mask,
-)
-from avalanche_compress.codec.low_rank import (
     Factors,
     break_even_rank,
+    factored_linear,
+    pack_mask,
+    saves_work,
+    unpack_mask,
+)
+from avalanche_compress.core.deferred import rounded_under_autocast
+from avalanche_compress.core.factor_store import Block, FactorStore, Layout, MaskReader, Part
+from avalanche_compress.core.store import LowRankWeight, Place, non_finite
+from avalanche_compress.errors import TaskStateError
+from avalanche_compress.methods.cacl.maths import (
     orthogonal_terms,
     random_terms,
     svd_factors,
     truncate,
 )
-from avalanche_compress.codec.values import (
-    Values,
-    bits_of,
-    cheapest,
-    decoded,
-    read_values,
-    write_values,
-)
-from avalanche_compress.core.deferred import DeferredWeight, rounded_under_autocast
-from avalanche_compress.core.store import LowRankWeight, Place, WeightStore, non_finite
-from avalanche_compress.core.table import Ledger
-from avalanche_compress.errors import TaskStateError
-from avalanche_compress.methods.cacl.layers import factored_linear, saves_work
 
 DECOMPOSITIONS = ("channel", "spatial")
 STORAGE = ("auto", "factors")
 
 
-class FactoredStore(WeightStore):
+class FactoredStore(FactorStore):
     """``W_t = sum_s U_s^T diag|sigma_s| V_s`` over the earlier tasks s that t builds on, and t.
 
     The open task trains terms of its own on top of the sum of all frozen ones, which is one
@@ -105,9 +98,12 @@ class FactoredStore(WeightStore):
         self.rows, self.columns = self._to_matrix(scratch).shape
         self.initial_rank = break_even_rank(self.rows, self.columns)
         """The break-even rank r0; 0 for a weight that is not factored."""
+        self.factored = self.initial_rank > 0
+        self.supports_factored_forward = type(place.module) is nn.Linear
+        self._dense = not self.factored
         self.rank: int | None = None
         """Terms of the next task that is opened; None for :attr:`initial_rank`."""
-        self.residual: float = 1.0
+        self.residual_strength: float = 1.0
         """What the U of later tasks are multiplied with when they start; 0 starts from earlier
         tasks' weights."""
         self.start: str = "random"
@@ -118,18 +114,10 @@ class FactoredStore(WeightStore):
         self.right = nn.Parameter(scratch.new_empty(0, self.columns))
         self.register_buffer("shared", torch.zeros_like(scratch), persistent=False)
         self.register_buffer("_sum", torch.zeros_like(scratch), persistent=False)
-        self._quantised: list[Values] | None = None
-        self._dense = not self.factored
-        self._sizes = Ledger(3)  # of each task: its terms, its numbers and their bits
         self._reusable: tuple[int, ...] = ()
         self._partial: tuple[tuple[int, ...], Tensor] = ((), self._sum)
 
     # ------------------------------------------------------------------ the open task
-
-    @property
-    def factored(self) -> bool:
-        """Whether tasks train terms; else dense differences."""
-        return self.initial_rank > 0
 
     @property
     def terms(self) -> Factors:
@@ -139,21 +127,17 @@ class FactoredStore(WeightStore):
     def config(self) -> dict[str, Any]:
         return {"decomposition": self.decomposition, "storage": self.storage}
 
-    def check_open(self, reusable: Sequence[int]) -> None:
-        """Nothing to refuse: there is always room for more terms."""
-
     @torch.no_grad()
     def open(self, reusable: Sequence[int]) -> None:
         self._reusable = tuple(task for task in self.sections if task in set(reusable))
-        self._quantised = None
-        self._dense = not self.factored
         self.shared = self._sum_of(self._reusable)
-        if self._dense:
-            if self._reusable:
-                self.scratch.zero_()
+        if self.factored:
+            rank = self.initial_rank if self.rank is None else self.rank
+            self._train_terms(self._starting_terms(rank))
             return
-        rank = self.initial_rank if self.rank is None else self.rank
-        self._train(self._starting_terms(rank))
+        self._quantised = None
+        if self._reusable:
+            self.scratch.zero_()
 
     def weight(self) -> Tensor:
         if self._dense:
@@ -165,16 +149,6 @@ class FactoredStore(WeightStore):
                 self.sigma.abs().unsqueeze(1) * self.right,
             )
         return self._to_weight(matrix)
-
-    def loan(self) -> Tensor:
-        """The weight; in training of a linear layer, a stand-in that may do without it.
-
-        Evaluation, and layers for which that would be slower, take the whole weight.
-        """
-        linear = type(self.place.module) is nn.Linear and not self._dense
-        if not linear or not torch.is_grad_enabled():
-            return self.weight()
-        return DeferredWeight(self.shared, self.weight, self._compute)
 
     @torch.no_grad()
     def check_finite(self) -> None:
@@ -189,7 +163,7 @@ class FactoredStore(WeightStore):
     def truncate(self, energy: float, mode: str = "raw", earlier: float = 0.0) -> None:
         """Drop the open task's terms of least energy.
 
-        :param energy: see :func:`~avalanche_compress.codec.low_rank.truncate`.
+        :param energy: see :func:`~avalanche_compress.methods.cacl.maths.truncate`.
         :param mode: ``"raw"`` or ``"exact"``.
         :param earlier: energy that counts as kept already.
         :raises NonFiniteError: if a term is NaN or infinite; then nothing has changed.
@@ -202,7 +176,7 @@ class FactoredStore(WeightStore):
             if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
                 self.scratch.copy_(self._to_weight(terms.compose()))
                 self._dense = True
-        self._train(terms)
+        self._train_terms(terms, self._dense)
 
     @property
     def reusable(self) -> tuple[int, ...]:
@@ -215,24 +189,7 @@ class FactoredStore(WeightStore):
         :param skipped: how many of :attr:`reusable` to leave out, from the first on.
         """
         blocks = self._read_all(self._reusable[skipped:])
-        return [block for block in blocks if isinstance(block, Factors)]
-
-    def kept_values(self) -> list[Tensor]:
-        if self._quantised is not None:
-            return [decoded(values) for values in self._quantised]
-        return [part.detach().flatten() for part in self._trained()]
-
-    def kept_gradients(self) -> list[Tensor]:
-        return [
-            (torch.zeros_like(part) if part.grad is None else part.grad).flatten()
-            for part in self._trained()
-        ]
-
-    @torch.no_grad()
-    def keep_values(self, values: Sequence[Values]) -> None:
-        for part, kept in zip(self._trained(), values):
-            part.copy_(decoded(kept).view(part.shape))
-        self._quantised = list(values)
+        return [Factors(*block.tensors) for block in blocks if len(block.tensors) > 1]
 
     # ------------------------------------------------------------------ finished tasks
 
@@ -242,87 +199,66 @@ class FactoredStore(WeightStore):
         self.read_on()
         return dict(zip(self.sections, self._sizes.column(0)))
 
-    def encode(self) -> bytes:
-        writer = ByteWriter()
-        writer.write_uint(self.sigma.numel())
-        writer.write_uint(self._dense)
-        skipped = [task not in self._reusable for task in self.sections]
-        writer.write_uint(any(skipped))
-        if any(skipped):
-            writer.write_tensor(pack_mask(torch.tensor(skipped)))
-        kept = self.kept_values() if self._quantised is None else self._quantised
-        for values in kept:
-            write_values(cheapest(values), writer)
-        return writer.getvalue()
-
     @torch.no_grad()
-    def decode(self, reader: ByteReader) -> _Block:
-        return _read_block(reader, self._taken, self.rows, self.columns, self.shared.dtype)
-
-    @torch.no_grad()
-    def accept(self, task: int, content: _Block) -> None:
+    def accept(self, task: int, content: Block) -> None:
         # a new tensor, not in place: the open task's view of the old sum stays valid until open()
-        self._sum = self._sum + self._product(content.content)
-        self._sizes.append(content.rank, content.numbers, content.bits)
+        self._sum = self._sum + self._product(content)
+        super().accept(task, content)
 
     def committed(self, task: int) -> Tensor:
         return self._sum_of((*self._parents_of(task), task))
 
     def low_rank(self, task: int) -> LowRankWeight | None:
         blocks = self._read_all((*self._parents_of(task), task))
-        if not all(isinstance(block, Factors) for block in blocks):
+        if any(len(block.tensors) == 1 for block in blocks):
             return None
-        terms = Factors(*(torch.cat(parts) for parts in zip(*blocks)))  # type: ignore[arg-type]
-        return LowRankWeight(terms, self._spatial)
-
-    def rank_of(self, task: int) -> int | None:
-        return self._sizes[self._reach(task)][0] if self.factored else None
-
-    def stored_values(self, task: int) -> int:
-        return self._sizes[self._reach(task)][1]
-
-    def value_bits(self, task: int) -> int:
-        return self._sizes[self._reach(task)][2]
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The finished tasks, and what the open one builds on."""
-        chosen = {
-            "reusable": list(self._reusable),
-            "dense": self._dense,
-            "rank": self.rank,
-            "residual": self.residual,
-            "start": self.start,
-        }
-        return {"finished": super().get_extra_state(), "open": chosen}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state["finished"])
-        chosen = state["open"]
-        self._reusable = tuple(chosen["reusable"])
-        self._dense = chosen["dense"]
-        self.rank = chosen["rank"]
-        self.residual = chosen["residual"]
-        self.start = chosen["start"]
-        self.shared = self._sum_of(self._reusable)
-        self._quantised = None
+        columns = zip(*(block.tensors for block in blocks))
+        return LowRankWeight(Factors(*(torch.cat(parts) for parts in columns)), self._spatial)
 
     def forget(self) -> None:
         super().forget()
-        self._sizes.clear()
         self._sum = torch.zeros_like(self._sum)
         self._partial = (), self._sum
 
     # ------------------------------------------------------------------ within
 
-    def _full_precision(self) -> torch.autocast:
-        """Terms are composed in their own type, or a commit under autocast would round them."""
-        return torch.autocast(self.shared.device.type, enabled=False)
+    def _parts(self) -> list[Part]:
+        return [Part(self.scratch)] if self._dense else [Part(part) for part in self.terms]
 
-    def _compute(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-        """A linear layer's output from the terms, where that is less work; else None.
+    def _write_head(self, writer: ByteWriter) -> None:
+        writer.write_uint(self.sigma.numel())
+        writer.write_uint(self._dense)
+        skipped = [task not in self._reusable for task in self.sections]
+        writer.write_uint(any(skipped))
+        if any(skipped):
+            writer.write_tensor(pack_mask(torch.tensor(skipped)))
 
-        Under autocast the parts are rounded to its type, and a composed weight is rounded whole.
-        """
+    def _read_layout(self, reader: ByteReader, position: int, read_mask: MaskReader) -> Layout:
+        rank, dense, _ = _read_head(reader, position)
+        shapes: list[tuple[int, ...]] = [(rank, self.rows), (rank,), (rank, self.columns)]
+        if dense:
+            shapes = [(self.rows * self.columns,)]
+        return Layout(rank, shapes, [None] * len(shapes))
+
+    def _open_state(self) -> dict[str, Any]:
+        return {
+            **super()._open_state(),
+            "reusable": list(self._reusable),
+            "rank": self.rank,
+            "residual": self.residual_strength,
+            "start": self.start,
+        }
+
+    def _set_open_state(self, state: dict[str, Any]) -> None:
+        super()._set_open_state(state)
+        self._reusable = tuple(state["reusable"])
+        self.rank = state["rank"]
+        self.residual_strength = state["residual"]
+        self.start = state["start"]
+        self.shared = self._sum_of(self._reusable)
+
+    def _forward(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+        # under autocast the parts are rounded to its type, and a composed weight is rounded whole
         x, *others = args
         if function is not F.linear or kwargs or not isinstance(x, Tensor):
             return None
@@ -337,16 +273,13 @@ class FactoredStore(WeightStore):
             return svd_factors(self._to_matrix(self.scratch), rank)
         build = random_terms if self.start == "random" else orthogonal_terms
         terms = build(self.rows, self.columns, rank)
-        strength = self.residual if self._reusable else 1.0
+        strength = self.residual_strength if self._reusable else 1.0
         if self._reusable and not self.scratch.requires_grad:
             strength = 0.0  # frozen: what earlier tasks have learned, unchanged
         return Factors(*(part.to(self.shared) for part in (strength * terms.left, *terms[1:])))
 
-    def _train(self, terms: Factors) -> None:
-        self.left, self.sigma, self.right = (nn.Parameter(part.contiguous()) for part in terms)
-
-    def _trained(self) -> list[Tensor]:
-        return [self.scratch] if self._dense else list(self.terms)
+    def _train_terms(self, terms: Factors, dense: bool = False) -> None:
+        self._train(dense, left=terms.left, sigma=terms.scale, right=terms.right)
 
     def _detached(self) -> Factors:
         return Factors(*(part.detach() for part in self.terms))
@@ -354,33 +287,24 @@ class FactoredStore(WeightStore):
     def _parents_of(self, task: int) -> tuple[int, ...]:
         """The earlier tasks that a finished one builds on."""
         earlier = list(self.sections)[: self.position_of(task)]
-        *_, skipped = _read_header(ByteReader(self.sections[task]), len(earlier))
-        return tuple(own for own, skip in zip(earlier, skipped) if not skip)
+        *_, skipped = _read_head(ByteReader(self.sections[task]), len(earlier))
+        return tuple(parent for parent, skip in zip(earlier, skipped) if not skip)
 
-    def _read_all(self, tasks: Sequence[int]) -> list[Factors | Tensor]:
+    def _read_all(self, tasks: Sequence[int]) -> list[Block]:
         position_of = {task: position for position, task in enumerate(self.sections)}
-        return [self._read(task, position_of[task]) for task in tasks]
+        return [self._block_at(position_of[task], self.sections[task]) for task in tasks]
 
-    def _read(self, task: int, position: int) -> Factors | Tensor:
-        reader, device = ByteReader(self.sections[task]), self.shared.device
-        content = _read_block(reader, position, self.rows, self.columns, self.shared.dtype).content
-        reader.finish()
-        if isinstance(content, Tensor):
-            return content.to(device)
-        return Factors(*(part.to(device) for part in content))
-
-    def _product(self, content: Factors | Tensor) -> Tensor:
+    def _product(self, block: Block) -> Tensor:
         """A block as a weight: one product of contiguous tensors, the same bits at every call."""
-        if isinstance(content, Tensor):
-            return content.view(self.shared.shape).to(self.shared)
-        terms = Factors(*(part.to(self.shared.device) for part in content))
+        parts = [part.to(self.shared.device) for part in block.tensors]
+        if len(parts) == 1:
+            return parts[0].view(self.shared.shape)
         with self._full_precision():
-            return self._to_weight(terms.compose())
+            return self._to_weight(Factors(*parts).compose())
 
     def _sum_of(self, tasks: tuple[int, ...]) -> Tensor:
         """Blocks added up in the order of learning, which is the order of ``_sum`` too."""
-        finished = tuple(self.sections)
-        if tasks == finished:
+        if tasks == tuple(self.sections):
             self.read_on()
             return self._sum
         # what was added up last is often the beginning: tasks are evaluated one after another
@@ -405,16 +329,7 @@ class FactoredStore(WeightStore):
         return matrix.view(self.shape)
 
 
-class _Block(NamedTuple):
-    """What one task added, as its section tells."""
-
-    rank: int
-    content: Factors | Tensor
-    numbers: int
-    bits: int
-
-
-def _read_header(reader: ByteReader, earlier: int) -> tuple[int, int, list[bool]]:
+def _read_head(reader: ByteReader, earlier: int) -> tuple[int, int, list[bool]]:
     """How many terms, whether they are a dense difference, and which earlier tasks are left out."""
     rank, dense, skips = reader.read_uint(), reader.read_uint(), reader.read_uint()
     if dense > 1 or skips > 1:
@@ -423,20 +338,6 @@ def _read_header(reader: ByteReader, earlier: int) -> tuple[int, int, list[bool]
         return rank, dense, [False] * earlier
     packed = reader.read_tensor(torch.uint8, ((earlier + 7) // 8,))
     return rank, dense, unpack_mask(packed, earlier).tolist()
-
-
-def _read_block(
-    reader: ByteReader, earlier: int, rows: int, columns: int, dtype: torch.dtype
-) -> _Block:
-    rank, dense, _ = _read_header(reader, earlier)
-    counts = [rows * columns] if dense else [rank * rows, rank, rank * columns]
-    values = [read_values(reader, count, dtype) for count in counts]
-    bits = sum(count * bits_of(value) for count, value in zip(counts, values))
-    parts = [decoded(value).to(dtype) for value in values]
-    if dense:
-        return _Block(rank, parts[0], counts[0], bits)
-    terms = Factors(parts[0].view(rank, rows), parts[1], parts[2].view(rank, columns))
-    return _Block(rank, terms, sum(counts), bits)
 
 
 def _numbers(terms: Factors) -> int:

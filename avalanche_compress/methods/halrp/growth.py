@@ -63,7 +63,8 @@ def added_parameters(network: TaskNetwork, task: int, unpruned: bool = False) ->
     """
     if task not in adding_tasks(network):
         return 0
-    values = sum(store.added_values(task, unpruned) for store in perturbed_stores(network))
+    stores = perturbed_stores(network)
+    values = sum(s.stored_unpruned(task) if unpruned else s.added_values(task) for s in stores)
     return values + _counted_private(network, len(network.classes_of(task)))
 
 
@@ -101,7 +102,7 @@ def base_is_given(network: TaskNetwork) -> bool:
 
     :param network: of perturbed weights, or of none.
     """
-    return any(store.given for store in perturbed_stores(network))
+    return any(store.base_is_given for store in perturbed_stores(network))
 
 
 def perturbed_stores(network: TaskNetwork) -> list[PerturbedStore]:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_compress.codec import (
-    ByteReader,
-    ByteWriter,
-    CorruptStreamError,
-    decode_mask,
-    encode_mask,
-    recall_mask,
-)
-from avalanche_compress.codec.values import Values, bits_of, decoded, read_values, write_values
-from avalanche_compress.core.deferred import DeferredWeight, rounded_under_autocast
-from avalanche_compress.core.store import Place, WeightStore, non_finite
-from avalanche_compress.core.table import Ledger
+from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError, encode_mask
+from avalanche_compress.core.base_store import BaseStore
+from avalanche_compress.core.deferred import rounded_under_autocast
+from avalanche_compress.core.factor_store import Layout, MaskReader, Part
+from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.methods.halrp.layers import perturbed_conv2d, perturbed_linear
 from avalanche_compress.methods.halrp.maths import (
@@ -31,12 +24,10 @@ from avalanche_compress.methods.halrp.maths import (
 )
 
 CONV_MODES = ("spatial_mean", "flatten", "auto")
-BASES = ("first", "given")
 _DENSE, _SPATIAL_MEAN, _FLATTEN = range(3)
-_MaskReader = Callable[[bytes, int], Tensor]
 
 
-class PerturbedStore(WeightStore):
+class PerturbedStore(BaseStore):
     """``W_t = diag(r_t) W_base diag(s_t) + U_t A_t`` over a base that is frozen for ever.
 
     The base is the weight of the first finished task, or the one that the model was given with. A
@@ -56,8 +47,7 @@ class PerturbedStore(WeightStore):
     :param conv_mode: ``"spatial_mean"`` (the paper's), ``"flatten"``, or ``"auto"``: whichever
         of the two who chooses the rank finds better.
     :param base: ``"first"``: the weight of the first task; ``"given"``: the weight that the module
-        has when the first task is opened, so that the first task perturbs it like any other. It is
-        then stored along with the first task.
+        has when the first task is opened, so that the first task perturbs it like any other.
     :raises TaskStateError: if there is no such mode or base.
 
     >>> store = PerturbedStore(Place(nn.Linear(6, 4, bias=False), "weight"), base="given")
@@ -65,16 +55,21 @@ class PerturbedStore(WeightStore):
     >>> store.perturb(*store.scalings(), torch.zeros(1, 4, 1), torch.ones(1, 1, 6))
     >>> store.restore(7, store.encode())
     >>> store.committed(7).shape, store.rank_of(7), store.stored_values(7)
-    (torch.Size([4, 6]), 1, 44)
+    (torch.Size([4, 6]), 1, 20)
     """
 
     kind = "perturbed"
 
-    base: Tensor | None
-    """The frozen weight, of the weight's shape; None before there is one."""
+    row_scale: nn.Parameter
+    """r of the open task, (G, n); empty while it trains a whole weight, as the others."""
+    column_scale: nn.Parameter
+    """s, (G, m)."""
+    left: nn.Parameter
+    """U, (G, n, k)."""
+    right: nn.Parameter
+    """A, (G, k, m), or (G, k, m K) for the flattened kernel."""
     _left_mask: Tensor | None
     _right_mask: Tensor | None
-    _quantised: list[Values] | None
 
     def __init__(
         self,
@@ -84,31 +79,18 @@ class PerturbedStore(WeightStore):
         conv_mode: str = "spatial_mean",
         base: str = "first",
     ):
-        super().__init__(place, name)
-        if conv_mode not in CONV_MODES or base not in BASES:
-            raise TaskStateError(
-                f"conv_mode={conv_mode!r} must be one of {CONV_MODES} and base={base!r} one of "
-                f"{BASES}."
-            )
+        super().__init__(place, name, base=base)
+        if conv_mode not in CONV_MODES:
+            raise TaskStateError(f"conv_mode={conv_mode!r} must be one of {CONV_MODES}.")
         self.conv_mode = conv_mode
-        self.given = base == "given"
-        """Whether the base is a weight that no task of this network has trained."""
-        outputs, inputs = (*self.shape, 1, 1)[:2]
-        convolution = isinstance(place.module, nn.modules.conv._ConvNd) and len(self.shape) > 1
-        self.groups: int = place.module.groups if convolution else 1  # type: ignore[assignment]
-        self.rows, self.columns = outputs // self.groups, inputs
-        self.kernel_size = self.scratch.numel() // (outputs * inputs)
-        """K, the number of kernel positions."""
-        depthwise = self.groups > 1 and inputs == 1
+        depthwise = self.groups > 1 and self.columns == 1
         self.factored = not depthwise and self.break_even_rank(self.modes[0]) > 0
-        """Whether tasks may perturb the base; else each keeps a whole weight."""
-        self._stands_in = self.groups == 1 and type(place.module) in (nn.Linear, nn.Conv2d)
+        layer = type(place.module)
+        self.supports_factored_forward = self.groups == 1 and layer in (nn.Linear, nn.Conv2d)
         # buffers, so that they go with the network to a device; the extra state holds them
-        self.register_buffer("base", None, persistent=False)
         self.register_buffer("_left_mask", None, persistent=False)
         self.register_buffer("_right_mask", None, persistent=False)
         self._train_dense()
-        self._sizes = Ledger(len(_Sizes._fields))
 
     # ------------------------------------------------------------------ the weight as matrices
 
@@ -157,11 +139,6 @@ class PerturbedStore(WeightStore):
     # ------------------------------------------------------------------ the open task
 
     @property
-    def dense(self) -> bool:
-        """Whether the open task trains a whole weight, and keeps it if nothing changes."""
-        return self._dense
-
-    @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """``(U, A)`` of the open task, (G, n, k) and (G, k, width), zero where pruned."""
         if self._left_mask is None or self._right_mask is None:
@@ -169,33 +146,16 @@ class PerturbedStore(WeightStore):
         return self.left * self._left_mask, self.right * self._right_mask
 
     def config(self) -> dict[str, Any]:
-        return {"conv_mode": self.conv_mode, "base": BASES[self.given]}
+        return {"conv_mode": self.conv_mode, **super().config()}
 
-    def check_open(self, reusable: Sequence[int]) -> None:
-        """Nothing to refuse: there is always room for one more perturbation."""
-
-    @torch.no_grad()
     def open(self, reusable: Sequence[int]) -> None:
-        if self.given and self.base is None:
-            self.base = self.scratch.detach().clone()
-        if self.base is not None:
-            self.scratch.copy_(self.base)
+        super().open(reusable)
         self._train_dense()
 
     def weight(self) -> Tensor:
         if self._dense:
             return self.scratch
         return self._compose(self.row_scale, self.column_scale, *self.factors)
-
-    def loan(self) -> Tensor:
-        """The weight; in training, a stand-in with which layers compute from the factors.
-
-        A layer's gradient then has no part of the weight's size. Evaluation, and layers for which
-        that would be slower, take the whole weight, as committed tasks do.
-        """
-        if not self._stands_in or self._dense or not torch.is_grad_enabled():
-            return self.weight()
-        return DeferredWeight(self._frozen(), self.weight, self._compute)
 
     @torch.no_grad()
     def scalings(self, sweeps: int = 1, mode: str = "ls") -> tuple[Tensor, Tensor]:
@@ -206,7 +166,7 @@ class PerturbedStore(WeightStore):
         :return: (G, n) and (G, m), in float32 or better.
         :raises TaskStateError: if there is no base.
         """
-        groups = zip(self._by_group(self.scratch), self._by_group(self._frozen()))
+        groups = zip(self._by_group(self.scratch), self._by_group(self._frozen_base()))
         with torch.autocast(self.scratch.device.type, enabled=False):
             pairs = [
                 least_squares_scalings(tuned, base, sweeps=sweeps, mode=mode)
@@ -224,7 +184,7 @@ class PerturbedStore(WeightStore):
         :param mode: ``"spatial_mean"`` or ``"flatten"``.
         :return: (G, n, width).
         """
-        base, tuned = self._by_group(self._frozen()).to(r), self._by_group(self.scratch)
+        base, tuned = self._by_group(self._frozen_base()).to(r), self._by_group(self.scratch)
         scaled = torch.stack([scale_weight(*group) for group in zip(base, r, s)])
         rest = tuned.to(r) - scaled
         return rest.flatten(2) if mode == "flatten" else torch.stack([*map(spatial_mean, rest)])
@@ -240,10 +200,10 @@ class PerturbedStore(WeightStore):
         :raises TaskStateError: if there is no base.
         :raises NonFiniteError: if a value is NaN or infinite; then nothing has changed.
         """
-        parts = [part.to(self._frozen()) for part in (r, s, left, right)]
+        parts = [part.to(self._frozen_base()) for part in (r, s, left, right)]
         if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise non_finite(self.name)
-        self._train(parts, dense=False)
+        self._perturb(parts, dense=False)
 
     @torch.no_grad()
     def fix_masks(self, left: Tensor, right: Tensor) -> None:
@@ -257,272 +217,116 @@ class PerturbedStore(WeightStore):
         self.right.masked_fill_(~right, 0)
         self._quantised = None
 
-    def kept_values(self) -> list[Tensor]:
-        if self._quantised is not None:
-            return [decoded(values) for values in self._quantised]
-        return [_chosen(part.detach(), mask) for part, mask in self._trained()]
-
-    def kept_gradients(self) -> list[Tensor]:
-        return [
-            _chosen(torch.zeros_like(part) if part.grad is None else part.grad, mask)
-            for part, mask in self._trained()
-        ]
-
-    @torch.no_grad()
-    def keep_values(self, values: Sequence[Values]) -> None:
-        for (part, mask), kept in zip(self._trained(), values):
-            if mask is None:
-                part.copy_(decoded(kept).view(part.shape))
-            else:
-                part[mask] = decoded(kept)
-        self._quantised = list(values)
-
     # ------------------------------------------------------------------ finished tasks
 
-    def encode(self) -> bytes:
-        writer = ByteWriter()
-        if self.given and not self.sections:
-            writer.write_tensor(self._frozen())
-        flat = not self._dense and self.right.shape[2] > self.columns
-        writer.write_uint(_DENSE if self._dense else _FLATTEN if flat else _SPATIAL_MEAN)
-        if not self._dense:
-            writer.write_uint(self.left.shape[2])
-            for part, mask in self._trained()[2:]:
-                everything = torch.ones_like(part, dtype=torch.bool)
-                writer.write_bytes(encode_mask(everything if mask is None else mask))
-        for values in self.kept_values() if self._quantised is None else self._quantised:
-            write_values(values, writer)
-        return writer.getvalue()
-
-    @torch.no_grad()
-    def decode(self, reader: ByteReader) -> _Block:
-        return self._read_block(reader, first=not self._taken, read_mask=decode_mask)
-
-    @torch.no_grad()
-    def accept(self, task: int, content: _Block) -> None:
-        if content.base is not None:
-            self.base = content.base.view(self.shape).to(self.scratch)
-        self._sizes.append(*content.sizes)
-
-    @torch.no_grad()
-    def committed(self, task: int) -> Tensor:
-        position, reader = self.position_of(task), ByteReader(self.sections[task])
-        self.read_on(1)  # the base
-        read_mask = recall_mask if position < self._taken else decode_mask
-        block = self._read_block(reader, position == 0, read_mask)
-        reader.finish()
-        content = [part.to(self.scratch.device) for part in block.content]
-        return content[0].view(self.shape) if len(content) == 1 else self._compose(*content)
-
-    def rank_of(self, task: int) -> int | None:
-        """Components that a finished task added to the base; all there are for a whole weight.
+    def stored_unpruned(self, task: int) -> int:
+        """What :meth:`added_values` would be had nothing been pruned.
 
         :param task: its label.
         """
-        return self._sizes_of(task).rank if self.factored else None
-
-    def stored_values(self, task: int) -> int:
-        return self._sizes_of(task).numbers
-
-    def value_bits(self, task: int) -> int:
-        return self._sizes_of(task).bits
-
-    def added_values(self, task: int, unpruned: bool = False) -> int:
-        """Numbers that a finished task stored beside the base: none if it is the base.
-
-        :param task: its label.
-        :param unpruned: count the pruned entries of its factors too.
-        """
-        sizes = self._sizes_of(task)
-        return sizes.unpruned if unpruned else sizes.added
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The finished tasks, and how the open one is trained."""
-        chosen = {
-            "dense": self._dense,
-            "left_mask": self._left_mask,
-            "right_mask": self._right_mask,
-            "base": None if self.sections else self.base,
-        }
-        return {"finished": super().get_extra_state(), "open": chosen}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state["finished"])
-        chosen = state["open"]
-        self._dense = chosen["dense"]
-        self._left_mask = _to(self.scratch.device, chosen["left_mask"])
-        self._right_mask = _to(self.scratch.device, chosen["right_mask"])
-        self._quantised = None
-        if not self.sections:
-            self.base = _to(self.scratch.device, chosen["base"])
-
-    def forget(self) -> None:
-        super().forget()
-        self._sizes.clear()
+        self._reach(task)
+        if self._is_base(task):
+            return 0
+        form, rank = self._read_form(ByteReader(self.sections[task]))
+        if form == _DENSE:
+            return self.scratch.numel()
+        return self.scales + rank * self.parameters_per_rank(CONV_MODES[form - 1])
 
     # ------------------------------------------------------------------ within
 
     def _train_dense(self) -> None:
-        self._train([self.scratch.new_empty(0)] * 4, dense=True)
+        self._perturb([self.scratch.new_empty(0)] * 4, dense=True)
 
-    def _train(self, parts: Sequence[Tensor], dense: bool) -> None:
-        self.row_scale, self.column_scale, self.left, self.right = (
-            nn.Parameter(part.detach().clone(memory_format=torch.contiguous_format))
-            for part in parts
-        )
+    def _perturb(self, parts: Sequence[Tensor], dense: bool) -> None:
+        names = ("row_scale", "column_scale", "left", "right")
+        self._train(dense, **dict(zip(names, parts)))
         self._left_mask = self._right_mask = None
-        self._quantised = None
-        self._dense = dense
 
-    def _trained(self) -> list[tuple[Tensor, Tensor | None]]:
-        """What the open task keeps, and which entries of it: None for all."""
+    def _parts(self) -> list[Part]:
         if self._dense:
-            return [(self.scratch, None)]
-        factors = (self.left, self._left_mask), (self.right, self._right_mask)
-        return [(self.row_scale, None), (self.column_scale, None), *factors]
+            return [Part(self.scratch)]
+        factors = Part(self.left, self._left_mask), Part(self.right, self._right_mask)
+        return [Part(self.row_scale), Part(self.column_scale), *factors]
 
-    def _frozen(self) -> Tensor:
-        if self.base is None:
-            raise TaskStateError(
-                f"{self.name} has no base to perturb: the first task is to become the base and "
-                "is kept as it is. Use base='given' to perturb the model's own weight."
-            )
-        return self.base
+    def _write_head(self, writer: ByteWriter) -> None:
+        if self._dense:
+            writer.write_uint(_DENSE)
+            return
+        writer.write_uint(_FLATTEN if self.right.shape[2] > self.columns else _SPATIAL_MEAN)
+        writer.write_uint(self.left.shape[2])
+        for part in self._parts()[2:]:
+            everything = torch.ones_like(part.tensor, dtype=torch.bool)
+            writer.write_bytes(encode_mask(everything if part.mask is None else part.mask))
 
-    def _by_group(self, weight: Tensor) -> Tensor:
-        """A weight as (G, n, m, K)."""
-        return weight.detach().reshape(self.groups, self.rows, self.columns, self.kernel_size)
+    def _read_layout(self, reader: ByteReader, position: int, read_mask: MaskReader) -> Layout:
+        form, rank = self._read_form(reader)
+        if form == _DENSE:
+            return Layout(rank, [(self.scratch.numel(),)], [None])
+        self._check_has_base(position)
+        g, n, m = self.groups, self.rows, self.columns
+        width = self.width(CONV_MODES[form - 1])
+        shapes = [(g, n), (g, m), (g, n, rank), (g, rank, width)]
+        masks = [read_mask(reader.read_bytes(), math.prod(shape)) for shape in shapes[2:]]
+        return Layout(rank, shapes, [None, None, *masks])
 
-    def _compose(self, r: Tensor, s: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        with torch.autocast(r.device.type, enabled=False):
-            weight = perturb_weight(self._by_group(self._frozen()), r, s, left, right)
+    def _read_form(self, reader: ByteReader) -> tuple[int, int]:
+        """How a task keeps its weight, and of how many components."""
+        form = reader.read_uint()
+        if form == _DENSE:
+            return form, self.full_rank(self.modes[-1])
+        if form > _FLATTEN or not self.factored:
+            raise CorruptStreamError(f"{self.name} of a task in the form {form}")
+        mode, rank = CONV_MODES[form - 1], reader.read_uint()
+        if mode not in self.modes or rank > self.full_rank(mode):
+            raise CorruptStreamError(f"{self.name} of {rank} components, {mode}")
+        return form, rank
+
+    def _open_state(self) -> dict[str, Any]:
+        masks = {"left_mask": self._left_mask, "right_mask": self._right_mask}
+        return {**super()._open_state(), **masks}
+
+    def _set_open_state(self, state: dict[str, Any]) -> None:
+        super()._set_open_state(state)
+        self._left_mask = _to(self.scratch.device, state["left_mask"])
+        self._right_mask = _to(self.scratch.device, state["right_mask"])
+
+    def _compose(self, *parts: Tensor) -> Tensor:
+        with self._full_precision():
+            weight = perturb_weight(self._by_group(self._frozen_base()), *parts)
         return weight.view(self.shape)
 
-    def _compute(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
-        """A layer's output from scales and factors, where that is less work; else None."""
+    def _forward(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         x, *others = args
         if kwargs or not isinstance(x, Tensor):
             return None
-        if function is F.linear and self._pays(x.numel() // self.columns):
-            return perturbed_linear(x, *self._parts(), *others[1:])
+        if function is F.linear and self._linear_is_cheaper(x.numel() // self.columns):
+            return perturbed_linear(x, *self._rounded(), *others[1:])
         if function is F.conv2d and len(others) == 6 and self.right.shape[2] == self.columns:
             _, bias, stride, padding, dilation, _ = others
             plain = isinstance(padding, tuple) and set(dilation) == {1}
-            if plain and self._pays_to_convolve(x, stride):
-                return perturbed_conv2d(x, *self._parts(), bias, stride, padding)
+            if plain and self._convolution_is_cheaper(x, stride):
+                return perturbed_conv2d(x, *self._rounded(), bias, stride, padding)
         return None
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _rounded(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """W, r, s, U and A of the open task, of a weight in one group; rounded under autocast."""
         left, right = self.factors
-        parts = self._frozen(), self.row_scale[0], self.column_scale[0], left[0], right[0]
+        parts = self._frozen_base(), self.row_scale[0], self.column_scale[0], left[0], right[0]
         return rounded_under_autocast(*parts)  # type: ignore[return-value]
 
-    def _pays(self, rows: int) -> bool:
+    def _linear_is_cheaper(self, samples: int) -> bool:
         """Whether a linear layer is faster from scales and factors.
 
-        With each row they cost three products with the factors, forward and back, and save the one
-        of the whole weight's gradient; composing the weight costs as much as that for 100 rows.
+        With each sample they cost three products with the factors, forward and back, and save the
+        one of the whole weight's gradient; composing the weight costs as much as that for 100.
         """
         factors = 3 * self.left.shape[2] * self.parameters_per_rank("spatial_mean")
-        return (factors - self.scratch.numel()) * rows <= 100 * self.scratch.numel()
+        return (factors - self.scratch.numel()) * samples <= 100 * self.scratch.numel()
 
-    def _pays_to_convolve(self, x: Tensor, stride: Sequence[int]) -> bool:
+    def _convolution_is_cheaper(self, x: Tensor, stride: Sequence[int]) -> bool:
         """Whether a convolution is: its inputs and outputs are scaled, which takes their size."""
         outputs = x.shape[-1] * x.shape[-2] // math.prod(stride) * self.rows
         return x.numel() + x.shape[0] * outputs <= 2 * self.scratch.numel()
-
-    def _sizes_of(self, task: int) -> _Sizes:
-        return _Sizes(*self._sizes[self._reach(task)])
-
-    def _read_block(self, reader: ByteReader, first: bool, read_mask: _MaskReader) -> _Block:
-        """A section as it was written.
-
-        :param reader: the section, from its start.
-        :param first: whether it is the first task's, and so has the base in it.
-        :param read_mask: one that checks what it reads, or one that trusts it.
-        """
-        size, dtype = self.scratch.numel(), self.scratch.dtype
-        base = reader.read_tensor(dtype, (size,)) if first and self.given else None
-        form = reader.read_uint()
-        if form == _DENSE:
-            rank, unpruned = self.full_rank(self.modes[-1]), size
-            parts = [_read_entries(reader, (size,), None, dtype)]
-        elif form > _FLATTEN or not self.factored or (first and base is None):
-            raise CorruptStreamError(f"{self.name} of a task in the form {form}")
-        else:
-            mode = CONV_MODES[form - 1]
-            rank, parts = self._read_perturbation(reader, mode, read_mask)
-            unpruned = self.scales + rank * self.parameters_per_rank(mode)
-        numbers, bits = sum(part.numbers for part in parts), sum(part.bits for part in parts)
-        content = tuple(part.tensor for part in parts)
-        if base is not None:
-            sizes = _Sizes(rank, size + numbers, size * bits_of(base) + bits, numbers, unpruned)
-            return _Block(content, base, sizes)
-        if first:
-            return _Block(content, content[0], _Sizes(0, numbers, bits, 0, 0))
-        return _Block(content, None, _Sizes(rank, numbers, bits, numbers, unpruned))
-
-    def _read_perturbation(
-        self, reader: ByteReader, mode: str, read_mask: _MaskReader
-    ) -> tuple[int, list[_Entries]]:
-        rank = reader.read_uint()
-        if mode not in self.modes or rank > self.full_rank(mode):
-            raise CorruptStreamError(f"{self.name} of {rank} components, {mode}")
-        g, n, m, dtype = self.groups, self.rows, self.columns, self.scratch.dtype
-        shapes = [(g, n), (g, m), (g, n, rank), (g, rank, self.width(mode))]
-        masks = [read_mask(reader.read_bytes(), math.prod(shape)) for shape in shapes[2:]]
-        return rank, [
-            _read_entries(reader, shape, mask, dtype)
-            for shape, mask in zip(shapes, [None, None, *masks])
-        ]
-
-
-class _Sizes(NamedTuple):
-    """What one task stored."""
-
-    rank: int
-    numbers: int
-    bits: int
-    added: int
-    """The numbers that are not the base's."""
-    unpruned: int
-    """What those would be had nothing been pruned."""
-
-
-class _Block(NamedTuple):
-    """A task's section as it was written."""
-
-    content: tuple[Tensor, ...]
-    """A whole weight (size,), or r, s, U and A."""
-    base: Tensor | None
-    """The base (size,), if it is in this section."""
-    sizes: _Sizes
-
-
-class _Entries(NamedTuple):
-    """A tensor of which some entries are stored and the others zero."""
-
-    tensor: Tensor
-    numbers: int
-    bits: int
-
-
-def _read_entries(
-    reader: ByteReader, shape: tuple[int, ...], mask: Tensor | None, dtype: torch.dtype
-) -> _Entries:
-    count = math.prod(shape) if mask is None else int(mask.sum())
-    values = read_values(reader, count, dtype)
-    tensor = decoded(values).to(dtype)
-    if mask is not None:
-        tensor = torch.zeros(shape, dtype=dtype).masked_scatter_(mask.view(shape), tensor)
-    tensor = tensor.view(shape)
-    return _Entries(tensor, count, count * bits_of(values))
-
-
-def _chosen(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """The entries of a mask, in one row; all of them where there is none."""
-    return tensor.flatten() if mask is None else tensor[mask]
 
 
 def _to(device: torch.device, tensor: Tensor | None) -> Tensor | None:

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
+    Values,
     decode_mask,
     encode_mask,
     kept_count,
+    read_values,
     recall_mask,
     top_mask_,
+    write_values,
 )
-from avalanche_compress.codec.values import Values, bits_of, decoded, read_values, write_values
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, gradient_where
@@ -189,11 +191,11 @@ class MaskedStore(SubnetworkStore):
         assert draft is not None
         mask, own, values = content
         self._quantised = None  # the codes are in the section now
-        draft.value.scatter_(0, own, decoded(values).to(draft.value))
+        draft.value.scatter_(0, own, values.decode().to(draft.value))
         draft.owner.scatter_(0, own, self._taken)
         if mask is not None:
             self._masks.add(self._taken, mask)
-        self._kept_by.append(own.numel(), bits_of(values))
+        self._kept_by.append(own.numel(), values.bits)
 
     def committed(self, task: int) -> Tensor:
         return torch.where(self.mask_of(task), self.value, 0.0)

@@ -8,11 +8,10 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec import magnitude_mask
-from avalanche_compress.codec.values import Values, decoded
-from avalanche_compress.core.cache import MasksAtHand
+from avalanche_compress.codec import Float, Values, magnitude_mask
+from avalanche_compress.core.cache import MaskCache
 from avalanche_compress.core.store import Place, WeightStore, non_finite
-from avalanche_compress.core.table import Ledger
+from avalanche_compress.core.table import Table
 
 
 class SubnetworkStore(WeightStore):
@@ -44,8 +43,8 @@ class SubnetworkStore(WeightStore):
         self.register_buffer("_available", None, persistent=False)
         self.density = 1.0
         self._quantised: Values | None = None
-        self._masks = MasksAtHand(scratch.numel())
-        self._kept_by = self._new_ledger()
+        self._masks = MaskCache(scratch.numel())
+        self._kept_by = self._new_table()
 
     @property
     def scored(self) -> bool:
@@ -95,7 +94,7 @@ class SubnetworkStore(WeightStore):
 
     def kept_values(self) -> list[Tensor]:
         if self._quantised is not None:
-            return [decoded(self._quantised)]
+            return [self._quantised.decode()]
         return [self.scratch.detach()[self.own]]
 
     def kept_gradients(self) -> list[Tensor]:
@@ -106,8 +105,8 @@ class SubnetworkStore(WeightStore):
     def keep_values(self, values: Sequence[Values]) -> None:
         self.fix_mask(self.mask)
         (kept,) = values
-        self.scratch[self.own] = decoded(kept).to(self.scratch)
-        self._quantised = None if isinstance(kept, Tensor) else kept
+        self.scratch[self.own] = kept.decode().to(self.scratch)
+        self._quantised = kept
 
     def mask_of(self, task: int) -> Tensor:
         """The mask of a finished task.
@@ -152,9 +151,9 @@ class SubnetworkStore(WeightStore):
         self._masks.clear()
         self._kept_by.clear()
 
-    def _new_ledger(self) -> Ledger:
+    def _new_table(self) -> Table:
         """What to write down of each task: its values and their bits, and what else there is."""
-        return Ledger(2)
+        return Table(2)
 
     def _unfixed_mask(self) -> Tensor:
         if self._available is not None:
@@ -163,7 +162,7 @@ class SubnetworkStore(WeightStore):
 
     def _kept(self) -> Values:
         """The open task's values, as codes if they were quantised."""
-        return self.kept_values()[0] if self._quantised is None else self._quantised
+        return Float(self.kept_values()[0]) if self._quantised is None else self._quantised
 
     def _mask_at(self, position: int) -> Tensor:
         """(n,) The mask of a finished task, on the CPU.

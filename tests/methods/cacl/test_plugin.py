@@ -182,11 +182,11 @@ def test_between_two_computations_of_the_penalty_a_bound_stands_for_it(interval)
 @pytest.mark.parametrize("scope", ["all", "new"])
 def test_a_step_reads_no_finished_task(scope, monkeypatch):
     reads = []
-    original = FactoredStore._read
+    original = FactoredStore._block_at
 
-    def read(self, task, position):
-        reads.append(task)
-        return original(self, task, position)
+    def read(self, position, section):
+        reads.append(position)
+        return original(self, position, section)
 
     class Count(SupervisedPlugin):
         in_steps = 0
@@ -201,7 +201,7 @@ def test_a_step_reads_no_finished_task(scope, monkeypatch):
             for store, shared in zip(strategy.model.weight_stores, self.sums):
                 assert store.shared is shared
 
-    monkeypatch.setattr(FactoredStore, "_read", read)
+    monkeypatch.setattr(FactoredStore, "_block_at", read)
     count = Count()
     train(make_stream(4), [FactorizationPlugin(reg_scope=scope), count], tasks=4)
     assert count.in_steps == 0 and len(reads) > 0
@@ -302,7 +302,7 @@ def test_ranks_and_starts_are_set_before_a_task_opens():
     plugin = FactorizationPlugin(grow="r0", residual=0.5)
     strategy = train(make_stream(3), [plugin, Watch()])
     assert seen == [initial] * 3
-    assert all(store.residual == 0.5 for store in strategy.model.weight_stores)
+    assert all(store.residual_strength == 0.5 for store in strategy.model.weight_stores)
 
 
 def test_an_svd_start_is_the_models_own_weights():

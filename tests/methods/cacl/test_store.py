@@ -14,8 +14,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from avalanche_compress import TaskNetwork
-from avalanche_compress.codec import CorruptStreamError, quantise_codebook, quantise_fixed_point
-from avalanche_compress.codec.low_rank import Factors
+from avalanche_compress.codec import (
+    CorruptStreamError,
+    Factors,
+    quantise_codebook,
+    quantise_fixed_point,
+)
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import NonFiniteError, TaskStateError
 from avalanche_compress.methods.cacl.store import FactoredStore
@@ -225,7 +229,7 @@ def test_a_task_starts_with_the_variances_of_the_public_code():
 
 def test_a_later_task_may_start_where_earlier_ones_have_ended():
     store = store_of()
-    store.residual = 0.0
+    store.residual_strength = 0.0
     learn(store, 0)
     assert store.committed(0).any()  # a first task has nothing to start from
     store.open([0])
@@ -248,7 +252,7 @@ def test_the_start_of_later_tasks_is_scaled():
     spread = []
     for residual in (1.0, 0.1):
         store = store_of()
-        store.residual = residual
+        store.residual_strength = residual
         learn(store, 0)
         torch.manual_seed(1)
         store.open([0])
@@ -495,7 +499,7 @@ def test_training_touches_one_constant_tensor_however_many_tasks_there_are(monke
         learn(store, task, 2)
     store.open(range(6))
     reads = []
-    monkeypatch.setattr(FactoredStore, "_read", lambda self, task: reads.append(task))
+    monkeypatch.setattr(FactoredStore, "_block_at", lambda self, *at: reads.append(at))
     shared, bits = store.shared, store.shared.clone()
     optimizer = torch.optim.SGD(store.parameters(), lr=0.1)
     for _ in range(3):
@@ -503,7 +507,7 @@ def test_training_touches_one_constant_tensor_however_many_tasks_there_are(monke
         store.weight().square().sum().backward()
         optimizer.step()
     assert store.shared is shared and torch.equal(shared, bits) and not reads
-    # the sum of all tasks is kept at hand: opening builds nothing anew, nor does the last task
+    # the sum of all tasks is kept: opening builds nothing, nor does the last task
     store.open(range(6))
     assert not reads
     store.committed(5)

@@ -1,0 +1,175 @@
+"""Weights that are small changes of one base, which is frozen for ever."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.codec import (
+    ByteReader,
+    ByteWriter,
+    CorruptStreamError,
+    Float,
+    read_values,
+    write_values,
+)
+from avalanche_compress.core.factor_store import Block, FactorStore
+from avalanche_compress.core.store import Place
+from avalanche_compress.errors import TaskStateError
+
+BASES = ("first", "given")
+
+
+class BaseStore(FactorStore):
+    """``W_t`` is a small change of ``W_base``; tasks share nothing else and know nothing of others.
+
+    The base is the weight of the first finished task, or the one that the model was given with.
+    Every task starts from it in the scratch. A given base is what all tasks share: an archive has
+    it once, and no task's section carries it.
+
+    :param place: the module and the name of its weight.
+    :param name: dotted name of the weight in the model.
+    :param base: ``"first"``: the weight of the first task; ``"given"``: the weight that the module
+        has when the first task is opened, so that the first task changes it like any other.
+    :raises TaskStateError: if there is no such base.
+    """
+
+    base: Tensor | None
+    """The frozen weight, of the weight's shape; None before there is one."""
+
+    def __init__(self, place: Place, name: str = "weight", *, base: str = "first"):
+        super().__init__(place, name)
+        if base not in BASES:
+            raise TaskStateError(f"base={base!r} must be one of {BASES}.")
+        self.base_is_given = base == "given"
+        """Whether the base is a weight that no task of this network has trained."""
+        outputs, inputs = (*self.shape, 1, 1)[:2]
+        convolution = isinstance(place.module, nn.modules.conv._ConvNd) and len(self.shape) > 1
+        self.groups: int = place.module.groups if convolution else 1  # type: ignore[assignment]
+        self.rows, self.columns = outputs // self.groups, inputs
+        self.kernel_size = self.scratch.numel() // (outputs * inputs)
+        """K, the number of kernel positions."""
+        # a buffer, so that it goes with the network to a device; sections or the state hold it
+        self.register_buffer("base", None, persistent=False)
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the open or next task is the one that becomes the base."""
+        return not self.sections and not self.base_is_given
+
+    def config(self) -> dict[str, Any]:
+        return {"base": BASES[self.base_is_given]}
+
+    @torch.no_grad()
+    def open(self, reusable: Sequence[int]) -> None:
+        if self.base_is_given and self.base is None:
+            self.base = self.scratch.detach().clone()
+        if self.base is not None:
+            self.scratch.copy_(self.base)
+
+    @torch.no_grad()
+    def accept(self, task: int, content: Block) -> None:
+        if self._taken == 0 and not self.base_is_given:
+            self.base = content.tensors[0].view(self.shape).to(self.scratch)
+            content = content._replace(rank=0)
+        super().accept(task, content)
+
+    @torch.no_grad()
+    def committed(self, task: int) -> Tensor:
+        position = self.position_of(task)
+        self.read_on(1)  # the base
+        block = self._block_at(position, self.sections[task])
+        if len(block.tensors) == 1:
+            return block.tensors[0].view(self.shape)
+        return self._compose(*block.tensors)
+
+    def added_values(self, task: int) -> int:
+        """Numbers that a finished task has besides the base: none if it is the base.
+
+        :param task: its label.
+        """
+        return 0 if self._is_base(task) else self.stored_values(task)
+
+    def _is_base(self, task: int) -> bool:
+        return self.position_of(task) == 0 and not self.base_is_given
+
+    def _compose(self, *parts: Tensor) -> Tensor:
+        """The weight, of the parts that a task keeps."""
+        raise NotImplementedError
+
+    def _check_has_base(self, position: int) -> None:
+        """Refuse a section that changes a base where none is.
+
+        :param position: of the task in order of learning.
+        :raises CorruptStreamError: if the task is the base itself, or a given base is missing.
+        """
+        if self.base is None or (position == 0 and not self.base_is_given):
+            raise CorruptStreamError(
+                f"{self.name} of a task that changes a base, and none is there"
+            )
+
+    def _frozen_base(self) -> Tensor:
+        if self.base is None:
+            raise TaskStateError(
+                f"{self.name} has no base to change: the first task is to become the base and is "
+                "kept as it is. Use base='given' to change the model's own weight."
+            )
+        return self.base
+
+    def _by_group(self, weight: Tensor) -> Tensor:
+        """A weight as (G, n, m, K)."""
+        return weight.detach().reshape(self.groups, self.rows, self.columns, self.kernel_size)
+
+    # ------------------------------------------------------------------ what all tasks share
+
+    @property
+    def shared_bits(self) -> int:
+        if not self.base_is_given or self.base is None:
+            return 0
+        return 8 * self.base.element_size() * self.base.numel()
+
+    def encode_shared(self) -> bytes:
+        if not self.base_is_given or self.base is None:
+            return b""
+        writer = ByteWriter()
+        write_values(Float(self.base.flatten()), writer)
+        return writer.getvalue()
+
+    def accept_shared(self, section: bytes) -> None:
+        if not self.base_is_given or not section:
+            super().accept_shared(section)
+            return
+        reader = ByteReader(section)
+        values = read_values(reader, self.scratch.numel(), self.scratch.dtype)
+        reader.finish()
+        self.base = values.decode().view(self.shape).to(self.scratch)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        before = self.base
+        if self.base_is_given or not state["finished"]:
+            given = state["open"]["base"]  # sections that change it are checked against it
+            self.base = None if given is None else given.to(self.scratch.device)
+        try:
+            super().set_extra_state(state)
+        except CorruptStreamError:
+            self.base = before
+            raise
+
+    def _open_state(self) -> dict[str, Any]:
+        return {**super()._open_state(), "base": self.base if self.base_is_given else None}
+
+    def section_of_version_1(self, section: bytes) -> bytes:
+        """Take the base out of the first task's section, which carried it.
+
+        :param section: of an archive of the first format.
+        :raises CorruptStreamError: if it is too short.
+        """
+        if not self.base_is_given or self.sections:
+            return section
+        reader, writer = ByteReader(section), ByteWriter()
+        base = reader.read_tensor(self.scratch.dtype, (self.scratch.numel(),))
+        write_values(Float(base), writer)
+        self.accept_shared(writer.getvalue())
+        return reader.read_raw(reader.remaining)
