@@ -30,7 +30,13 @@ from avalanche_compress.host.checkpoint import CheckpointError, load_checkpoint,
 from avalanche_compress.host.tensor_data import ByteValues, NoTensorsError, TensorSamples
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
 from avalanche_compress.host.wandb_logger import WandBLogger
+from avalanche_compress.inference.energy import EnergyRule
+from avalanche_compress.inference.entropy import EntropyRule
+from avalanche_compress.inference.gaussian import GaussianRule
+from avalanche_compress.inference.prototype import PrototypeRule
+from avalanche_compress.inference.ridge import RidgeRule
 from avalanche_compress.inference.task_inference import TaskInference, infer
+from avalanche_compress.inference.triangular import TriangularRule
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.ada_qpacknet.strategy import AdaQPackNet
 from avalanche_compress.methods.cacl.plugin import FactorizationPlugin
@@ -91,8 +97,11 @@ __all__ = [
     "CompressedStrategy",
     "DensityRange",
     "DensitySearch",
+    "EnergyRule",
+    "EntropyRule",
     "FactoredStore",
     "FactorizationPlugin",
+    "GaussianRule",
     "MaskedStore",
     "MaskingPlugin",
     "Method",
@@ -105,7 +114,9 @@ __all__ = [
     "PerturbationPlugin",
     "PerturbedStore",
     "Position",
+    "PrototypeRule",
     "QuantizationPlugin",
+    "RidgeRule",
     "ShapingPlugin",
     "SharingPlugin",
     "SlottedStore",
@@ -122,6 +133,7 @@ __all__ = [
     "TrainingDataError",
     "TrainingStateError",
     "TrainingStatePlugin",
+    "TriangularRule",
     "UnsupportedModuleError",
     "UnsupportedPluginError",
     "ValidationDataError",

@@ -16,6 +16,7 @@ from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.container import Manifest, pack, unpack
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.registry import store_of_kind
+from avalanche_compress.core.statistics import read_statistics, write_statistics
 from avalanche_compress.core.store import Place, Store, WeightStore
 from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
 from avalanche_compress.files import FileLike, name_of, write_file
@@ -202,12 +203,7 @@ def _write_tasks(network: TaskNetwork) -> bytes:
         writer.write_uint(len(classes))
         for class_number in classes:
             writer.write_uint(class_number)
-        statistics = network.statistics.get(task, {})
-        writer.write_uint(len(statistics))
-        for name, values in sorted(statistics.items()):
-            writer.write_bytes(name.encode())
-            writer.write_uint(values.numel())
-            writer.write_tensor(values.flatten().float())
+        write_statistics(writer, network.statistics.get(task, {}))
         for store in _stores(network):
             writer.write_bytes(store.sections[task])
     return writer.getvalue()
@@ -241,7 +237,7 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader, version: int) -> None:
             raise CorruptStreamError(f"two tasks labelled {task}")
         classes[task] = _read_classes(reader)
         _check_task(task, classes[task])
-        statistics = _read_statistics(reader)
+        statistics = read_statistics(reader)
         if statistics:
             network.statistics[task] = statistics
         for store in _stores(network):
@@ -274,16 +270,6 @@ def _check_task(task: int, classes: Sequence[int]) -> None:
         raise CorruptStreamError(f"a task of the classes {list(classes[:20])}")
     if classes[-1] >= MOST_CLASSES:
         raise CorruptStreamError(f"the class number {classes[-1]}, of {MOST_CLASSES} at most")
-
-
-def _read_statistics(reader: ByteReader) -> dict[str, Tensor]:
-    statistics: dict[str, Tensor] = {}
-    for _ in range(reader.read_uint()):
-        name = reader.read_bytes().decode()
-        if statistics and name <= next(reversed(statistics)):
-            raise CorruptStreamError(f"statistics {name[:20]!r} out of order")
-        statistics[name] = reader.read_tensor(torch.float32, (reader.read_uint(),))
-    return statistics
 
 
 def _check_private(network: TaskNetwork, task: int, classes: int) -> None:

@@ -1,1 +1,1 @@
-"""Which task a sample is of, where it has no label."""
+"""Which task a sample is of, where nobody says so: one file a rule."""

@@ -1,26 +1,25 @@
-"""Which task does a sample belong to, when nobody says? Every sub-network is asked."""
+"""Which task does a sample belong to, when nobody says?"""
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Iterable, NamedTuple, Sequence
 
 import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.core.heads import MASKED_LOGIT
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
-from avalanche_compress.core.views import run_stacked, run_with_features
-from avalanche_compress.errors import TaskInferenceError, nearest
-
-RULES = ("entropy", "energy", "prototype")
-BATCH = "_batch"
-MEANS, VARIANCE = "prototype_means", "prototype_variance"
-FLOOR = 0.1
-"""Part of the mean variance that every feature's is raised by, so that dead ones count little."""
+from avalanche_compress.core.views import run_stacked
+from avalanche_compress.errors import TaskInferenceError
+from avalanche_compress.inference.answers import Answers
+from avalanche_compress.inference.choice import choose, spread_chosen
+from avalanche_compress.inference.collecting import Collection, thresholds_name
+from avalanche_compress.inference.features import HEAD, Features
+from avalanche_compress.inference.rule import Kept, Rule
+from avalanche_compress.inference.rules import BATCH, rule_of
+from avalanche_compress.inference.unknown import UNKNOWN, check_rate, threshold_at
 
 
 class Inferred(NamedTuple):
@@ -31,30 +30,40 @@ class Inferred(NamedTuple):
 
 
 class TaskInference:
-    """Answers without task labels: all T sub-networks run, the one with the least score answers.
+    """Answers without task labels: a rule scores all T tasks, the one with the least score answers.
 
-    Scores s_t(x) of sample x under the sub-network of task t:
+    ============== ================================================================= ==============
+    rule           score of a task                                                   keeps
+    ============== ================================================================= ==============
+    ``entropy``    entropy of its sub-network's softmax                              nothing
+    ``energy``     ``-logsumexp`` of its logits                                      nothing
+    ``prototype``  distance to its nearest class mean                                class means
+    ``gaussian``   likelihood of its classes under its own sub-network               Gaussians
+    ``triangular`` the same in pairs, under sub-networks that both were gathered in  Gaussians
+    ``ridge``      one linear head over all classes, which answers by itself         class means
+    ============== ================================================================= ==============
 
-    - ``"entropy"``: of the softmax over the task's own classes, :func:`entropy`;
-    - ``"energy"``: ``-logsumexp`` of the task's logits, :func:`energy`;
-    - ``"prototype"``: distance of the head's inputs to the task's nearest class mean,
-      :func:`prototype_distance`. Means and variances are collected when a task is finished and
-      travel in the archive, ``4 d (C_t + 1)`` bytes a task for d features.
+    What a rule keeps is collected when a task is finished and travels in the archive.
 
     Batch-wise, the samples of a mini-batch vote together: the scores are averaged over the batch.
     That presupposes that they are of one task, as in Avalanche's evaluation, which other methods
-    are not told: compare those with the rules that judge each sample by itself. Sources: entropy,
-    SupSup (Wortsman et al., NeurIPS 2020); energy, Liu et al. (NeurIPS 2020); the normalisation
-    and the prototypes are our choice.
+    are not told: compare those with the rules that judge each sample by itself.
 
-    :param rule: ``"entropy"``, ``"energy"`` or ``"prototype"``, or one with ``_batch`` behind it.
+    :param rule: a name, ``"triangular"``; with a layer to read features of, ``"triangular@first"``
+        or ``"ridge@body.1+body.3"``; with ``_batch`` behind it to vote batch-wise; or a
+        :class:`Rule` with its options, ``TriangularRule(references=4)``.
     :param batchwise: whether the samples of a mini-batch vote together.
+    :param features: the layer, see :class:`~avalanche_compress.inference.features.Features`: the
+        head's inputs by default.
+    :param unknown: part of the known samples that may be refused, such as 0.05, so that samples of
+        no known task are noticed: those have the task -1. None to refuse nothing.
     :param stacked: whether sub-networks with heads of equal size run as one, by ``torch.func.vmap``
-        over their stacked weights; the logits are then equal up to rounding and not bit-identical.
-        On one CPU core the loop was as fast or faster, so it is the default.
+        over their stacked weights, for rules that ask all of them; the logits are then equal up to
+        rounding and not bit-identical. On one CPU core the loop was as fast or faster, so it is the
+        default.
     :param memory: bytes that the weights of all tasks may take at a time. Above it they are built
-        anew for each mini-batch, task after task.
-    :raises TaskInferenceError: if there is no such rule.
+        for each mini-batch, task after task.
+    :raises TaskInferenceError: if there is no such rule, or the rate is out of range.
 
     >>> TaskInference("entropy_batch").batchwise
     True
@@ -62,52 +71,53 @@ class TaskInference:
 
     def __init__(
         self,
-        rule: str = "entropy",
+        rule: str | Rule = "entropy",
         *,
         batchwise: bool = False,
+        features: str | None = None,
+        unknown: float | None = None,
         stacked: bool = False,
         memory: int = 2**30,
     ):
-        name = rule[: -len(BATCH)] if rule.endswith(BATCH) else rule
-        if name not in RULES:
-            known = [*RULES, *(own + BATCH for own in RULES)]
-            raise TaskInferenceError(
-                f"there is no rule {rule!r} to infer tasks by{nearest(rule, known)}: give one of "
-                f"{', '.join(known)}."
-            )
-        self.rule = name
-        self.batchwise = batchwise or name != rule
+        if isinstance(rule, str):
+            batchwise = batchwise or rule.endswith(BATCH)
+            name, _, layer = rule[: -len(BATCH) if rule.endswith(BATCH) else None].partition("@")
+            rule, features = rule_of(name), features or layer or None
+        check_rate(unknown)
+        self.rule = rule
+        self.batchwise = batchwise
+        self.features = Features(features or HEAD, rule.folds)
+        self.unknown = unknown
         self.stacked = stacked
         self.memory = memory
+        self._prepared: _Prepared | None = None
 
     def __str__(self) -> str:
-        return self.rule + BATCH * self.batchwise
+        layer = "" if str(self.features) == HEAD else f"@{self.features}"
+        return f"{self.rule.name}{layer}{BATCH * self.batchwise}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
 
     @property
     def needs_statistics(self) -> bool:
         """Whether something has to be collected when a task is finished (:meth:`collect`)."""
-        return self.rule == "prototype"
+        return bool(self.rule.kept) or self.unknown is not None
 
     def candidates(self, network: TaskNetwork) -> list[int]:
         """The tasks to choose from: the finished ones, and the one in training if it has a score.
 
-        A task in training has no prototypes yet, so evaluations before its end never choose it.
+        A task in training has no statistics yet, so evaluations before its end never choose it.
 
         :param network: any.
-        :raises TaskInferenceError: if the rule cannot judge one of them.
+        :raises TaskInferenceError: if the rule cannot judge one of them, or the model lacks a
+            module whose features are to be read.
         """
+        self.features.modules_in(network)
         if self.needs_statistics:
-            needed = {MEANS, VARIANCE}
-            missing = [t for t in network.tasks if not needed <= {*network.statistics.get(t, {})}]
-            if missing:
-                raise TaskInferenceError(
-                    f"the rule 'prototype' needs feature statistics and the tasks {missing} have "
-                    "none: they are collected in training with task_inference='prototype', or by "
-                    "TaskInference('prototype').collect(network, task, batches)."
-                )
-            return network.tasks
-        in_training = [] if network.open_task is None else [network.open_task]
-        tasks = [*network.tasks, *in_training]
+            self._check_kept(network)
+        opened = [] if network.open_task is None or self.needs_statistics else [network.open_task]
+        tasks = [*network.tasks, *opened]
         for task in tasks:
             self.check_classes(task, network.classes_of(task))
         return tasks
@@ -117,13 +127,15 @@ class TaskInference:
 
         :param task: its label.
         :param classes: its class numbers.
-        :raises TaskInferenceError: for the entropy of a task of one class.
+        :raises TaskInferenceError: for the entropy of a task of one class, and for a task labelled
+            as unknown samples are.
         """
-        if self.rule == "entropy" and len(classes) < 2:
+        if self.unknown is not None and task == UNKNOWN:
             raise TaskInferenceError(
-                f"task {task} has the one class {list(classes)}, whose entropy is always 0: infer "
-                "tasks by 'energy' or 'prototype'."
+                f"a task is labelled {UNKNOWN}, and so are samples that unknown= refuses: give the "
+                "task another label."
             )
+        self.rule.check_classes(task, classes)
 
     @torch.no_grad()
     def __call__(self, network: TaskNetwork, x: Tensor) -> Inferred:
@@ -132,7 +144,8 @@ class TaskInference:
         :param network: with a finished task or more.
         :param x: ``(N, ...)``.
         :return: logits ``(N, C)``, -1000 outside the inferred task's classes and otherwise
-            bit-identical to that task's; tasks ``(N,)``.
+            bit-identical to that task's (of a rule that answers by itself, its own); tasks
+            ``(N,)``, -1 for samples that ``unknown`` refuses.
         :raises TaskInferenceError: if no task is learned yet, or the rule cannot judge one.
         """
         tasks = self.candidates(network)
@@ -142,71 +155,189 @@ class TaskInference:
             )
         training = network.training or network.backbone.training
         with evaluating(network) if training else nullcontext():
-            answers = list(self._answers(network, tasks, x))
-        logits = [own for own, _ in answers]
-        if self.needs_statistics:
-            scores = torch.stack(
-                [
-                    prototype_distance(features.float(), *_statistics(network, task, features))
-                    for task, (_, features) in zip(tasks, answers)
-                ]
+            answers = self._answers(network, tasks, x)
+            decoded = self._decoded(network, tasks, x.device)
+            chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
+            classes = [network.classes_of(task) for task in tasks]
+            logits = spread_chosen(
+                lambda position: self.rule.logits(answers, decoded, position),
+                classes,
+                chosen,
+                network.max_class_label,
             )
-        else:
-            scores = _score_logits(entropy if self.rule == "entropy" else energy, logits)
-        chosen = choose(scores.T, self.batchwise)
-        classes = [network.classes_of(task) for task in tasks]
-        return Inferred(
-            scatter_logits(logits, classes, chosen, network.max_class_label),
-            torch.tensor(tasks, device=chosen.device)[chosen],
-        )
+            found = torch.tensor(tasks, device=chosen.device)[chosen]
+            if self.unknown is not None:
+                found[self._unknown(network, answers, decoded, chosen)] = UNKNOWN
+        return Inferred(logits, found)
 
     @torch.no_grad()
-    def collect(self, network: TaskNetwork, task: int, batches: Iterable[Sequence[Tensor]]) -> None:
-        """Keep what the rule needs to recognise a finished task; nothing for most rules.
+    def novelty(self, network: TaskNetwork, x: Tensor) -> Tensor:
+        """How little samples look like those of the task that is inferred for them.
+
+        On a scale of the task's own: ``unknown=`` compares it with what held-out samples had.
+
+        :param network: with a finished task or more.
+        :param x: ``(N, ...)``.
+        :return: ``(N,)``.
+        :raises TaskInferenceError: as when samples are inferred.
+        """
+        tasks = self.candidates(network)
+        with evaluating(network):
+            answers = self._answers(network, tasks, x)
+            decoded = self._decoded(network, tasks, x.device)
+            chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
+            return self._novelty(answers, decoded, chosen)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        network: TaskNetwork,
+        task: int,
+        batches: Iterable[Sequence[Tensor]],
+        held_out: Iterable[Sequence[Tensor]] = (),
+    ) -> None:
+        """Keep what the rule needs to recognise a finished task; nothing for some rules.
 
         :param network: that learned it.
         :param task: its label.
-        :param batches: its training data, ``(inputs, targets, ...)`` batch by batch.
+        :param batches: its training data, ``(inputs, targets, ...)`` batch by batch; read once.
+        :param held_out: samples of the task that it was not trained on, to calibrate with; without
+            them a tenth of the training data is left out of the statistics.
+        :raises TaskInferenceError: if a sample is of no class of the task, if there are none, or if
+            the rule adds tasks up and has this one.
         """
         if not self.needs_statistics:
             return
-        classes = torch.tensor(network.classes_of(task))
-        seen, targets = [], []
-        device = network.head.weight.device
+        held_out = list(held_out)
+        before = network.tasks[: network.tasks.index(task)]
+        self._check_kept(network, before)
+        self._check_new(network, task)
+        collection = Collection(self.rule, self.features, network, task, not held_out)
         with evaluating(network):
-            for batch in batches:
-                seen.append(run_with_features(network, batch[0].to(device), task)[1].cpu())
-                targets.append(torch.as_tensor(batch[1]).cpu())
-        positions = torch.searchsorted(classes, torch.cat(targets))
-        means, variance = prototypes(torch.cat(seen), positions, len(classes))
-        kept = network.statistics.setdefault(task, {})
-        kept.update({MEANS: means.flatten(), VARIANCE: variance})
+            for x, targets, *_ in batches:
+                collection.add(x, targets)
+            for x, targets, *_ in held_out:
+                collection.add_held_out(x, targets)
+        earlier = [self._kept(network, other) for other in before]
+        kept = collection.finish(earlier, self.unknown is not None)
+        named = {self._stored_name(name): tensor for name, tensor in kept.items()}
+        network.statistics.setdefault(task, {}).update(named)
+        for other in before:
+            for name in self.rule.newest:
+                network.statistics[other].pop(self._stored_name(name), None)
 
-    def _answers(
-        self, network: TaskNetwork, tasks: Sequence[int], x: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits and features of every task, in order."""
+    # ------------------------------------------------------------------ what is kept
+
+    def _stored_name(self, name: str) -> str:
+        """Under which statistics of a task what the rule keeps is found."""
+        return name if str(self.features) == HEAD else f"{name}@{self.features}"
+
+    def _needed(self) -> list[str]:
+        needed = [*self.rule.kept]
+        if self.unknown is not None:
+            needed.append(thresholds_name(self.rule))
+        return needed
+
+    def _kept(self, network: TaskNetwork, task: int) -> Kept:
+        found = network.statistics.get(task, {})
+        names = [*self._needed(), *self.rule.newest]
+        stored = {name: found.get(self._stored_name(name)) for name in names}
+        return {name: tensor for name, tensor in stored.items() if tensor is not None}
+
+    def _check_kept(self, network: TaskNetwork, tasks: Sequence[int] | None = None) -> None:
+        needed = {self._stored_name(name) for name in self._needed()}
+        asked = network.tasks if tasks is None else tasks
+        missing = [task for task in asked if not needed <= {*network.statistics.get(task, {})}]
+        if missing:
+            there = sorted(network.statistics.get(missing[0], {}))
+            raise TaskInferenceError(
+                f"{str(self)!r} needs feature statistics and the tasks {missing} have none (task "
+                f"{missing[0]} has {there or 'nothing'}): they are collected in training with "
+                f"task_inference={str(self)!r}, or by TaskInference({str(self)!r})"
+                ".collect(network, task, batches), one task after another."
+            )
+
+    def _check_new(self, network: TaskNetwork, task: int) -> None:
+        """Refuse to add a task up that has been added."""
+        if self.rule.newest and self._kept(network, task):
+            raise TaskInferenceError(
+                f"the statistics of task {task} are part of the sums of {str(self)!r} already: "
+                "they are collected once."
+            )
+
+    def _decoded(self, network: TaskNetwork, tasks: Sequence[int], device: torch.device) -> Any:
+        """What scores are computed from, kept until the statistics change."""
+        kept = [self._kept(network, task) for task in tasks]
+        tensors = [tensor for own in kept for tensor in own.values()]
+        prepared = self._prepared
+        if prepared is None or not prepared.is_of(tensors, device):
+            classes = {task: network.classes_of(task) for task in tasks}
+            decoded = self.rule.decode(kept, classes, device)
+            prepared = _Prepared(tensors, [own._version for own in tensors], device, decoded)
+            self._prepared = prepared
+        return prepared.decoded
+
+    # ------------------------------------------------------------------ a mini-batch
+
+    def _answers(self, network: TaskNetwork, tasks: Sequence[int], x: Tensor) -> Answers:
+        """The sub-networks' answers, with the weights of all tasks in memory if they fit."""
+        answers = Answers(network, tasks, x, self.features)
         finished = [task for task in tasks if task != network.open_task]
-        if _bytes_of(network) * len(finished) <= self.memory:
-            network.activate(*finished)
-            if self.stacked and finished == list(tasks) and _can_stack(network):
-                yield from run_stacked(network, tasks, x)
-                return
-        for task in tasks:
-            if self.needs_statistics:
-                yield run_with_features(network, x, task)
-            else:
-                yield network.own_logits(x, task), x
+        if _bytes_of(network) * len(finished) > self.memory:
+            return answers
+        network.activate(*finished)
+        if self.stacked and _can_stack(network, tasks):
+            of_head = str(self.features) == HEAD
+            for position, (logits, inputs) in enumerate(run_stacked(network, tasks, x)):
+                answers.fill(position, logits, self.features.of_head(inputs) if of_head else None)
+        return answers
+
+    def _novelty(self, answers: Answers, decoded: Any, chosen: Tensor) -> Tensor:
+        """Of each sample for its chosen task, ``(N,)``."""
+        found = torch.zeros(len(chosen), device=chosen.device)
+        for position in chosen.unique().tolist():
+            rows = chosen == position
+            found[rows] = self.rule.novelty(answers, decoded, position)[rows].float()
+        return found
+
+    def _unknown(
+        self, network: TaskNetwork, answers: Answers, decoded: Any, chosen: Tensor
+    ) -> Tensor:
+        """Which samples are newer than the threshold of their chosen task; NaN is, too."""
+        assert self.unknown is not None
+        name = thresholds_name(self.rule)
+        kept = [self._kept(network, task)[name] for task in answers.tasks]
+        limits = [threshold_at(own, self.unknown) for own in kept]
+        limit = torch.tensor(limits, device=chosen.device)[chosen]
+        return ~(self._novelty(answers, decoded, chosen) <= limit)
 
 
-def infer(network: TaskNetwork, x: Tensor, rule: str = "entropy") -> Inferred:
+class _Prepared(NamedTuple):
+    """Decoded statistics, and what they were decoded from."""
+
+    tensors: list[Tensor]
+    versions: list[int]
+    device: torch.device
+    decoded: Any
+
+    def is_of(self, tensors: Sequence[Tensor], device: torch.device) -> bool:
+        """Whether these are the tensors that were decoded, and nobody has written to them."""
+        return (
+            device == self.device
+            and len(tensors) == len(self.tensors)
+            and all(own is other for own, other in zip(tensors, self.tensors))
+            and all(own._version == version for own, version in zip(tensors, self.versions))
+        )
+
+
+def infer(network: TaskNetwork, x: Tensor, rule: str | Rule = "entropy") -> Inferred:
     """Logits of samples of unknown tasks, see :class:`TaskInference`.
 
     :param network: with a finished task or more.
     :param x: ``(N, ...)``.
     :param rule: of :class:`TaskInference`.
 
-    >>> network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    >>> network = TaskNetwork(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
     >>> for task, classes in enumerate([[0, 1], [2, 3, 4]]):
     ...     network.open(task, classes)
     ...     network.commit()
@@ -217,157 +348,6 @@ def infer(network: TaskNetwork, x: Tensor, rule: str = "entropy") -> Inferred:
     return TaskInference(rule)(network, x)
 
 
-# ---------------------------------------------------------------------------- scores
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax in parts of the largest one, ``-sum_c p_c log p_c / log C``.
-
-    In parts, because heads of different size are compared.
-
-    :param logits: ``(..., C)`` with C >= 2.
-    :return: ``(...)``, 0 (certain) to 1 (no idea).
-
-    >>> entropy(torch.zeros(1, 5)).item()
-    1.0
-    """
-    # log s - sum_c e_c z_c / s with e = exp z and s = sum e, which takes one exponential a logit
-    shifted = logits - logits.amax(dim=-1, keepdim=True)
-    exponentials = shifted.exp()
-    total = exponentials.sum(dim=-1)
-    nats = total.log() - (exponentials * shifted).sum(dim=-1) / total
-    return nats / math.log(logits.shape[-1])
-
-
-def energy(logits: Tensor) -> Tensor:
-    """Free energy ``-log sum_c exp(z_c)``.
-
-    :param logits: ``(..., C)``.
-    :return: ``(...)``, low where some class is strongly supported.
-
-    >>> round(energy(torch.zeros(1, 4)).item(), 4)  # -log 4
-    -1.3863
-    """
-    return -logits.logsumexp(dim=-1)
-
-
-def prototype_distance(features: Tensor, means: Tensor, variance: Tensor) -> Tensor:
-    """Distance to the nearest class mean, in units of the task's own spread.
-
-    ``min_c mean_d (f_d - m_cd)^2 / v_d``; about 1 for the task's own training samples.
-
-    :param features: ``(N, d)``.
-    :param means: ``(C, d)``.
-    :param variance: ``(d,)``, positive.
-    :return: ``(N,)``.
-
-    >>> far = prototype_distance(torch.tensor([[3.0]]), torch.tensor([[0.0], [1.0]]), torch.ones(1))
-    >>> far.item()
-    4.0
-    """
-    weight = 1 / (variance * len(variance))
-    # multiplied out: matrix products, and no (N, C, d); only its last term and the cross term
-    # differ between the classes
-    cross = torch.addmm((means**2) @ weight, features, (means * weight).T, alpha=-2)
-    return (cross.amin(dim=1) + features.square() @ weight).clamp_min(0)
-
-
-def prototypes(features: Tensor, positions: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mean of each class and the variance that all share, of every feature.
-
-    The variance within classes gets :data:`FLOOR` of its mean over the features added, then a
-    factor that makes the mean squared distance to the own class 1.
-
-    :param features: ``(N, d)``.
-    :param positions: ``(N,)``, the class of each sample, 0..classes-1.
-    :param classes: C; a class without samples gets the mean of all.
-    :return: ``(C, d)`` and ``(d,)``, in float32.
-
-    >>> features = torch.tensor([[0.0], [2.0], [9.0]])
-    >>> means, variance = prototypes(features, torch.tensor([0, 0, 1]), classes=2)
-    >>> means.flatten().tolist()
-    [1.0, 9.0]
-    """
-    features = features.double()
-    counts = torch.bincount(positions, minlength=classes)[:, None]
-    sums = features.new_zeros(classes, features.shape[1]).index_add(0, positions, features)
-    means = torch.where(counts > 0, sums / counts.clamp_min(1), features.mean(dim=0))
-    within = ((features - means[positions]) ** 2).mean(dim=0)
-    variance = within + FLOOR * within.mean().clamp_min(1e-12)
-    return means.float(), (variance * (within / variance).mean().clamp_min(1e-6)).float()
-
-
-def choose(scores: Tensor, batchwise: bool = False) -> Tensor:
-    """The column of the least score, per sample or for all together.
-
-    :param scores: ``(N, T)``.
-    :param batchwise: whether the scores are averaged over the batch first.
-    :return: ``(N,)``, 0..T-1.
-
-    >>> scores = torch.tensor([[0.0, 1.0], [0.6, 0.5]])
-    >>> choose(scores).tolist(), choose(scores, batchwise=True).tolist()
-    ([0, 1], [0, 0])
-    """
-    if not batchwise:
-        return scores.argmin(dim=1)
-    return scores.mean(dim=0).argmin().repeat(len(scores))
-
-
-def scatter_logits(
-    logits: Sequence[Tensor], classes: Sequence[Sequence[int]], chosen: Tensor, width: int = 0
-) -> Tensor:
-    """Each sample's logits of its chosen task, at the columns of that task's classes.
-
-    :param logits: ``(N, C_t)`` of each of T tasks.
-    :param classes: class numbers of each task.
-    :param chosen: ``(N,)``, 0..T-1.
-    :param width: least number of columns.
-    :return: ``(N, max class + 1)`` or wider; other columns hold -1000.
-
-    >>> two = [torch.ones(2, 1), torch.zeros(2, 2)]
-    >>> scatter_logits(two, [[0], [1, 2]], torch.tensor([0, 1])).tolist()
-    [[1.0, -1000.0, -1000.0], [-1000.0, 0.0, 0.0]]
-    """
-    width = max([width, *(max(own) + 1 for own in classes)])
-    widest = max(len(own) for own in classes)
-    # narrower heads are filled up with a column beyond the last, which is cut off at the end
-    columns = [[*own, *[width] * (widest - len(own))] for own in classes]
-    padded = torch.stack(
-        [nn.functional.pad(z, (0, widest - z.shape[-1]), value=MASKED_LOGIT) for z in logits]
-    )
-    own = padded[chosen, torch.arange(len(chosen), device=chosen.device)]
-    index = torch.tensor(columns, device=chosen.device)[chosen]
-    index = index.view(len(chosen), *[1] * (own.dim() - 2), widest).expand_as(own)
-    out = own.new_full((*own.shape[:-1], width + 1), MASKED_LOGIT)
-    return out.scatter_(-1, index, own)[..., :width].contiguous()
-
-
-def _score_logits(rule: Callable[[Tensor], Tensor], logits: Sequence[Tensor]) -> Tensor:
-    """Scores (T, N) of the tasks' logits (N, ..., C_t); of all at once where heads are alike."""
-    if len({own.shape for own in logits}) == 1:
-        # classes outermost in memory: sums over a short innermost dimension are slow
-        scores = rule(torch.stack([own.movedim(-1, 0) for own in logits], dim=1).movedim(0, -1))
-    else:
-        scores = torch.stack([rule(own) for own in logits])
-    return scores if scores.dim() == 2 else scores.flatten(2).mean(dim=2)
-
-
-def _statistics(network: TaskNetwork, task: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Class means (C, d) and variance (d,) of a task whose features are like these, (N, d)."""
-    kept, width = network.statistics[task], like.shape[1]
-    means, variance = kept[MEANS].to(like.device), kept[VARIANCE].to(like.device)
-    if variance.numel() != width or means.numel() != width * len(network.classes_of(task)):
-        raise TaskInferenceError(
-            f"the statistics of task {task} are not of its {len(network.classes_of(task))} classes "
-            f"and the {width} features of this model: collect them anew with "
-            "TaskInference('prototype').collect(network, task, batches)."
-        )
-    return means.view(-1, width), variance
-
-
-# ---------------------------------------------------------------------------- sub-networks
-
-
 def _bytes_of(network: TaskNetwork) -> int:
     """Bytes of one task's dense weights."""
     return sum(
@@ -375,8 +355,10 @@ def _bytes_of(network: TaskNetwork) -> int:
     )
 
 
-def _can_stack(network: TaskNetwork) -> bool:
+def _can_stack(network: TaskNetwork, tasks: Sequence[int]) -> bool:
     """Whether the model is one function of its tensors for all tasks, and the heads are alike."""
+    if network.open_task in tasks:
+        return False
     if any(isinstance(m, (MultiTaskModule, nn.RNNBase)) for m in network.backbone.modules()):
         return False
-    return len({len(classes) for classes in network.classes.values()}) == 1
+    return len({len(network.classes_of(task)) for task in tasks}) == 1

@@ -33,7 +33,11 @@ from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorL
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.plugin import shape_and_commit
-from avalanche_compress.shaping.validation import load_batches, restart_comparisons
+from avalanche_compress.shaping.validation import (
+    find_validation,
+    iterate_batches,
+    restart_comparisons,
+)
 from avalanche_compress.training.optimizer_groups import join_groups, plan_groups
 from avalanche_compress.training.ownership import check_unclaimed, claim
 from avalanche_compress.training.state import ResumableTraining
@@ -59,9 +63,8 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
     :param head: dotted name of the classifier, see :class:`TaskNetwork`.
     :param exclude: modules to keep out of compression, see :class:`TaskNetwork`.
     :param include: further parameters to compress, see :class:`TaskNetwork`.
-    :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or its rule
-        (``"entropy"``, ``"energy"``, ``"prototype"``, or one with ``_batch`` behind it); None for
-        streams with task labels.
+    :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or the name
+        of its rule, such as ``"triangular@first"``; None for streams with task labels.
     :param tensor_data: cut the mini-batches from tensors where the data allow it, see
         :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
     :param train_mb_size: samples per training step.
@@ -324,8 +327,11 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         # before any plugin, so that periodic evaluation and the user's plugins see what will stay
         shape_and_commit(self)
         if self.task_inference is not None and self.task_inference.needs_statistics:
-            batches = load_batches(self.adapted_dataset.eval(), self.train_mb_size)
-            self.task_inference.collect(self.network, self.network.tasks[-1], batches)
+            size = max(self.train_mb_size, self.eval_mb_size or 0)
+            batches = iterate_batches(self.adapted_dataset.eval(), size)
+            validation = find_validation(self)
+            held_out = [] if validation is None else validation.batches
+            self.task_inference.collect(self.network, self.network.tasks[-1], batches, held_out)
         super()._after_training_exp(**kwargs)
         self._moved = []
 
