@@ -8,6 +8,7 @@ import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
 
+from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
 from avalanche_compress.core.conversion import padding_rows, sort_tensors
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.heads import (
@@ -51,14 +52,16 @@ class TaskNetwork(NetworkState, MultiTaskModule):
     itself. For a forward pass a task's tensors are *substituted* for the modules' own Parameters,
     which remain the scratch of the task in training.
 
-    Inputs ``(N, ...)`` as the model takes them, task labels ``(N,)`` or an int; outputs ``(N, C)``
+    Inputs ``(N, ...)`` as the model takes them, or a mapping of such that becomes keyword arguments
+    where the model's ``forward`` has them; task labels ``(N,)`` or an int; outputs ``(N, C)``
     where column c is class c of the stream, as the experience numbers it. Classes that are not the
     task's have logit -1000, as in Avalanche. Evaluating a task that was never trained creates
     nothing: the newest finished task answers.
 
-    :param model: an ``nn.Module`` that maps inputs to logits; converted in place. Avalanche's
-        ``MultiHeadClassifier`` and ``IncrementalClassifier`` are replaced by heads of the tasks'
-        own.
+    :param model: an ``nn.Module`` that maps inputs to logits, or to an object, a mapping or a tuple
+        that has them (:func:`~avalanche_compress.core.batches.logits_of`); converted in place.
+        Avalanche's ``MultiHeadClassifier`` and ``IncrementalClassifier`` are replaced by heads of
+        the tasks' own.
     :param store: what to put behind each weight, ``store(place, name)``; by default a
         :class:`~avalanche_compress.MaskedStore`.
     :param head: dotted name of the classifier, an ``nn.Linear``; by default the last one. Every
@@ -107,6 +110,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         self.options = {"head": self.head_name, "exclude": list(exclude), "include": list(include)}
         self.backbone = model
         self._takes_task = isinstance(model, MultiTaskModule)
+        self._call = Caller(model)
         self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
         self.stores = nn.ModuleDict(
             {name.replace(".", "/"): store(place, name) for name, place in tensors.shared.items()}
@@ -316,11 +320,13 @@ class TaskNetwork(NetworkState, MultiTaskModule):
 
     def _forward_mixed(self, x: Tensor, task_labels: Tensor, labels: Sequence[int]) -> Tensor:
         parts = [
-            (task_labels == t, self.forward_single_task(x[task_labels == t], t)) for t in labels
+            (task_labels == t, self.forward_single_task(rows_of(x, task_labels == t), t))
+            for t in labels
         ]
         width = max([self.max_class_label, *(logits.shape[-1] for _, logits in parts)])
         inner = parts[0][1].shape[1:-1] if parts else ()
-        out = (parts[0][1] if parts else x).new_full((x.shape[0], *inner, width), MASKED_LOGIT)
+        like = parts[0][1] if parts else first_tensor(x)
+        out = like.new_full((size_of(x), *inner, width), MASKED_LOGIT)
         for chosen, logits in parts:
             out[chosen, ..., : logits.shape[-1]] = logits
         return out
@@ -364,8 +370,11 @@ class TaskNetwork(NetworkState, MultiTaskModule):
 
     def _run(self, x: Tensor, task: int) -> Tensor:
         backbone: Any = self._modules["backbone"]
-        logits: Tensor = backbone(x, task) if self._takes_task else backbone(x)
-        return logits
+        if isinstance(x, Tensor):
+            output = backbone(x, task) if self._takes_task else backbone(x)
+        else:
+            output = self._call(backbone, x, *([task] if self._takes_task else ()))
+        return output if type(output) is Tensor else logits_of(output)
 
     def _fails_behind_head(self, task: int, error: Exception) -> UnsupportedModuleError:
         return UnsupportedModuleError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_compress.codec import CorruptStreamError
+from avalanche_compress.core.batches import logits_of
 from avalanche_compress.core.heads import restore_avalanche_heads
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.store import Place, WeightStore
@@ -173,7 +174,7 @@ def run_stacked(
 
     def run(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         with watching(network.head) as seen:
-            logits = torch.func.functional_call(network.backbone, tensors, (x,))
+            logits = logits_of(torch.func.functional_call(network.backbone, tensors, (x,)))
         return logits, seen[-1]
 
     logits, features = torch.func.vmap(run)(network.views.stack(tasks))

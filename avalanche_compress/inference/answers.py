@@ -7,6 +7,7 @@ from typing import Any, Callable, Hashable, Sequence, TypeVar
 import torch
 from torch import Tensor
 
+from avalanche_compress.core.batches import rows_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.inference.features import Features
 
@@ -75,7 +76,7 @@ class Answers:
 
         :param chosen: ``(N,)`` bool, or indices.
         """
-        part = Answers(self._network, self.tasks, self._x[chosen], self._read)
+        part = Answers(self._network, self.tasks, rows_of(self._x, chosen), self._read)
         part._logits = {position: own[chosen] for position, own in self._logits.items()}
         part._features = {position: own[chosen] for position, own in self._features.items()}
         return part
@@ -94,7 +95,7 @@ class Answers:
         :param parts: one or more.
         """
         first = parts[0]
-        whole = Answers(first._network, first.tasks, first._x[:0], first._read)
+        whole = Answers(first._network, first.tasks, rows_of(first._x, torch.arange(0)), first._read)
         for name in ("_logits", "_features"):
             asked = {p: [getattr(own, name)[p] for own in parts] for p in getattr(first, name)}
             setattr(whole, name, {p: torch.cat(own) for p, own in asked.items()})

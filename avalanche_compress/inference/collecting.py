@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from avalanche_compress.core.batches import moved_to, rows_of, size_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
@@ -69,10 +70,10 @@ class Collection:
             answers = self._ask(x)
             if self._references:
                 self._gather(answers, positions, ~reserved)
-            self._first = self._first or answers.rows(torch.arange(min(MOST, len(x))))
+            self._first = self._first or answers.rows(torch.arange(min(MOST, size_of(x))))
             answers = answers.rows(reserved)
         elif bool(reserved.any()):
-            answers = self._ask(x[reserved])
+            answers = self._ask(rows_of(x, reserved))
         if bool(reserved.any()):
             self._calibrating.append(answers)
 
@@ -84,7 +85,7 @@ class Collection:
         """
         wanted = self._rank(self._positions(targets)) < MOST
         if bool(wanted.any()):
-            self._calibrating.append(self._ask(x[wanted]))
+            self._calibrating.append(self._ask(rows_of(x, wanted)))
 
     def finish(self, earlier: Sequence[Kept], refuses: bool) -> Kept:
         """What is kept of the task.
@@ -113,7 +114,7 @@ class Collection:
     def _ask(self, x: Tensor) -> Answers:
         """What scoring these samples as the task's takes, computed."""
         device = self._network.head.weight.device
-        answers = Answers(self._network, self._tasks, x.to(device), self._features)
+        answers = Answers(self._network, self._tasks, moved_to(x, device), self._features)
         for reference in self._references:
             answers.features(reference)
         if not self._references:

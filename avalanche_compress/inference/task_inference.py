@@ -286,7 +286,7 @@ class TaskInference:
         if _bytes_of(network) * len(finished) > self.memory:
             return answers
         network.activate(*finished)
-        if self.stacked and _can_stack(network, tasks):
+        if self.stacked and isinstance(x, Tensor) and _can_stack(network, tasks):
             of_head = str(self.features) == HEAD
             for position, (logits, inputs) in enumerate(run_stacked(network, tasks, x)):
                 answers.fill(position, logits, self.features.of_head(inputs) if of_head else None)

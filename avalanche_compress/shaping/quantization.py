@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_compress.codec import Values, quantise_codebook, quantise_fixed_point
+from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
@@ -192,7 +193,7 @@ class QuantizationPlugin(ShapingPlugin):
             for _ in range(self.codebook_finetune_epochs):
                 for x, y, *_ in loader:
                     network.zero_grad(set_to_none=True)
-                    logits = network(x.to(strategy.device), network.open_task)
+                    logits = network(moved_to(x, strategy.device), network.open_task)
                     yield strategy._criterion(logits, y.to(strategy.device))
 
         with evaluating(network), _recurrent_gradients(network):

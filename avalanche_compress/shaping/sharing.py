@@ -8,6 +8,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.core.views import run_with_features
@@ -121,7 +122,7 @@ def features(network: TaskNetwork, x: Tensor, task: int) -> Tensor:
     :return: ``(N, d)``.
     """
     with torch.no_grad(), evaluating(network):
-        return run_with_features(network, x.to(network.head.weight.device), task)[1]
+        return run_with_features(network, moved_to(x, network.head.weight.device), task)[1]
 
 
 def gaussian(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import ValidationDataError
@@ -69,7 +70,7 @@ class ValidationPlugin(ShapingPlugin):
         )
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._batches = [(x.to(strategy.device), y.to(strategy.device)) for x, y in self._batches]
+        self._batches = [moved_to(batch, strategy.device) for batch in self._batches]
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if not self.keep_best:

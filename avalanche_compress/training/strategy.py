@@ -15,6 +15,7 @@ from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from avalanche_compress.core.batches import first_tensor, moved_to, size_of
 from avalanche_compress.core.experiences import (
     position_in_stream,
     single_task_label,
@@ -200,8 +201,8 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
                 raise
             self._undo_forward()
             raise TrainingDataError(
-                f"a mini-batch of {len(self.mb_x)} is too small for BatchNorm, which takes means "
-                "over samples in training: call train(experience, drop_last=True), or choose "
+                f"a mini-batch of {size_of(self.mb_x)} is too small for BatchNorm, which takes "
+                "means over samples in training: call train(experience, drop_last=True), or choose "
                 "another train_mb_size. The weights are those before this step."
             ) from error
 
@@ -223,6 +224,11 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
                 "make its classes those of its samples. The weights are those before this step."
             ) from error
         return loss
+
+    def _unpack_minibatch(self) -> None:
+        """Move the mini-batch to the device, its inputs being a tensor or a mapping of them."""
+        batch: Any = self.mbatch  # type: ignore[has-type]
+        self.mbatch = [moved_to(part, self.device) for part in batch]
 
     def _undo_forward(self) -> None:
         """Let running statistics be as before the last forward pass of training."""
@@ -303,7 +309,8 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
                 f"an earlier one has made values of {nonfinite} NaN or infinite, which start anew "
                 "when the task is trained again; lower the learning rate, or clip gradients."
             )
-        if self.mb_x.is_floating_point() and not bool(torch.isfinite(self.mb_x).all()):
+        inputs = first_tensor(self.mb_x)
+        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
             return "the inputs hold NaN or infinite values, take those samples out."
         return "check the inputs, or lower the learning rate."
 

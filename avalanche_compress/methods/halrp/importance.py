@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from avalanche_compress.core.batches import mapped, rows_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
@@ -99,14 +100,15 @@ def _sample_squares(
     weights = {name: store.scratch.detach() for name, store in zip(names, stores)}
 
     def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        logits = functional_call(network, weights, (x.unsqueeze(0), network.open_task))
+        single = mapped(x, lambda part: part.unsqueeze(0))
+        logits = functional_call(network, weights, (single, network.open_task))
         return criterion(logits, y.unsqueeze(0))
 
     numbers = sum(weight.numel() for weight in weights.values())
     gradients_of = vmap(grad(loss), in_dims=(None, 0, 0))
     total = torch.zeros(len(stores), dtype=torch.float64)
     for part in torch.arange(len(y)).split(max(1, _NUMBERS_AT_ONCE // numbers)):
-        gradients = gradients_of(weights, x[part], y[part])
+        gradients = gradients_of(weights, rows_of(x, part), y[part])
         squares = [gradients[name].double().square().sum().item() for name in names]
         total += torch.tensor(squares, dtype=torch.float64)
     return total

@@ -8,6 +8,7 @@ from typing import Any, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError, ValidationDataError
@@ -322,7 +323,7 @@ class PerturbationPlugin(ShapingPlugin):
         else:
             data = strategy.adapted_dataset.eval()
             loaded = iterate_batches(data, strategy.train_mb_size)
-            batches = ((x.to(strategy.device), y.to(strategy.device)) for x, y in loaded)
+            batches = (moved_to(batch, strategy.device) for batch in loaded)
         return layer_importance(network_of(strategy), stores, batches, strategy._criterion, kind)
 
     def _ranks(
