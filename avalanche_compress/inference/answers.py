@@ -95,7 +95,8 @@ class Answers:
         :param parts: one or more.
         """
         first = parts[0]
-        whole = Answers(first._network, first.tasks, rows_of(first._x, torch.arange(0)), first._read)
+        nothing = rows_of(first._x, torch.arange(0))
+        whole = Answers(first._network, first.tasks, nothing, first._read)
         for name in ("_logits", "_features"):
             asked = {p: [getattr(own, name)[p] for own in parts] for p in getattr(first, name)}
             setattr(whole, name, {p: torch.cat(own) for p, own in asked.items()})

@@ -9,6 +9,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
+from avalanche_compress.core.batches import first_tensor
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.core.views import run_stacked
@@ -156,7 +157,7 @@ class TaskInference:
         training = network.training or network.backbone.training
         with evaluating(network) if training else nullcontext():
             answers = self._answers(network, tasks, x)
-            decoded = self._decoded(network, tasks, x.device)
+            decoded = self._decoded(network, tasks, first_tensor(x).device)
             chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
             classes = [network.classes_of(task) for task in tasks]
             logits = spread_chosen(
@@ -184,7 +185,7 @@ class TaskInference:
         tasks = self.candidates(network)
         with evaluating(network):
             answers = self._answers(network, tasks, x)
-            decoded = self._decoded(network, tasks, x.device)
+            decoded = self._decoded(network, tasks, first_tensor(x).device)
             chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
             return self._novelty(answers, decoded, chosen)
 
