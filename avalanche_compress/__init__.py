@@ -66,7 +66,7 @@ from avalanche_compress.metrics import (
     layer_ranks,
     task_id_metrics,
 )
-from avalanche_compress.shaping.plugin import ShapingPlugin
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
 from avalanche_compress.shaping.validation import ValidationPlugin
@@ -120,6 +120,7 @@ __all__ = [
     "ShapingPlugin",
     "SharingPlugin",
     "SlottedStore",
+    "Stage",
     "TaskAlreadyLearnedError",
     "TaskIdAccuracy",
     "TaskInference",

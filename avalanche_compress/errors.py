@@ -53,7 +53,7 @@ class UnsupportedModuleError(CompressError, TypeError):
 
 
 class UnsupportedPluginError(CompressError, TypeError):
-    """A plugin or a metric that cannot work beside sub-networks that never change."""
+    """A plugin or a metric that cannot work with sub-networks that never change."""
 
 
 class TaskLabelError(CompressError, ValueError):

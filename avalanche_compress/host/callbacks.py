@@ -20,19 +20,19 @@ class StepCallbacks:
     long as a tenth of the step. Here a plugin is called at what it, or its class, implements, in
     Avalanche's order. An evaluator is, where one of its metrics or loggers is.
 
-    Who implements what is found out once an epoch, and anew when a plugin has come or gone.
+    The listeners of each callback are cached for an epoch, or until a plugin comes or goes.
     """
 
-    _plugins_then: list[Any] | None = None
-    """The plugins when it was found out who of them is called; between epochs None."""
-    _called_at: dict[str, list[Any]]
+    _cached_for: list[Any] | None = None
+    """The plugins that the cache is of; between epochs None."""
+    _listeners: dict[str, list[Any]]
 
     def training_epoch(self, **kwargs: Any) -> None:
         """Train on all mini-batches; see Avalanche.
 
         :param kwargs: of ``train``.
         """
-        with self._finding_out_anew():
+        with self._cached_listeners():
             super().training_epoch(**kwargs)  # type: ignore[misc]
 
     def eval_epoch(self, **kwargs: Any) -> None:
@@ -40,25 +40,25 @@ class StepCallbacks:
 
         :param kwargs: of ``eval``.
         """
-        with self._finding_out_anew():
+        with self._cached_listeners():
             super().eval_epoch(**kwargs)  # type: ignore[misc]
 
     @contextmanager
-    def _finding_out_anew(self) -> Iterator[None]:
-        """What is found out in an epoch is forgotten at its end."""
+    def _cached_listeners(self) -> Iterator[None]:
+        """The cache goes at the end of an epoch."""
         try:
             yield
         finally:
-            self._plugins_then, self._called_at = None, {}
+            self._cached_for, self._listeners = None, {}
 
     def _call_plugins(self: Any, callback: str, **kwargs: Any) -> None:
-        if self._plugins_then != self.plugins:
-            self._plugins_then, self._called_at = list(self.plugins), {}
-        called = self._called_at.get(callback)
-        if called is None:
-            called = [plugin for plugin in self.plugins if _implements(plugin, callback)]
-            self._called_at[callback] = called
-        for plugin in called:
+        if self._cached_for != self.plugins:
+            self._cached_for, self._listeners = list(self.plugins), {}
+        listeners = self._listeners.get(callback)
+        if listeners is None:
+            listeners = [plugin for plugin in self.plugins if _implements(plugin, callback)]
+            self._listeners[callback] = listeners
+        for plugin in listeners:
             getattr(plugin, callback)(self, **kwargs)
 
     _before_training_iteration = partialmethod(_call_plugins, "before_training_iteration")
@@ -83,9 +83,9 @@ def _implements(plugin: Any, callback: str) -> bool:
     """
     if type(plugin) is EvaluationPlugin:
         # a logger is given the new values at each callback, even if there are none
-        if any(type(own).log_metrics is not BaseLogger.log_metrics for own in plugin.loggers):
+        if any(type(log).log_metrics is not BaseLogger.log_metrics for log in plugin.loggers):
             return True
-        return any(_implements(own, callback) for own in (*plugin.metrics, *plugin.loggers))
+        return any(_implements(part, callback) for part in (*plugin.metrics, *plugin.loggers))
     method = getattr(plugin, callback, None)
     empty = getattr(BaseSGDPlugin, callback), getattr(PluginMetric, callback)
     return method is not None and getattr(method, "__func__", method) not in empty

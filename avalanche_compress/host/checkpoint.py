@@ -52,7 +52,7 @@ class CheckpointError(CompressError, RuntimeError):
 def save_checkpoint(strategy: Any, path: PathLike, exclude: Collection[str] | None = None) -> None:
     """Write a strategy to a file from which :func:`load_checkpoint` continues to the same numbers.
 
-    The file appears at once: it is written beside ``path`` and then moved over it, so a crash in
+    The file appears at once: it is written next to ``path`` and then moved over it, so a crash in
     between leaves the previous checkpoint. Call it between ``train`` and ``eval``, not from
     within: the host's loops cannot be resumed in their middle.
 

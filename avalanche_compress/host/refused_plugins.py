@@ -1,4 +1,4 @@
-"""Avalanche's plugins and metrics that cannot work beside sub-networks that are frozen, and why."""
+"""Avalanche's plugins and metrics that cannot work with sub-networks that are frozen, and why."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ REFUSED: dict[tuple[type, ...], str] = {
         f"{LEAVE_OUT}, or take ReplayPlugin"
     ),
     (GenerativeReplayPlugin,): (
-        "labels what it generates with the task at hand, which would learn samples of earlier "
+        "labels what it generates with the task in training, which would learn samples of earlier "
         f"tasks: {LEAVE_OUT}"
     ),
     (CWRStarPlugin, FromScratchTrainingPlugin, GDumbPlugin): (
@@ -88,7 +88,7 @@ def check_plugins(plugins: Iterable[Any], inferring: bool) -> None:
 
     :param plugins: the user's plugins, criterion and metrics.
     :param inferring: whether training takes all samples of an experience for one task's.
-    :raises UnsupportedPluginError: if one cannot work beside frozen sub-networks.
+    :raises UnsupportedPluginError: if one cannot work with frozen sub-networks.
     :raises TaskInferenceError: if one replays samples, whose tasks nobody would know.
     """
     for plugin in plugins:
@@ -98,7 +98,7 @@ def check_plugins(plugins: Iterable[Any], inferring: bool) -> None:
         if inferring and isinstance(plugin, ReplayPlugin):
             raise TaskInferenceError(
                 f"{type(plugin).__name__} replays samples of earlier tasks, and with "
-                "task_inference= all samples in training count as those of the task at hand, which "
-                "would learn them: leave it out (no finished task is forgotten anyway), or give a "
-                "stream with task labels without task_inference=."
+                "task_inference= all samples in training count as those of the task in training, "
+                "which would learn them: leave it out (no finished task is forgotten anyway), or "
+                "give a stream with task labels without task_inference=."
             )

@@ -300,7 +300,7 @@ def heat_map(matrix: np.ndarray, x_label: str, y_label: str, largest: float | No
 
 
 def _open_run(init_kwargs: dict[str, Any]) -> Any:
-    """Call ``wandb.init``, beside an open run where another one is to be resumed."""
+    """Call ``wandb.init``, next to an open run where another one is to be resumed."""
     kwargs = dict(init_kwargs)
     if kwargs.get("dir") is not None:
         Path(kwargs["dir"]).mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from avalanche.evaluation import GenericPluginMetric
+from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
+from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Mean
 
 
-class TaskIdAccuracy(GenericPluginMetric[float, Mean]):
+class TaskIdAccuracy(PluginMetric[float]):
     """Part of the evaluated samples whose task was inferred rightly, 0..1.
 
     The right task is the position of the experience in its stream. Nothing is emitted where no task
@@ -22,26 +23,49 @@ class TaskIdAccuracy(GenericPluginMetric[float, Mean]):
     """
 
     def __init__(self, emit_at: str = "experience"):
-        super().__init__(Mean(), reset_at=emit_at, emit_at=emit_at, mode="eval")  # type: ignore
+        super().__init__()
+        self.emit_at = emit_at
+        self._mean = Mean()
         self._samples = 0
 
     def reset(self) -> None:
-        super().reset()
+        self._mean.reset()
         self._samples = 0
 
-    def update(self, strategy: Any) -> None:
+    def result(self) -> float:
+        return float(self._mean.result())
+
+    def before_eval(self, strategy: Any) -> None:
+        if self.emit_at == "stream":
+            self.reset()
+
+    def before_eval_exp(self, strategy: Any) -> None:
+        if self.emit_at == "experience":
+            self.reset()
+
+    def after_eval_iteration(self, strategy: Any) -> None:
         inferred = getattr(strategy, "inferred_tasks", None)
         if inferred is None:
             return
         right = inferred == strategy.experience.current_experience
-        self._metric.update(float(right.float().mean()), len(right))
+        self._mean.update(float(right.float().mean()), len(right))
         self._samples += len(right)
 
-    def _package_result(self, strategy: Any) -> list[MetricValue]:
-        return super()._package_result(strategy) if self._samples else []
+    def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
+        return self._emitted(strategy) if self.emit_at == "experience" else []
+
+    def after_eval(self, strategy: Any) -> list[MetricValue]:
+        return self._emitted(strategy) if self.emit_at == "stream" else []
+
+    def _emitted(self, strategy: Any) -> list[MetricValue]:
+        if not self._samples:
+            return []
+        at_experience = self.emit_at == "experience"
+        name = get_metric_name(self, strategy, add_experience=at_experience, add_task=True)
+        return [MetricValue(self, name, self.result(), strategy.clock.train_iterations)]
 
     def __str__(self) -> str:
-        return f"TaskId_Acc_{'Exp' if self._emit_at == 'experience' else 'Stream'}"
+        return f"TaskId_Acc_{'Exp' if self.emit_at == 'experience' else 'Stream'}"
 
 
 def task_id_metrics(*, experience: bool = True, stream: bool = True) -> list[TaskIdAccuracy]:

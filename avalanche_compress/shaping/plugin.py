@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any, Sequence, TypeVar
 
 from avalanche.core import SupervisedPlugin
@@ -13,19 +14,36 @@ from avalanche_compress.errors import TaskStateError
 S = TypeVar("S", bound=WeightStore)
 
 
+class Stage(IntEnum):
+    """The stages of shaping a task, in their order.
+
+    >>> sorted([Stage.QUANTISE, Stage.RESTORE, Stage.PRUNE])[0].name
+    'RESTORE'
+    """
+
+    RESTORE = 0
+    """Go back to the best epoch."""
+    PRUNE = 1
+    """Drop weights, or terms."""
+    QUANTISE = 2
+    """Round what is left to few bits."""
+    ESTIMATE_NORMS = 3
+    """Measure the statistics of norms under what is left."""
+
+
 class ShapingPlugin(SupervisedPlugin):
     """Prunes, truncates or quantises a task when its training is over.
 
     When the experience ends, the shaping plugins of the strategy run in the order of their
-    :attr:`turn` and the task is committed, once, whichever of them Avalanche calls first. So each
+    :attr:`stage` and the task is committed, once, whichever of them Avalanche calls first. So each
     works alone on any Avalanche strategy, and together wherever they stand in its list.
     """
 
-    turn = 0
-    """Restore the best epoch (0), prune (1), quantise (2)."""
+    stage: Stage = Stage.RESTORE
+    """When it runs; plugins of one stage run in the order of the strategy's list."""
     state_attributes: tuple[str, ...] = ()
     """The attributes that a training state has to keep: those that change from epoch to epoch, or
-    from task to task, and are not set anew when a task begins."""
+    from task to task, and are not set when a task begins."""
 
     def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
         """What :attr:`state_attributes` that may be None hold otherwise: kinds, lengths, shapes.
@@ -45,7 +63,7 @@ class ShapingPlugin(SupervisedPlugin):
 
 
 def shape_and_commit(strategy: Any) -> None:
-    """Run the strategy's shaping plugins in turn and commit the task; nothing if that was done.
+    """Run the strategy's shaping plugins by stage and commit the task; nothing if that was done.
 
     :param strategy: an Avalanche strategy.
     """
@@ -53,8 +71,10 @@ def shape_and_commit(strategy: Any) -> None:
     if network.open_task is None:
         return
     shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
-    for plugin in sorted(shaping, key=lambda plugin: plugin.turn):
-        if plugin.turn:  # the best epoch is back by now, and may be finite where the last is not
+    for plugin in sorted(shaping, key=lambda plugin: plugin.stage):
+        if (
+            plugin.stage > Stage.RESTORE
+        ):  # the best epoch is back by now, and may be finite where the last is not
             network.check_finite()
         plugin.shape(strategy)
     network.commit()
@@ -73,20 +93,20 @@ def check_known(**options: tuple[str, Sequence[str]]) -> None:
             raise TaskStateError(f"{name}={value!r} must be one of {known}.")
 
 
-def stores_of(network: TaskNetwork, kind: type[S], plugin: str, what: str, store: str) -> list[S]:
+def stores_of(network: TaskNetwork, kind: type[S], plugin: str, what: str, needed: str) -> list[S]:
     """The stores of one kind behind a network's weights; none where nothing is compressed.
 
     :param network: any.
     :param kind: their class.
     :param plugin: that needs them, for the message.
     :param what: they are, for the message.
-    :param store: to build the network with, for the message.
+    :param needed: the store to build the network with, for the message.
     :raises TaskStateError: if there are stores, and none of that kind.
     """
-    stores = [own for own in network.weight_stores if isinstance(own, kind)]
+    stores = [store for store in network.weight_stores if isinstance(store, kind)]
     if network.weight_stores and not stores:
         raise TaskStateError(
             f"a {plugin} needs {what} weights and the network has none: build it with "
-            f"TaskNetwork(model, store={store})."
+            f"TaskNetwork(model, store={needed})."
         )
     return stores

@@ -16,8 +16,9 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.shaping.codebook_training import train_centroids
-from avalanche_compress.shaping.plugin import ShapingPlugin
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.validation import ValidationPlugin, find_validation, validation_of
 
 _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
@@ -57,7 +58,7 @@ class QuantizationPlugin(ShapingPlugin):
     4
     """
 
-    turn = 2
+    stage = Stage.QUANTISE
 
     def __init__(
         self,
@@ -194,7 +195,7 @@ class QuantizationPlugin(ShapingPlugin):
                 for x, y, *_ in loader:
                     network.zero_grad(set_to_none=True)
                     logits = network(moved_to(x, strategy.device), network.open_task)
-                    yield strategy._criterion(logits, y.to(strategy.device))
+                    yield criterion_of(strategy)(logits, y.to(strategy.device))
 
         with evaluating(network), _recurrent_gradients(network):
             after = train_centroids(

@@ -81,7 +81,7 @@ class SharingPlugin(SupervisedPlugin):
         self._probe = []
 
     def similarity(self, network: TaskNetwork, task: int) -> float:
-        """How similar the samples at hand are to a finished task, 0..1 or a little more.
+        """How similar the samples of the new task are to a finished task, 0..1 or a little more.
 
         :param network: that learned the task.
         :param task: its label.

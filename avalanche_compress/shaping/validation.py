@@ -7,7 +7,6 @@ from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EarlyStoppingPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,6 +14,8 @@ from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import ValidationDataError
+from avalanche_compress.host.early_stopping import forget_best_epoch
+from avalanche_compress.host.strategy import Strategy, criterion_of
 from avalanche_compress.host.tensor_data import NoTensorsError, read_samples
 from avalanche_compress.shaping.plugin import ShapingPlugin
 
@@ -22,12 +23,12 @@ from avalanche_compress.shaping.plugin import ShapingPlugin
 class ValidationPlugin(ShapingPlugin):
     """Sets a seeded part of each experience's training data aside; the test stream is never used.
 
-    Put it before plugins that add data (replay), and beside plugins that decide by accuracy.
+    Put it before plugins that add data (replay). Plugins that decide by accuracy need it.
 
     :param fraction: part of the training samples, 0 < fraction < 1.
     :param seed: of the split; experience e is split with seed + e.
     :param keep_best: when the task ends, go back to its epoch of least validation loss. A change of
-        phase (pruning) starts the comparison anew; a loss that is NaN is never the least.
+        phase (pruning) starts the comparison again; a loss that is NaN is never the least.
     :raises ValidationDataError: if the fraction is outside (0, 1).
 
     >>> ValidationPlugin(0.1, seed=3).fraction
@@ -115,7 +116,7 @@ class ValidationPlugin(ShapingPlugin):
         :param strategy: whose network has an open task.
         :return: mean over samples.
         """
-        network, criterion = network_of(strategy), strategy._criterion
+        network, criterion = network_of(strategy), criterion_of(strategy)
         return self._mean(network, lambda out, y: float(criterion(out, y)) * len(y))
 
     def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
@@ -141,23 +142,17 @@ def find_validation(strategy: Any) -> ValidationPlugin | None:
     return None
 
 
-def restart_comparisons(strategy: Any) -> None:
-    """Let the best epoch be sought anew: that of the phase before had weights of another form.
+def restart_comparisons(strategy: Strategy) -> None:
+    """Let the best epoch be sought again: that of the phase before had weights of another form.
 
-    That holds for a :class:`ValidationPlugin` and for Avalanche's ``EarlyStoppingPlugin``, which
-    waits for the first evaluation of the new phase.
+    That holds for a :class:`ValidationPlugin` and for Avalanche's ``EarlyStoppingPlugin``.
 
     :param strategy: an Avalanche strategy whose open task has just been pruned or decomposed.
     """
     validation = find_validation(strategy)
     if validation is not None:
         validation.restart()
-    for plugin in strategy.plugins:
-        if isinstance(plugin, EarlyStoppingPlugin):
-            plugin.best_state = plugin.best_val = plugin.best_step = None
-            results = strategy.evaluator.last_metric_results
-            for name in [name for name in results if name.startswith(plugin.metric_key)]:
-                del results[name]
+    forget_best_epoch(strategy)
 
 
 def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:

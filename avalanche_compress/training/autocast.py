@@ -23,10 +23,12 @@ class AutocastPlugin(SupervisedPlugin):
     ...                  evaluator=None, plugins=[AutocastPlugin()])
     """
 
+    state_attributes = ()
+
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         # Avalanche's multi-task models gather their heads' logits in float32 and take no others
-        heads = [own for own in strategy.model.modules() if isinstance(own, DynamicModule)]
-        handles = [own.register_forward_hook(_in_float32) for own in heads]
+        heads = [m for m in strategy.model.modules() if isinstance(m, DynamicModule)]
+        handles = [head.register_forward_hook(_in_float32) for head in heads]
         cast = torch.autocast(strategy.device.type, torch.bfloat16)
 
         def leave(module: nn.Module, given: Any, output: Any) -> Any:

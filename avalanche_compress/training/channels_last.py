@@ -22,6 +22,8 @@ class ChannelsLastPlugin(SupervisedPlugin):
     ...                  evaluator=None, plugins=[ChannelsLastPlugin()])
     """
 
+    state_attributes = ()
+
     def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         inputs = strategy.mb_x
         if isinstance(inputs, Tensor) and inputs.dim() == 4:

@@ -27,12 +27,12 @@ def plan_groups(model: nn.Module, optimizer: Optimizer) -> Groups:
     """
     groups = [list(group["params"]) for group in optimizer.param_groups]
     known = {id(parameter) for group in groups for parameter in group}
-    trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     plan = SimpleNamespace(param_groups=[{"params": group} for group in groups], state={})
     try:
         update_optimizer(plan, trained)
     except AttributeError as error:
-        missing = next(name for name, own in trained.items() if id(own) not in known)
+        missing = next(name for name, param in trained.items() if id(param) not in known)
         raise TaskStateError(
             f"the optimiser has {len(groups)} groups and {missing!r} is in none of them, nor are "
             "its neighbours all in one that it could join: put it into a group, or freeze it with "
@@ -42,7 +42,7 @@ def plan_groups(model: nn.Module, optimizer: Optimizer) -> Groups:
 
 
 def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> None:
-    """Let the optimiser have planned groups, and the stores' parameters beside their weights.
+    """Let the optimiser have planned groups, and the stores' parameters next to their weights.
 
     :param network: of the model that the groups were planned for.
     :param optimizer: whose groups change.
@@ -50,8 +50,8 @@ def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> N
     """
     known = {id(parameter) for group in groups for parameter in group}
     for store in network.weight_stores:
-        for group in groups:
-            if any(parameter is store.scratch for parameter in group):
-                group += [part for part in store.parameters() if id(part) not in known]
-    for own, planned in zip(optimizer.param_groups, groups):
-        own["params"] = planned
+        for members in groups:
+            if any(parameter is store.scratch for parameter in members):
+                members += [part for part in store.parameters() if id(part) not in known]
+    for group, planned in zip(optimizer.param_groups, groups):
+        group["params"] = planned

@@ -11,21 +11,21 @@ from torch import nn
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import TaskStateError
 
-_TRAINED_BY: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-"""Modules whose parameters a strategy trains; beside the model, so that copies are free."""
+_OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+"""Modules whose parameters a strategy trains; not in the model, so that copies are free."""
 
 
-def claim(network: TaskNetwork, strategy: Any) -> None:
+def own(network: TaskNetwork, strategy: Any) -> None:
     """Remember who trains a network's modules, for as long as that strategy exists.
 
     :param network: that it trains.
     :param strategy: any.
     """
     for place in (*(store.place for store in network.weight_stores), *network.private.places):
-        _TRAINED_BY[place.module] = weakref.ref(strategy)
+        _OWNERS[place.module] = weakref.ref(strategy)
 
 
-def check_unclaimed(model: nn.Module, strategy: Any) -> None:
+def check_not_owned(model: nn.Module, strategy: Any) -> None:
     """Refuse a model with modules that another strategy trains.
 
     Frozen modules may be shared, as nobody trains them.
@@ -48,7 +48,7 @@ def check_unclaimed(model: nn.Module, strategy: Any) -> None:
 
 def _other_owner(model: nn.Module, strategy: Any) -> Any:
     for module in model.modules():
-        reference = _TRAINED_BY.get(module)
+        reference = _OWNERS.get(module)
         owner = None if reference is None else reference()
         if owner is not None and owner is not strategy:
             return owner

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Callable, Sequence
 
 import torch
@@ -10,12 +9,11 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models.dynamic_optimizers import update_optimizer
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
-from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.core.batches import first_tensor, moved_to, size_of
+from avalanche_compress.core.batches import first_tensor, size_of
 from avalanche_compress.core.experiences import (
     position_in_stream,
     single_task_label,
@@ -28,7 +26,6 @@ from avalanche_compress.errors import (
     TaskStateError,
     TrainingDataError,
 )
-from avalanche_compress.host.callbacks import StepCallbacks
 from avalanche_compress.host.refused_plugins import check_plugins
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
 from avalanche_compress.inference.task_inference import TaskInference
@@ -40,11 +37,12 @@ from avalanche_compress.shaping.validation import (
     restart_comparisons,
 )
 from avalanche_compress.training.optimizer_groups import join_groups, plan_groups
-from avalanche_compress.training.ownership import check_unclaimed, claim
+from avalanche_compress.training.ownership import check_not_owned, own
 from avalanche_compress.training.state import ResumableTraining
+from avalanche_compress.training.step_guard import StepGuard
 
 
-class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
+class CompressedStrategy(ResumableTraining):
     """Trains a :class:`TaskNetwork` task by task; a method is a store and a list of plugins.
 
     A plain model is converted on construction and the optimiser goes on with its parameters, in
@@ -54,7 +52,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
 
     With ``task_inference`` no labels are needed, and those that there are play no role: the task in
     training is the position of its experience in the stream, evaluation infers every sample's, and
-    :class:`~avalanche_compress.TaskIdAccuracy` is reported beside what the evaluator reports.
+    :class:`~avalanche_compress.TaskIdAccuracy` is reported with what the evaluator reports.
 
     :param model: a plain ``nn.Module`` or a :class:`TaskNetwork`.
     :param optimizer: over the model's parameters.
@@ -80,7 +78,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         strategy trains the model, or it is unclear which group of the optimiser a parameter that
         was left out belongs to.
     :raises NonFiniteError: if the model holds NaN or infinite weights.
-    :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work beside
+    :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work with
         sub-networks that are frozen.
     :raises TaskInferenceError: if there is no such rule, if it cannot judge the network's tasks, or
         if a plugin replays samples, whose tasks nobody would know.
@@ -116,7 +114,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
             evaluator = evaluator()
         metrics = [] if evaluator is None else evaluator.metrics
         check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
-        check_unclaimed(model, self)
+        check_not_owned(model, self)
         if isinstance(model, TaskNetwork):
             _check_stores(model, store)
             groups = plan_groups(model.backbone, optimizer)
@@ -130,11 +128,10 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         network.task_of = single_task_label if task_inference is None else position_in_stream
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
-        self._moved: list[tuple[Tensor, Tensor]] = []
-        self._finite: _LateFlag | None = None
+        self.guard = StepGuard()
         join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
-        if tensor_data and not any(isinstance(own, TensorDataPlugin) for own in plugins):
+        if tensor_data and not any(isinstance(plugin, TensorDataPlugin) for plugin in plugins):
             plugins.append(TensorDataPlugin())
         super().__init__(
             model=network,
@@ -151,7 +148,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         )
         if task_inference is not None:
             _report_task_identity(self.evaluator)
-        claim(network, self)
+        own(network, self)
 
     @property
     def network(self) -> TaskNetwork:
@@ -184,6 +181,15 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
             self.task_inference.check_classes(task, self.network.classes_of(task))
         return adapted
 
+    def training_epoch(self, **kwargs: Any) -> None:
+        """Train on all mini-batches; a step that fails leaves nothing behind.
+
+        :param kwargs: of ``train``.
+        """
+        self.network.check_frozen()  # a plugin may have thawed what is not kept per task
+        with self.guard:
+            super().training_epoch(**kwargs)
+
     def forward(self) -> Any:
         """Logits of the mini-batch, by its task labels or by inferred ones.
 
@@ -193,13 +199,12 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         """
         if not self.is_training:
             return self._logits()
-        self._moved = [(own, own.clone()) for own in self.network.moving_tensors()]
+        self.guard.step_begins(self.network.moving_tensors())
         try:
             return self._logits()
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            self._undo_forward()
             raise TrainingDataError(
                 f"a mini-batch of {size_of(self.mb_x)} is too small for BatchNorm, which takes "
                 "means over samples in training: call train(experience, drop_last=True), or choose "
@@ -216,7 +221,6 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
         except IndexError as error:
             if not self.is_training or self.network.open_task is None:
                 raise
-            self._undo_forward()
             raise TrainingDataError(
                 f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
                 f"task {self.network.open_task} are "
@@ -224,16 +228,6 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
                 "make its classes those of its samples. The weights are those before this step."
             ) from error
         return loss
-
-    def _unpack_minibatch(self) -> None:
-        """Move the mini-batch to the device, its inputs being a tensor or a mapping of them."""
-        batch: Any = self.mbatch  # type: ignore[has-type]
-        self.mbatch = [moved_to(part, self.device) for part in batch]
-
-    def _undo_forward(self) -> None:
-        """Let running statistics be as before the last forward pass of training."""
-        for own, before in self._moved:
-            own.copy_(before)
 
     def _logits(self) -> Any:
         if self.task_inference is None:
@@ -268,11 +262,7 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
 
         :raises NonFiniteError: before the step that would spoil the weights.
         """
-        self._check_late()
-        if self._waits_for_loss():
-            self._check_loss(math.isfinite(self.loss.detach().sum().item()))
-        else:
-            self._finite = _LateFlag(torch.isfinite(self.loss).all())
+        self.guard.expect(torch.isfinite(self.loss.detach()).all(), self._loss_error)
         super().backward()
 
     def optimizer_step(self) -> None:
@@ -280,33 +270,23 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
 
         :raises NonFiniteError: before the weights change.
         """
-        self._check_late()
+        self.guard.weights_change()
         super().optimizer_step()
+        self.guard.step_ends()
 
-    def _waits_for_loss(self) -> bool:
-        """Whether the loss is looked at before the backward pass; a GPU would idle meanwhile."""
-        return not self.loss.is_cuda
-
-    def _check_late(self) -> None:
-        if self._finite is not None:
-            finite, self._finite = self._finite, None
-            self._check_loss(bool(finite))
-
-    def _check_loss(self, finite: bool) -> None:
-        if not finite:
-            self._undo_forward()
-            raise NonFiniteError(
-                f"the loss is {float(self.loss.detach().sum())} in epoch "
-                f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
-                f"those before this step: {self._cause()}"
-            )
+    def _loss_error(self) -> NonFiniteError:
+        return NonFiniteError(
+            f"the loss is {float(self.loss.detach().sum())} in epoch "
+            f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
+            f"those before this step: {self._cause()}"
+        )
 
     def _cause(self) -> str:
         """What may have brought a loss about that is not finite, and what to do."""
         nonfinite = self.network.first_nonfinite()
         if nonfinite is not None:
             return (
-                f"an earlier one has made values of {nonfinite} NaN or infinite, which start anew "
+                f"an earlier one has made values of {nonfinite} NaN or infinite, which are reset "
                 "when the task is trained again; lower the learning rate, or clip gradients."
             )
         inputs = first_tensor(self.mb_x)
@@ -314,24 +294,23 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
             return "the inputs hold NaN or infinite values, take those samples out."
         return "check the inputs, or lower the learning rate."
 
-    def _before_training(self, **kwargs: Any) -> None:
-        check_plugins(self.plugins, self.task_inference is not None)  # one may have been added
-        check_unclaimed(self.network, self)
-        claim(self.network, self)  # as a copy, or out of a file, it has not yet done so
-        super()._before_training(**kwargs)
+    def training_begins(self) -> None:
+        """Refuse plugins that have been added since, and a model that another strategy trains."""
+        check_plugins(self.plugins, self.task_inference is not None)
+        check_not_owned(self.network, self)
+        own(self.network, self)  # as a copy, or out of a file, it has not yet done so
 
-    def _before_training_exp(self, **kwargs: Any) -> None:
+    def task_begins(self) -> None:
+        """Refuse an experience that cannot be trained on, before anything has changed."""
         self.network.check_experience(self.experience)
-        self._finite = None
-        super()._before_training_exp(**kwargs)
-        restart_comparisons(self)  # what was evaluated before is another task's sub-network
 
-    def _before_training_epoch(self, **kwargs: Any) -> None:
-        super()._before_training_epoch(**kwargs)
-        self.network.check_frozen()  # a plugin may have thawed what is not kept per task
+    def epochs_begin(self) -> None:
+        """Compare no epoch with what was evaluated before, which is another task's sub-network."""
+        restart_comparisons(self)
+        super().epochs_begin()
 
-    def _after_training_exp(self, **kwargs: Any) -> None:
-        # before any plugin, so that periodic evaluation and the user's plugins see what will stay
+    def task_ends(self) -> None:
+        """Commit, so that periodic evaluation and the user's plugins see what will stay."""
         shape_and_commit(self)
         if self.task_inference is not None and self.task_inference.needs_statistics:
             size = max(self.train_mb_size, self.eval_mb_size or 0)
@@ -339,24 +318,6 @@ class CompressedStrategy(ResumableTraining, StepCallbacks, SupervisedTemplate):
             validation = find_validation(self)
             held_out = [] if validation is None else validation.batches
             self.task_inference.collect(self.network, self.network.tasks[-1], batches, held_out)
-        super()._after_training_exp(**kwargs)
-        self._moved = []
-
-
-class _LateFlag:
-    """A flag on its way from a GPU, which goes on with what was queued behind it.
-
-    :param flag: bool, scalar.
-    """
-
-    def __init__(self, flag: Tensor):
-        self._flag = flag.to("cpu", non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record()
-
-    def __bool__(self) -> bool:
-        self._copied.synchronize()
-        return bool(self._flag)
 
 
 def _report_task_identity(evaluator: EvaluationPlugin) -> None:
@@ -366,12 +327,12 @@ def _report_task_identity(evaluator: EvaluationPlugin) -> None:
 
 
 def _check_finite(model: nn.Module) -> None:
-    """Refuse a model that is spoiled before any step."""
+    """Refuse a model that holds NaN or infinity before any step."""
     for name, parameter in model.named_parameters():
         if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             raise NonFiniteError(
                 f"{name} of the model holds NaN or infinite values before any training: build or "
-                "load it anew."
+                "load it again."
             )
 
 

@@ -36,6 +36,8 @@ class TensorDataPlugin(SupervisedPlugin):
     ...                  evaluator=None, plugins=[TensorDataPlugin()])
     """
 
+    state_attributes = ()
+
     def __init__(self, memory: int = 2 * 2**30):
         super().__init__()
         self.memory = memory

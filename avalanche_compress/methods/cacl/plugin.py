@@ -21,7 +21,7 @@ from avalanche_compress.methods.cacl.penalties import (
     sparsity,
 )
 from avalanche_compress.methods.cacl.store import FactoredStore
-from avalanche_compress.shaping.plugin import ShapingPlugin, check_known, stores_of
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
 
 REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
@@ -68,7 +68,7 @@ class FactorizationPlugin(ShapingPlugin):
     3e-05
     """
 
-    turn = 1
+    stage = Stage.PRUNE
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError, ValidationDataError
+from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.methods.halrp.budget import prune_to_count, reference_prune
 from avalanche_compress.methods.halrp.growth import (
     GrowthLimit,
@@ -30,7 +31,7 @@ from avalanche_compress.methods.halrp.rank_selection import (
     select_ranks,
 )
 from avalanche_compress.methods.halrp.store import PerturbedStore
-from avalanche_compress.shaping.plugin import ShapingPlugin, check_known
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
     iterate_batches,
@@ -95,7 +96,7 @@ class PerturbationPlugin(ShapingPlugin):
     3
     """
 
-    turn = 1
+    stage = Stage.PRUNE
     state_attributes = ("_given", "_perturbed", "_pruned")
 
     def __init__(
@@ -324,7 +325,7 @@ class PerturbationPlugin(ShapingPlugin):
             data = strategy.adapted_dataset.eval()
             loaded = iterate_batches(data, strategy.train_mb_size)
             batches = (moved_to(batch, strategy.device) for batch in loaded)
-        return layer_importance(network_of(strategy), stores, batches, strategy._criterion, kind)
+        return layer_importance(network_of(strategy), stores, batches, criterion_of(strategy), kind)
 
     def _ranks(
         self, layers: Sequence[_Layer], importance: Tensor, network: TaskNetwork

@@ -12,7 +12,7 @@ from avalanche_compress.codec import magnitude_mask
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
-from avalanche_compress.shaping.plugin import ShapingPlugin, stores_of
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, stores_of
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
     restart_comparisons,
@@ -129,7 +129,7 @@ class MaskingPlugin(ShapingPlugin):
     0.4
     """
 
-    turn = 1
+    stage = Stage.PRUNE
     state_attributes = ("_random", "_pruned")
 
     def __init__(

@@ -76,7 +76,7 @@ def _check(strategy: Any, state: Any) -> None:
             f"{ours}. Build the strategy as in the run that wrote it",
         )
     check_generators(state["generators"])
-    _check_like("the flag to stop", strategy._stop_training, state["stop"])
+    _check_like("the flag to stop", strategy.told_to_stop, state["stop"])
     _check_like("the criterion", criterion_state(strategy), state["criterion"])
     _check_network(network_of(strategy), state["network"])
     network, optimizer = copy.deepcopy((network_of(strategy), strategy.optimizer))

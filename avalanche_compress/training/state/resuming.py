@@ -12,6 +12,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_compress.core.network import network_of
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike
+from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.training.state.checks import check_fits
 from avalanche_compress.training.state.folder import read_newest, write_newest
 from avalanche_compress.training.state.strategy_parts import (
@@ -24,43 +25,36 @@ from avalanche_compress.training.state.strategy_parts import (
 )
 
 
-class ResumableTraining:
+class ResumableTraining(TrainingLoop):
     """The part of a strategy that lets its training of a task begin after some epochs.
 
     Avalanche prepares an experience (data, loader, model, optimiser, plugins) and then loops over
     its epochs. A strategy with a state to go on from prepares it in the same way, which opens the
-    task anew, then takes the saved state over and does the epochs that are left.
+    task again, then takes the saved state over and does the epochs that are left.
     """
 
-    _waiting: State | None = None
+    waiting_state: State | None = None
     """A state inside a task, until the task is trained on."""
-    _between_epochs = False
+    between_epochs = False
+    """Whether a state inside a task can be saved now."""
 
-    def _train_exp(self: Any, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        if self._waiting is not None:
-            check_fits(self, self._waiting, "the state that was loaded")
-            check_same_task(self, self._waiting)
-            _take_over(self, self._waiting, "the state that was loaded")
-            self._waiting = None
-        self._epoch_boundary()
-        for _ in range(self.clock.train_exp_epochs, self.train_epochs):
-            self._before_training_epoch(**kwargs)
-            if self._stop_training:
-                self._stop_training = False
-                break
-            self.training_epoch(**kwargs)
-            self._after_training_epoch(**kwargs)
-            self._epoch_boundary()
+    def epochs_begin(self) -> None:
+        if self.waiting_state is not None:
+            check_fits(self, self.waiting_state, "the state that was loaded")
+            check_same_task(self, self.waiting_state)
+            _take_over(self, self.waiting_state, "the state that was loaded")
+            self.waiting_state = None
+        super().epochs_begin()
 
-    def _epoch_boundary(self: Any) -> None:
-        """Let states be saved, when every plugin and the clock have done with the epoch."""
-        self._between_epochs = True
+    def epoch_boundary(self) -> None:
+        """Let states be saved."""
+        self.between_epochs = True
         try:
             for plugin in self.plugins:
                 if isinstance(plugin, TrainingStatePlugin):
                     plugin.epoch_boundary(self)
         finally:
-            self._between_epochs = False
+            self.between_epochs = False
 
 
 class TrainingStatePlugin(SupervisedPlugin):
@@ -148,7 +142,7 @@ def save_training_state(strategy: Any, folder: PathLike) -> Position:
     """
     _check_resumable(strategy)
     idle = strategy.experience is None and network_of(strategy).open_task is None
-    if not (strategy._between_epochs or (idle and strategy._waiting is None)):
+    if not (strategy.between_epochs or (idle and strategy.waiting_state is None)):
         raise TrainingStateError(
             "a training state can be saved between two tasks, and between two epochs by a "
             "TrainingStatePlugin: not within an epoch, and not before a loaded one goes on."
@@ -186,10 +180,10 @@ def load_training_state(strategy: Any, folder: PathLike) -> Position:
     except TrainingStateError:
         restore(strategy, before)
         raise
-    strategy._waiting = None
+    strategy.waiting_state = None
     if state["task"] is not None:
         network_of(strategy).discard()  # its experience opens it again
-        strategy._waiting = state
+        strategy.waiting_state = state
     return Position(*state["position"])
 
 

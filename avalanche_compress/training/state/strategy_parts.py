@@ -4,38 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Dict, NamedTuple, Sequence
 
-from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
-from avalanche.training.plugins.clock import Clock
-from avalanche.training.templates.base_sgd import PeriodicEval
 from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TrainingStateError
-from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
-from avalanche_compress.training.autocast import AutocastPlugin
-from avalanche_compress.training.channels_last import ChannelsLastPlugin
+from avalanche_compress.host.plugin_state import STATE_ATTRIBUTES
+from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.training.state.generators import generator_states, set_generators
 from avalanche_compress.training.state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training.state.tree import is_plain
 
 State = Dict[str, Any]
-
-KNOWN_ATTRIBUTES: dict[type, tuple[str, ...]] = {
-    AutocastPlugin: (),
-    ChannelsLastPlugin: (),
-    Clock: tuple(vars(Clock())),
-    EarlyStoppingPlugin: ("best_state", "best_val", "best_step"),
-    LRSchedulerPlugin: (
-        "scheduler",
-        "_was_training",
-        "_just_validated",
-        "_executed_train_iteration",
-    ),
-    PeriodicEval: ("do_final",),
-    TensorDataPlugin: (),
-}
-"""What changes in training in plugins that do not say so themselves by ``state_attributes``."""
 
 
 class Position(NamedTuple):
@@ -64,7 +44,7 @@ def capture(strategy: Any) -> State:
         "criterion": criterion_state(strategy),
         "plugins": [_plugin_state(plugin, strategy) for plugin in kept_plugins(strategy)],
         "evaluator": evaluator_counts(strategy.evaluator),
-        "stop": strategy._stop_training,
+        "stop": strategy.told_to_stop,
         "generators": generator_states(),
     }
 
@@ -79,11 +59,11 @@ def restore(strategy: Any, state: State) -> None:
     network.load_state_dict(state["network"])
     strategy.optimized_param_id = restore_optimizer(strategy.optimizer, network, state["optimizer"])
     if state["criterion"] is not None:
-        strategy._criterion.load_state_dict(state["criterion"])
-    for plugin, own in zip(kept_plugins(strategy), state["plugins"]):
-        _restore_plugin(plugin, own, strategy)
+        criterion_of(strategy).load_state_dict(state["criterion"])
+    for plugin, saved in zip(kept_plugins(strategy), state["plugins"]):
+        _restore_plugin(plugin, saved, strategy)
     restore_evaluator(strategy.evaluator, state["evaluator"])
-    strategy._stop_training = state["stop"]
+    strategy.told_to_stop = state["stop"]
     set_generators(state["generators"])  # last: the rest may draw numbers
 
 
@@ -208,7 +188,7 @@ def criterion_state(strategy: Any) -> Any:
 
     :param strategy: any.
     """
-    criterion = strategy._criterion
+    criterion = criterion_of(strategy)
     return dict(criterion.state_dict()) if isinstance(criterion, nn.Module) else None
 
 
@@ -220,7 +200,7 @@ def kept_plugins(strategy: Any) -> list[Any]:
 
     :param strategy: any.
     """
-    return [own for own in strategy.plugins if not getattr(own, "saves_training_state", False)]
+    return [p for p in strategy.plugins if not getattr(p, "saves_training_state", False)]
 
 
 def attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
@@ -235,8 +215,8 @@ def attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
         return declared  # type: ignore[no-any-return]
     if plugin is strategy.evaluator or not vars(plugin):
         return ()
-    if type(plugin) in KNOWN_ATTRIBUTES:
-        return KNOWN_ATTRIBUTES[type(plugin)]
+    if type(plugin) in STATE_ATTRIBUTES:
+        return STATE_ATTRIBUTES[type(plugin)]
     if _has_state_dict(plugin):
         return None
     name = type(plugin).__name__
@@ -252,8 +232,8 @@ def _plugin_state(plugin: Any, strategy: Any) -> Any:
     if names is None:
         return value_state(plugin)
     state = {name: value_state(getattr(plugin, name)) for name in names}
-    for name, own in state.items():
-        if not is_plain(own):
+    for name, value in state.items():
+        if not is_plain(value):
             raise TrainingStateError(
                 f"{type(plugin).__name__}.{name} holds more than tensors and plain values, so no "
                 "training state can be saved: use save_checkpoint between tasks, which pickles."

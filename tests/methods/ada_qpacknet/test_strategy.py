@@ -14,6 +14,7 @@ from avalanche_compress import (
     DensityRange,
     DensitySearch,
     ShapingPlugin,
+    Stage,
     TaskStateError,
     ValidationPlugin,
 )
@@ -146,7 +147,7 @@ def test_widths_chosen_layer_by_layer_stay_within_the_tolerance():
             return accuracies[-1]
 
     class Last(ShapingPlugin):
-        turn = 3
+        stage = Stage.ESTIMATE_NORMS
 
         def shape(self, strategy):
             validation.accuracy(strategy.network)

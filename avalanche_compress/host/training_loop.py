@@ -1,0 +1,78 @@
+"""Avalanche's training loop, with names for the moments that it keeps private."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from avalanche.training.templates import SupervisedTemplate
+
+from avalanche_compress.core.batches import moved_to
+from avalanche_compress.host.callbacks import StepCallbacks
+
+
+class TrainingLoop(StepCallbacks, SupervisedTemplate):
+    """The loop over a task's epochs, with methods for subclasses to say what happens when.
+
+    Avalanche's loop calls methods with private names. They are overridden here and nowhere else,
+    and call, in this order for a stream of one experience::
+
+        training_begins()      before any plugin
+        task_begins()          before data, model and optimiser are prepared for the experience
+        epochs_begin()         when they are, and every plugin has seen it
+        epoch_boundary()       before the first epoch and after each
+        task_ends()            after the last epoch, before any plugin sees its end
+    """
+
+    def training_begins(self) -> None:
+        """``train`` was called."""
+
+    def task_begins(self) -> None:
+        """The experience is known."""
+
+    def epochs_begin(self) -> None:
+        """The task is prepared; :attr:`clock` says how many of its epochs are done already."""
+
+    def epoch_boundary(self) -> None:
+        """Every plugin and the clock have done with the last epoch."""
+
+    def task_ends(self) -> None:
+        """All epochs are done."""
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether ``stop_training`` was called, since the last epoch that began."""
+        return bool(self._stop_training)
+
+    @told_to_stop.setter
+    def told_to_stop(self, stop: bool) -> None:
+        self._stop_training = stop
+
+    def _before_training(self, **kwargs: Any) -> None:
+        self.training_begins()
+        super()._before_training(**kwargs)
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        self.task_begins()
+        super()._before_training_exp(**kwargs)
+
+    def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
+        # not Avalanche's own, which begins with the first epoch
+        self.epochs_begin()
+        self.epoch_boundary()
+        for _ in range(self.clock.train_exp_epochs, self.train_epochs):
+            self._before_training_epoch(**kwargs)
+            if self.told_to_stop:
+                self.told_to_stop = False
+                break
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
+            self.epoch_boundary()
+
+    def _unpack_minibatch(self) -> None:
+        # not Avalanche's own, which knows no inputs but tensors
+        batch: Any = self.mbatch  # type: ignore[has-type]
+        self.mbatch = [moved_to(part, self.device) for part in batch]
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        self.task_ends()
+        super()._after_training_exp(**kwargs)
