@@ -39,8 +39,7 @@ class StepGuard:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is not None:
-            for tensor, before in self._before:
-                tensor.copy_(before)
+            self._undo()
         self._forget()
 
     def step_begins(self, moving: Sequence[Tensor]) -> None:
@@ -57,8 +56,7 @@ class StepGuard:
         :param error: makes the error to be raised.
         """
         if self.waits_for(flag):
-            if not bool(flag):
-                raise error()
+            self._check(flag, error)
         else:
             self._late.append((_LateFlag(flag), error))
 
@@ -73,12 +71,20 @@ class StepGuard:
         """The weights are about to change: what was expected must hold by now."""
         late, self._late = self._late, []
         for flag, error in late:
-            if not flag:
-                raise error()
+            self._check(flag, error)
 
     def step_ends(self) -> None:
         """The weights have changed, and nothing of the step can be undone."""
         self._forget()
+
+    def _check(self, flag: Tensor | _LateFlag, error: Callable[[], Exception]) -> None:
+        if not bool(flag):
+            self._undo()  # the error may look for its cause in the model
+            raise error()
+
+    def _undo(self) -> None:
+        for tensor, before in self._before:
+            tensor.copy_(before)
 
     def _forget(self) -> None:
         self._before, self._late = [], []
