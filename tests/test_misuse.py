@@ -270,24 +270,33 @@ def wrong_head(method, errors):
 
 @case("a-model-that-is-trained-by-two-strategies")
 def two_strategies(method, errors):
-    model = mlp()
+    tasks, model = make_stream(3, samples=SAMPLES), mlp()
     first = make(method, model)
-    first.train(stream().train_stream[0])
-    errors(lambda: make(method, model), first)
-    errors(lambda: make(method, first.network), first)
-    errors(lambda: make(method, nn.Sequential(model[:4], nn.Linear(24, 2))), first)
-    second = make(method, copy.deepcopy(first.network))
-    learn_on(second, stream().train_stream[1], [0, 1])
-    second.model = first.network
-    errors(lambda: second.train(stream().train_stream[1]), first)
-    learn_on(first, stream().train_stream[1], [0, 1])
+    first.train(tasks.train_stream[0])
+    learned = old_logits(first)
 
-    def outlived():
-        alone = make(method)
-        alone.train(stream().train_stream[0])
-        return alone.network
+    # the notebook's cell is run again: over the network, over the plain model, over some layers
+    second = make(method, first.network, first.optimizer)
+    errors(lambda: first.train(tasks.train_stream[1]), first)
+    learn_on(second, tasks.train_stream[1], [0, 1])
+    for again in (model, nn.Sequential(model[:4], nn.Linear(24, 2))):
+        third = make(method, again, torch.optim.Adam(again.parameters()))
+        errors(lambda: second.train(tasks.train_stream[2]), second)
+        third.train(tasks.train_stream[2])
+        assert third.network.tasks == [2]
+        assert torch.equal(learned, old_logits(first))
+        assert torch.equal(learned, old_logits(second))
 
-    learn_on(make(method, outlived()), stream().train_stream[1], [0, 1])
+    # a copy is a model of its own, and whoever is given another's network has not built over it
+    copied = make(method, copy.deepcopy(first.network))
+    learn_on(copied, tasks.train_stream[2], [0, 1, 2])
+    other = make(method)
+    other.model = copied.network
+    errors(lambda: other.train(tasks.train_stream[1]), copied)
+
+    # the newest is deleted
+    del third, again
+    learn_on(second, tasks.train_stream[2], [0, 1, 2])
 
 
 @case("groups-of-the-optimiser-and-parameters-left-out")

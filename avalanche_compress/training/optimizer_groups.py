@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import List
+from typing import Any, List
 
 from avalanche.models.dynamic_optimizers import update_optimizer
 from torch import nn
@@ -15,7 +15,7 @@ from avalanche_compress.errors import TaskStateError
 Groups = List[List[nn.Parameter]]
 
 
-def plan_groups(model: nn.Module, optimizer: Optimizer) -> Groups:
+def plan_groups(model: nn.Module, optimizer: Optimizer, without: Any = None) -> Groups:
     """The optimiser's groups with all of a model's trainable parameters; nothing is changed.
 
     As with any Avalanche strategy, a parameter that was left out joins: the only group, or the one
@@ -23,9 +23,18 @@ def plan_groups(model: nn.Module, optimizer: Optimizer) -> Groups:
 
     :param model: plain.
     :param optimizer: over its parameters, or some of them.
+    :param without: a strategy that trained the model before; its stores' parameters are left out.
     :raises TaskStateError: if it is unclear which group a parameter would join.
     """
-    groups = [list(group["params"]) for group in optimizer.param_groups]
+    former = set()
+    if without is not None:
+        former = {
+            id(part) for store in without.network.weight_stores for part in store.parameters()
+        }
+    groups = [
+        [param for param in group["params"] if id(param) not in former]
+        for group in optimizer.param_groups
+    ]
     known = {id(parameter) for group in groups for parameter in group}
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     plan = SimpleNamespace(param_groups=[{"params": group} for group in groups], state={})

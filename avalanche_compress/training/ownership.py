@@ -1,4 +1,4 @@
-"""Which strategy trains a model, so that no other one trains it too."""
+"""Which strategy trains a model: the one that was built over it last."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKe
 """Modules whose parameters a strategy trains; not in the model, so that copies are free."""
 
 
-def own(network: TaskNetwork, strategy: Any) -> None:
-    """Remember who trains a network's modules, for as long as that strategy exists.
+def take_over(network: TaskNetwork, strategy: Any) -> None:
+    """Let a strategy be the one that trains a network's modules, for as long as it exists.
+
+    Frozen modules may be shared, as nobody trains them.
 
     :param network: that it trains.
     :param strategy: any.
@@ -25,14 +27,20 @@ def own(network: TaskNetwork, strategy: Any) -> None:
         _OWNERS[place.module] = weakref.ref(strategy)
 
 
-def check_not_owned(model: nn.Module, strategy: Any) -> None:
-    """Refuse a model with modules that another strategy trains.
+def former_owner(model: nn.Module) -> Any:
+    """A strategy that trains some of a model's modules; None if there is none.
 
-    Frozen modules may be shared, as nobody trains them.
+    :param model: plain or a :class:`TaskNetwork`.
+    """
+    return _other_owner(model, None)
+
+
+def check_not_owned(model: nn.Module, strategy: Any) -> None:
+    """Refuse a model with modules that another strategy has taken over.
 
     :param model: plain or a :class:`TaskNetwork`.
     :param strategy: that is to train it.
-    :raises TaskStateError: if another strategy does.
+    :raises TaskStateError: if another strategy has.
     """
     if _other_owner(model, strategy) is None:
         return
@@ -40,9 +48,9 @@ def check_not_owned(model: nn.Module, strategy: Any) -> None:
     owner = _other_owner(model, strategy)
     if owner is not None:
         raise TaskStateError(
-            f"the model is trained by another strategy already ({type(owner).__name__}), and two "
-            "would change its weights under each other: give each a model of its own, "
-            "copy.deepcopy(model), or delete the other strategy first."
+            f"the model is trained by another strategy now ({type(owner).__name__}), which was "
+            "built over it later, and two would change its weights under each other: train with "
+            "that one, or give each a model of its own, copy.deepcopy(model)."
         )
 
 

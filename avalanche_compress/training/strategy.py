@@ -37,7 +37,7 @@ from avalanche_compress.shaping.validation import (
     restart_comparisons,
 )
 from avalanche_compress.training.optimizer_groups import join_groups, plan_groups
-from avalanche_compress.training.ownership import check_not_owned, own
+from avalanche_compress.training.ownership import check_not_owned, former_owner, take_over
 from avalanche_compress.training.state import ResumableTraining
 from avalanche_compress.training.step_guard import StepGuard
 
@@ -48,7 +48,8 @@ class CompressedStrategy(ResumableTraining):
     A plain model is converted on construction and the optimiser goes on with its parameters, in
     their groups; new ones (scores, factors) join the group of the weight that they belong to. The
     optimiser's state is reset at each task, the optimiser object stays, so that schedulers do.
-    Tasks are told apart by the experiences' task labels, in training and in evaluation.
+    Tasks are told apart by the experiences' task labels, in training and in evaluation. A strategy
+    takes over the model that it is built over: the one that trained it before can only evaluate.
 
     With ``task_inference`` no labels are needed, and those that there are play no role: the task in
     training is the position of its experience in the stream, evaluation infers every sample's, and
@@ -74,9 +75,9 @@ class CompressedStrategy(ResumableTraining):
     :param evaluator: metrics and loggers.
     :param eval_every: epochs between evaluations during training, -1 for none.
     :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
-    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs, another
-        strategy trains the model, or it is unclear which group of the optimiser a parameter that
-        was left out belongs to.
+    :raises TaskStateError: if a given TaskNetwork has other stores than the method needs, or it is
+        unclear which group of the optimiser a parameter that was left out belongs to; in training,
+        if a strategy that was built later has taken the model over.
     :raises NonFiniteError: if the model holds NaN or infinite weights.
     :raises UnsupportedPluginError: if a plugin or a metric of Avalanche's cannot work with
         sub-networks that are frozen.
@@ -114,14 +115,13 @@ class CompressedStrategy(ResumableTraining):
             evaluator = evaluator()
         metrics = [] if evaluator is None else evaluator.metrics
         check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
-        check_not_owned(model, self)
         if isinstance(model, TaskNetwork):
             _check_stores(model, store)
             groups = plan_groups(model.backbone, optimizer)
             network = model
         else:
             _check_finite(model)
-            groups = plan_groups(model, optimizer)
+            groups = plan_groups(model, optimizer, without=former_owner(model))
             network = TaskNetwork(model, store, head=head, exclude=exclude, include=include)
         if task_inference is not None:
             task_inference.candidates(network)
@@ -148,7 +148,7 @@ class CompressedStrategy(ResumableTraining):
         )
         if task_inference is not None:
             _report_task_identity(self.evaluator)
-        own(network, self)
+        take_over(network, self)
 
     @property
     def network(self) -> TaskNetwork:
@@ -298,7 +298,7 @@ class CompressedStrategy(ResumableTraining):
         """Refuse plugins that have been added since, and a model that another strategy trains."""
         check_plugins(self.plugins, self.task_inference is not None)
         check_not_owned(self.network, self)
-        own(self.network, self)  # as a copy, or out of a file, it has not yet done so
+        take_over(self.network, self)  # as a copy, or out of a file, it has not yet done so
 
     def task_begins(self) -> None:
         """Refuse an experience that cannot be trained on, before anything has changed."""
