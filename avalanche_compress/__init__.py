@@ -46,6 +46,9 @@ from avalanche_compress.methods.halrp.growth import growth
 from avalanche_compress.methods.halrp.plugin import PerturbationPlugin
 from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.methods.halrp.strategy import HALRP
+from avalanche_compress.methods.lora.plugin import AdaptationPlugin
+from avalanche_compress.methods.lora.store import AdaptedStore
+from avalanche_compress.methods.lora.strategy import LoRA
 from avalanche_compress.methods.subnetworks.packnet import PackNet
 from avalanche_compress.methods.subnetworks.plugin import (
     DensityRange,
@@ -87,6 +90,8 @@ __all__ = [
     "HALRP",
     "WSN",
     "AdaQPackNet",
+    "AdaptationPlugin",
+    "AdaptedStore",
     "ArchiveError",
     "AutocastPlugin",
     "ByteValues",
@@ -102,6 +107,7 @@ __all__ = [
     "FactoredStore",
     "FactorizationPlugin",
     "GaussianRule",
+    "LoRA",
     "MaskedStore",
     "MaskingPlugin",
     "Method",

@@ -10,5 +10,6 @@ from avalanche_compress.methods.subnetworks.tinysubnets import TinySubNets
 from avalanche_compress.methods.ada_qpacknet.strategy import AdaQPackNet
 from avalanche_compress.methods.cacl.strategy import CACL
 from avalanche_compress.methods.halrp.strategy import HALRP
+from avalanche_compress.methods.lora.strategy import LoRA
 
-__all__ = ["CACL", "HALRP", "WSN", "AdaQPackNet", "PackNet", "TinySubNets"]
+__all__ = ["CACL", "HALRP", "WSN", "AdaQPackNet", "LoRA", "PackNet", "TinySubNets"]

@@ -9,6 +9,7 @@ from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.halrp.budget import growth_bound_count
 from avalanche_compress.methods.halrp.store import PerturbedStore
+from avalanche_compress.shaping.from_base import base_is_given
 from avalanche_compress.shaping.plugin import stores_of
 
 
@@ -87,22 +88,6 @@ def adding_tasks(network: TaskNetwork) -> list[int]:
     :param network: of perturbed weights.
     """
     return network.tasks if base_is_given(network) else network.tasks[1:]
-
-
-def trains_base(network: TaskNetwork) -> bool:
-    """Whether the open or next task is the one that becomes the base.
-
-    :param network: of perturbed weights.
-    """
-    return not network.tasks and not base_is_given(network)
-
-
-def base_is_given(network: TaskNetwork) -> bool:
-    """Whether the base is the model as it was given, and not its first task.
-
-    :param network: of perturbed weights, or of none.
-    """
-    return any(store.base_is_given for store in perturbed_stores(network))
 
 
 def perturbed_stores(network: TaskNetwork) -> list[PerturbedStore]:

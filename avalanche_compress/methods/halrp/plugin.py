@@ -17,11 +17,9 @@ from avalanche_compress.methods.halrp.budget import prune_to_count, reference_pr
 from avalanche_compress.methods.halrp.growth import (
     GrowthLimit,
     added_parameters,
-    base_is_given,
     base_parameters,
     fixed_parameters,
     perturbed_stores,
-    trains_base,
 )
 from avalanche_compress.methods.halrp.importance import IMPORTANCE, Batch, layer_importance
 from avalanche_compress.methods.halrp.maths import LeadingSVD, balanced_factors, leading_svd
@@ -31,7 +29,8 @@ from avalanche_compress.methods.halrp.rank_selection import (
     select_ranks,
 )
 from avalanche_compress.methods.halrp.store import PerturbedStore
-from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known
+from avalanche_compress.shaping.from_base import FromBasePlugin, trains_base
+from avalanche_compress.shaping.plugin import Stage, check_known
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
     iterate_batches,
@@ -44,7 +43,7 @@ IMPORTANCE_DATA = ("train", "validation")
 SVD_METHODS = ("auto", "gram", "randomised", "exact")
 
 
-class PerturbationPlugin(ShapingPlugin):
+class PerturbationPlugin(FromBasePlugin):
     """Turns each task's weights into small perturbations of a base while the task is trained.
 
     A task starts from the base, its biases, norms and running statistics included, and trains
@@ -97,7 +96,7 @@ class PerturbationPlugin(ShapingPlugin):
     """
 
     stage = Stage.PRUNE
-    state_attributes = ("_given", "_perturbed", "_pruned")
+    state_attributes = (*FromBasePlugin.state_attributes, "_perturbed", "_pruned")
 
     def __init__(
         self,
@@ -186,7 +185,6 @@ class PerturbationPlugin(ShapingPlugin):
         self.svd = svd
         self.als_iters = als_iters
         self.reference_compat = reference_compat
-        self._given: list[Tensor] | None = None
         self._perturbed = False
         self._pruned = False
 
@@ -234,7 +232,7 @@ class PerturbationPlugin(ShapingPlugin):
         network = network_of(strategy)
         self._perturbed = self._pruned = trains_base(network)
         if not self._perturbed:
-            self._start_from_base(network)
+            self.start_from_base(network)
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         done, epochs = strategy.clock.train_exp_epochs, strategy.train_epochs
@@ -278,19 +276,6 @@ class PerturbationPlugin(ShapingPlugin):
     def _limited(self) -> bool:
         """Whether a limit on growth has to be met exactly."""
         return self.limit.given and not self.reference_compat
-
-    @torch.no_grad()
-    def _start_from_base(self, network: TaskNetwork) -> None:
-        """Let biases, norms and running statistics start as the base's, all but the head."""
-        if self._given is not None and base_is_given(network):
-            start = self._given
-        elif network.tasks:
-            start = network.private.committed(network.tasks[0])
-        else:
-            start = self._given = [place.tensor.clone() for place in network.private.places]
-        for place, tensor in zip(network.private.places, start):
-            if place.module is not network.head:
-                place.tensor.copy_(tensor)
 
     def _perturb(self, strategy: Any) -> None:
         """Replace whole weights by perturbations, and the optimiser's parameters with them."""
