@@ -17,7 +17,8 @@ from typing import Any, Callable
 from avalanche_compress import store_kinds
 from avalanche_compress.codec import ByteReader, ByteWriter
 
-PARTS = ("tasks", "static")
+PARTS = ("tasks", "static", "shared")
+"""The last one is there only if anything is shared."""
 HUGE = [
     (1 << 63) - 1,
     1 << 62,
@@ -80,6 +81,11 @@ class Archive:
     manifest: dict[str, Any]
     tasks: list[Task]
     static: bytes
+    shared: bytes
+
+    def sealed(self) -> bytes:
+        """A file of it whose checksum fits."""
+        return sealed(self.manifest, write_tasks(self.tasks), self.static, self.shared)
 
 
 def parse(data: bytes) -> Archive:
@@ -90,25 +96,30 @@ def parse(data: bytes) -> Archive:
     size = struct.unpack("<Q", data[:8])[0]
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     manifest = json.loads(header["__metadata__"]["avalanche_compress"])
-    tasks, static = (body[slice(*header[name]["data_offsets"])] for name in PARTS)
+    empty = {"data_offsets": [0, 0]}
+    tasks, static, shared = (
+        body[slice(*header.get(name, empty)["data_offsets"])] for name in PARTS
+    )
     reader = ByteReader(tasks)
     stores = 1 + len(manifest["weights"])
-    return Archive(manifest, [_read_task(reader, stores) for _ in _counted(reader)], static)
+    found = [_read_task(reader, stores) for _ in _counted(reader)]
+    return Archive(manifest, found, static, shared)
 
 
-def sealed(manifest: dict[str, Any], tasks: bytes, static: bytes) -> bytes:
+def sealed(manifest: dict[str, Any], tasks: bytes, static: bytes, shared: bytes) -> bytes:
     """A file whose checksum fits.
 
     :param manifest: any.
-    :param tasks: the content of the one tensor.
-    :param static: that of the other.
+    :param tasks: the content of the first tensor.
+    :param static: that of the second.
+    :param shared: that of the third, which is left out if it has none.
     """
     manifest = {name: value for name, value in manifest.items() if name != "sha256"}
     digest = hashlib.sha256()
-    for part in (_text(manifest).encode(), tasks, static):
+    for part in (_text(manifest).encode(), tasks, static, *([shared] if shared else [])):
         digest.update(len(part).to_bytes(8, "little") + part)
     manifest["sha256"] = digest.hexdigest()
-    return _file(_text(manifest), tasks, static)
+    return _file(_text(manifest), tasks, static, shared)
 
 
 def write_tasks(tasks: list[Task]) -> bytes:
@@ -202,14 +213,14 @@ ACCIDENTS: dict[str, Accident] = {
 
 
 def swap_tensors(random: Random, data: bytes, other: bytes) -> bytes:
-    """The header says that each of the two tensors is where the other one is, or elsewhere."""
+    """The header says that two tensors are each where the other one is, or one is elsewhere."""
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
     kind = random.randrange(4)
     if kind == 0:
         header["tasks"], header["static"] = header["static"], header["tasks"]
     else:
-        entry = header[random.choice(PARTS)]
+        entry = header[random.choice([name for name in PARTS if name in header])]
         if kind == 1:
             entry["data_offsets"][random.randrange(2)] = random.choice(HUGE)
         elif kind == 2:
@@ -226,13 +237,16 @@ Attack = Callable[[Random, Archive, Archive], bytes]
 
 
 def attack_stream(random: Random, archive: Archive, other: Archive) -> bytes:
-    """The tasks or the static tensors as one run of bytes."""
-    tasks, static = write_tasks(archive.tasks), archive.static
-    if random.random() < 0.8:
+    """The tasks, the static tensors or what is shared as one run of bytes."""
+    tasks, static, shared = write_tasks(archive.tasks), archive.static, archive.shared
+    kind = random.random()
+    if kind < 0.7:
         tasks = _accident(random, tasks, write_tasks(other.tasks))
-    else:
+    elif kind < 0.85:
         static = _accident(random, static, other.static)
-    return sealed(archive.manifest, tasks, static)
+    else:
+        shared = _accident(random, shared, other.shared)
+    return sealed(archive.manifest, tasks, static, shared)
 
 
 def attack_sections(random: Random, archive: Archive, other: Archive) -> bytes:
@@ -242,7 +256,7 @@ def attack_sections(random: Random, archive: Archive, other: Archive) -> bytes:
         place = random.randrange(len(sections))
         theirs = random.choice(random.choice(other.tasks).sections)
         sections[place] = _accident(random, sections[place], theirs)
-    return sealed(archive.manifest, write_tasks(archive.tasks), archive.static)
+    return archive.sealed()
 
 
 def swap_sections(random: Random, archive: Archive, other: Archive) -> bytes:
@@ -256,7 +270,7 @@ def swap_sections(random: Random, archive: Archive, other: Archive) -> bytes:
             theirs[from_place % len(theirs)],
             ours[place],
         )
-    return sealed(archive.manifest, write_tasks(archive.tasks), archive.static)
+    return archive.sealed()
 
 
 def attack_tasks(random: Random, archive: Archive, other: Archive) -> bytes:
@@ -290,7 +304,7 @@ def attack_tasks(random: Random, archive: Archive, other: Archive) -> bytes:
     else:
         theirs = random.choice(other.tasks)
         tasks[tasks.index(task)] = Task(task.label, task.classes, [], theirs.sections)
-    return sealed(archive.manifest, write_tasks(tasks), archive.static)
+    return archive.sealed()
 
 
 def attack_manifest(random: Random, archive: Archive, other: Archive) -> bytes:
@@ -335,8 +349,9 @@ def attack_manifest(random: Random, archive: Archive, other: Archive) -> bytes:
         opening, closing = random.choice(["[]", ('{"a":', "}")])
         depth = random.choice([100, 900, 100_000])
         texts = [opening * depth + closing * depth, "9" * 5000, "nul", "Infinity"]
-        return _file(random.choice(texts), write_tasks(archive.tasks), archive.static)
-    return sealed(manifest, write_tasks(archive.tasks), archive.static)
+        tasks = write_tasks(archive.tasks)
+        return _file(random.choice(texts), tasks, archive.static, archive.shared)
+    return archive.sealed()
 
 
 ATTACKS: dict[str, Attack] = {
@@ -392,15 +407,15 @@ def _text(manifest: Any) -> str:
     return json.dumps(manifest, separators=(",", ":"))
 
 
-def _file(manifest: str, tasks: bytes, static: bytes) -> bytes:
-    whole = len(tasks) + len(static)
-    header = {
-        "__metadata__": {"avalanche_compress": manifest},
-        "tasks": _tensor(0, len(tasks)),
-        "static": _tensor(len(tasks), whole),
-    }
+def _file(manifest: str, tasks: bytes, static: bytes, shared: bytes) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"avalanche_compress": manifest}}
+    first = 0
+    for name, part in zip(PARTS, (tasks, static, shared)):
+        if part or name != "shared":
+            header[name] = _tensor(first, first + len(part))
+            first += len(part)
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + tasks + static
+    return struct.pack("<Q", len(text)) + text + tasks + static + shared
 
 
 def _tensor(first: int, end: int) -> dict[str, Any]:
