@@ -9,7 +9,7 @@ from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.lora.maths import largest_rank
 from avalanche_compress.methods.lora.store import AdaptedStore
 from avalanche_compress.shaping.from_base import FromBasePlugin, trains_base
-from avalanche_compress.shaping.plugin import stores_of
+from avalanche_compress.shaping.plugin import Stage, stores_of
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 
 
@@ -29,6 +29,8 @@ class AdaptationPlugin(FromBasePlugin):
     >>> AdaptationPlugin(rank=8).rank
     8
     """
+
+    stage = Stage.PRUNE  # nothing is pruned, but what was trained is checked before it is kept
 
     def __init__(self, rank: int = 4, *, budget: int | None = None):
         super().__init__()
