@@ -30,9 +30,11 @@ from benchmarks.runs.engines import (
     run_in_processes,
     run_on_ray,
 )
+from benchmarks.runs.reading import ResultsError
 from benchmarks.runs.recipe import RecipeError, fingerprint
 from benchmarks.runs.results import RunKey, RunResult, write_results
 from benchmarks.runs.run import Failure, Job
+from benchmarks.runs.stopping import exit_code, stopping
 from benchmarks.runs.store import NAME, Store, in_order
 from benchmarks.runs.strategies import RULES, STRATEGIES
 from benchmarks.runs.tracking import MODES, group_of
@@ -157,16 +159,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     console = Console()
     try:
-        jobs = options.jobs()
-        return 1 if _compare(jobs, options, console) else 0
-    except (RecipeError, EngineError) as error:
+        with stopping():
+            jobs = options.jobs()
+            return 1 if _compare(jobs, options, console) else 0
+    except (RecipeError, EngineError, ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as signal_received:
+        print(
+            f"stopped: what has finished is in {options.out / NAME}; give the same command again, "
+            "and it goes on from there.",
+            file=sys.stderr,
+        )
+        return exit_code(signal_received)
 
 
 def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
     """Do what has not been done before; show and write the tables of everything."""
     store = Store(options.out / NAME)
+    store.results()  # a store that is damaged is refused now, and not after hours of work
     stored = [(job, _stored(job, store)) for job in jobs]
     before = [run for _, run in stored if run is not None]
     missing = [job for job, run in stored if run is None]
@@ -183,12 +194,18 @@ def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Fa
                 failures.append(outcome)
                 display.fail(job.key)
                 continue
-            _keep(job, outcome, store)
+            try:
+                _keep(job, outcome, store)
+            except (ResultsError, OSError) as error:
+                failures.append(Failure(job.key, f"its result cannot be stored: {error}"))
+                display.fail(job.key)
+                continue
             display.finish(outcome)
     finally:
         display.close()
-        found = [_stored(job, store) for job in jobs]
-        _report([run for run in found if run is not None], store, failures, console)
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # which wants an end, and soon
+            found = [_stored(job, store) for job in jobs]
+            _report([run for run in found if run is not None], store, failures, console)
     return failures
 
 
@@ -287,6 +304,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
     _check_names(parser, "rule", given.inference, [*RULES, *(f"{rule}_batch" for rule in RULES)])
     _check_scenarios(parser, given)
+    if given.out.exists() and not given.out.is_dir():
+        parser.error(f"--out is {given.out}, which is a file: give a folder.")
     if given.save_every < 0:
         parser.error(f"--save-every is {given.save_every}, but no time is less than 0 seconds.")
     if given.epochs is not None and given.epochs < 1:

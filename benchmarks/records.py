@@ -22,6 +22,7 @@ from typing import Iterable, Sequence
 
 from benchmarks.data.streams import nearest
 from benchmarks.report.command import markdown_tables
+from benchmarks.runs.reading import ResultsError, check_together, parse, result_of
 from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store, in_order
 
@@ -45,12 +46,19 @@ def read_records(path: Path) -> list[RunResult]:
     if not path.exists():
         return []
     runs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         try:
-            runs.append(RunResult(**json.loads(line)))
-        except (TypeError, ValueError) as error:
-            raise RecordsError(f"{path}, line {number} is no run: {error}.") from error
+            runs.append(result_of(parse(line, "it"), "it"))
+        except ResultsError as error:
+            raise RecordsError(f"{path}, line {number} is no run: {error}") from error
     return in_order(runs)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordsError(f"{path} cannot be read: {error}.") from error
 
 
 def write_records(runs: Iterable[RunResult], path: Path) -> None:
@@ -125,23 +133,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FILE")
     parser.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
     given = parser.parse_args(arguments)
-    new = [run for store in given.stores for run in Store(store).results()]
-    if given.streams is not None:
-        new = [run for run in new if run.stream in given.streams]
-    if given.stores and not new:
-        parser.error(f"no runs of {given.streams or 'any stream'} in {_names(given.stores)}.")
-    text = given.document.read_text(encoding="utf-8")
     try:
-        records = merge(read_records(given.records), new)
-        written = write_tables(text, records)
-    except RecordsError as error:
+        print(_take_over(given.stores, given.streams, given.records, given.document))
+    except (ValueError, OSError) as error:
         parser.error(str(error))
-    if new:
-        write_records(records, given.records)
-    write_text(given.document, written)
-    tables = text.count(_START)
-    print(f"{len(records)} runs in {given.records}, {tables} tables in {given.document}")
     return 0
+
+
+def _take_over(
+    stores: Sequence[Path], streams: Sequence[str] | None, kept: Path, document: Path
+) -> str:
+    """Write records and tables; what was done, in words."""
+    new = [run for store in stores for run in Store(store).results()]
+    if streams is not None:
+        new = [run for run in new if run.stream in streams]
+    if stores and not new:
+        raise RecordsError(f"no runs of {streams or 'any stream'} in {_names(stores)}.")
+    text = document.read_text(encoding="utf-8")
+    records = merge(read_records(kept), new)
+    check_together(records)
+    written = write_tables(text, records)
+    if new:
+        write_records(records, kept)
+    write_text(document, written)
+    return f"{len(records)} runs in {kept}, {text.count(_START)} tables in {document}"
 
 
 def _names(paths: Sequence[Path]) -> str:

@@ -17,7 +17,8 @@ from benchmarks.report.groups import Runs, by_stream
 from benchmarks.report.html_report import html_report
 from benchmarks.report.render import as_markdown, as_text
 from benchmarks.report.tables import TABLES, Table, scenario_table
-from benchmarks.runs.results import RunResult, read_results, write_text
+from benchmarks.runs.reading import ResultsError, check_together, read_results
+from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store
 
 
@@ -76,19 +77,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stream", nargs="+", metavar="NAME", help="default: all that were run")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
-    results = [result for file in given.files for result in _read(file)]
-    failures = {slug: why for file in given.files for slug, why in failures_in(file.parent).items()}
-    if given.stream is not None:
-        results = [result for result in results if result.stream in given.stream]
-        # a slug starts with its stream, whose name has no dash
-        failures = {s: why for s, why in failures.items() if s.split("-")[0] in given.stream}
-    if not results:
-        parser.error(f"there are no runs of {given.stream or 'any stream'} in {given.files}.")
-    write_report(results, given.out, failures)
-    for result in results:
-        pictures.draw_run(result, given.out)
+    try:
+        _write(given.files, given.stream, given.out)
+    except (ResultsError, OSError) as error:
+        parser.error(str(error))
     print((given.out / "table.md").read_text(encoding="utf-8"))
     return 0
+
+
+def _write(files: Sequence[Path], streams: Sequence[str] | None, out: Path) -> None:
+    results = [result for file in files for result in _read(file)]
+    failures = {slug: why for file in files for slug, why in failures_in(file.parent).items()}
+    if streams is not None:
+        results = [result for result in results if result.stream in streams]
+        # a slug starts with its stream, whose name has no dash
+        failures = {s: why for s, why in failures.items() if s.split("-")[0] in streams}
+    if not results:
+        named = ", ".join(map(str, files))
+        raise ResultsError(f"there are no runs of {streams or 'any stream'} in {named}.")
+    check_together(results)
+    write_report(results, out, failures)
+    for result in results:
+        pictures.draw_run(result, out)
 
 
 def _read(file: Path) -> list[RunResult]:

@@ -140,7 +140,8 @@ def layer_means(runs: Runs, quantity: str) -> dict[str, np.ndarray]:
     """
     tables = [getattr(run, quantity) for run in runs if getattr(run, quantity)]
     scale = 100 if quantity == "densities" else 1
-    layers = tables[0] if tables else {}
+    # runs from before a change of the backbone, or of what is compressed, may have other layers
+    layers = [w for w in tables[0] if all(w in table for table in tables)] if tables else []
     return {layer_name(w): scale * _means([table[w] for table in tables]) for w in layers}
 
 

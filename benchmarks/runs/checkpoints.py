@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing, contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -29,6 +29,7 @@ from avalanche_compress import (
 )
 from benchmarks.data.streams import Stream
 from benchmarks.runs.accuracies import Row
+from benchmarks.runs.reading import ResultsError, is_number, is_row, parse
 from benchmarks.runs.results import versions, write_text
 from benchmarks.runs.settings import RunSettings
 
@@ -59,14 +60,38 @@ def open_history(folder: Path) -> list[Measured]:
     :param folder: of the run.
     :return: an empty history if there is none, or one that other versions of Python, torch or
         this package have written: what they began has to begin again.
+    :raises ResultsError: if the file is damaged.
     """
     path = folder / "progress.json"
-    entry = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    entry = parse(path.read_bytes(), str(path)) if path.exists() else {}
+    if not isinstance(entry, dict):
+        raise _damaged(path)
     if entry.get("versions") == versions():
-        return [Measured(**task) for task in entry.get("tasks", [])]
+        tasks = entry.get("tasks")
+        if not isinstance(tasks, list):
+            raise _damaged(path)
+        return [_measured(task, path) for task in tasks]
     shutil.rmtree(folder / _STATES, ignore_errors=True)
     write_history([], folder)
     return []
+
+
+def _measured(task: Any, path: Path) -> Measured:
+    names = [field.name for field in fields(Measured)]
+    if (
+        not isinstance(task, dict)
+        or task.keys() != set(names)
+        or not all(map(is_row, (task["accuracies"], task["task_ids"])))
+        or not all(map(is_number, (task["train_seconds"], task["eval_seconds"])))
+    ):
+        raise _damaged(path)
+    return Measured(**task)
+
+
+def _damaged(path: Path) -> ResultsError:
+    return ResultsError(
+        f"{path} is damaged: delete its folder, {path.parent}, and the run begins again."
+    )
 
 
 def write_history(history: list[Measured], folder: Path) -> None:

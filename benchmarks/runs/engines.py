@@ -13,6 +13,7 @@ import signal
 import threading
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Iterator, Sequence, Tuple, Union
@@ -121,7 +122,8 @@ class _Worker:
 
 def _lost(job: Job, reason: str) -> Failure:
     """A run whose worker had no time to say what went wrong: the reports have to know of it."""
-    write_text(job.error_file, reason)
+    with suppress(OSError):  # a full disk is no reason to end the other runs, too
+        write_text(job.error_file, reason)
     return Failure(job.key, reason)
 
 

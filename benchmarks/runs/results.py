@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,9 @@ import torch
 
 from avalanche_compress.files import write_atomically
 from benchmarks.runs.accuracies import Row, final_row, mean_so_far
+
+_LONGEST_NAME = 150
+"""Characters of a run's file name: a system allows 255 bytes, and files put words before it."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,13 @@ class RunKey:
 
     @property
     def slug(self) -> str:
-        """A file name for whatever belongs to this run."""
+        """A file name for whatever belongs to this run, however its parts are called."""
         stream = self.stream if self.scenario == "task" else f"{self.stream}-{self.scenario}"
         stream += "" if self.backbone is None else f"-{self.backbone}"
         order = f"-order{self.order_index}" if self.order_index else ""
         modes = "".join(f"-{mode}" for mode in self._modes)
-        return f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{modes}"
+        name = f"{stream}-{self.label.replace(', ', '-')}-seed{self.seed}{order}{modes}"
+        return _as_file_name(name)
 
     def __str__(self) -> str:
         scenario = "" if self.scenario == "task" else f" ({self.scenario} scenario)"
@@ -165,6 +170,19 @@ class RunResult:
         return dict(zip(self.order, final_row(self.accuracy_matrix)))
 
 
+def _as_file_name(name: str) -> str:
+    """A name that is one part of a path; one that had to be changed says so by a fingerprint.
+
+    >>> _as_file_name("split_digits-wsn-seed0"), _as_file_name("../../etc/x")
+    ('split_digits-wsn-seed0', '_.._etc_x-81b0f65e')
+    """
+    safe = re.sub(r"[^\w.+=-]+", "_", name, flags=re.ASCII).lstrip(".")
+    if safe == name and len(name) <= _LONGEST_NAME:
+        return name
+    fingerprint = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()
+    return f"{safe[:_LONGEST_NAME]}-{fingerprint[:8]}"
+
+
 def versions() -> dict[str, str]:
     """Versions of whatever the numbers depend on."""
     import avalanche_compress
@@ -197,11 +215,6 @@ def _processor() -> str:
 def write_results(results: Sequence[RunResult], path: Path) -> None:
     """Replace ``results.json`` in one step: a reader sees the old file or the new one."""
     write_text(path, json.dumps([asdict(result) for result in results], indent=2) + "\n")
-
-
-def read_results(path: Path) -> list[RunResult]:
-    """Read what :func:`write_results` wrote."""
-    return [RunResult(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def write_text(path: Path, text: str) -> None:

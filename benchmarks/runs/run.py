@@ -97,8 +97,12 @@ def attempt(job: Job, display: Display) -> RunResult | Failure:
     try:
         return perform(job, display)
     except Exception as error:
-        write_text(job.error_file, traceback.format_exc())
-        return Failure(job.key, one_line(error), job.error_file)
+        reason = one_line(error)
+        try:
+            write_text(job.error_file, traceback.format_exc())
+        except OSError as another:  # of a full disk, or where nothing may be written
+            return Failure(job.key, f"{reason}; {another}")
+        return Failure(job.key, reason, job.error_file)
 
 
 def one_line(error: BaseException) -> str:

@@ -7,9 +7,10 @@ import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 from benchmarks.data.streams import STREAMS
+from benchmarks.runs.reading import ResultsError, parse, result_of
 from benchmarks.runs.results import RunKey, RunResult
 from benchmarks.runs.strategies import STRATEGIES
 
@@ -41,6 +42,8 @@ class Store:
 
     A run is identified by its :class:`~benchmarks.runs.results.RunKey`, its epochs and the
     fingerprint of its recipe. Every call is a transaction of its own; writers wait for each other.
+    A file that is damaged, or none of this kind, gives a
+    :class:`~benchmarks.runs.reading.ResultsError` that names it.
 
     :param path: the file; made when the first result comes.
 
@@ -84,15 +87,23 @@ class Store:
         query = f"SELECT record FROM runs WHERE {condition} ORDER BY stored, rowid"
         with self._connection() as connection:
             rows = connection.execute(query, values).fetchall()
-        return [RunResult(**json.loads(record)) for (record,) in rows]
+        return [self._result(record) for (record,) in rows]
+
+    def _result(self, record: Any) -> RunResult:
+        if not isinstance(record, (str, bytes)):
+            raise ResultsError(f"{self.path} is damaged: a record is {record!r}.")
+        return result_of(parse(record, f"a record of {self.path}"), f"a record of {self.path}")
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(str(self.path), timeout=60)) as connection, connection:
-            # readers and one writer at a time do not block each other
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(_SCHEMA)
-            yield connection
+        try:
+            with closing(sqlite3.connect(str(self.path), timeout=60)) as connection, connection:
+                # readers and one writer at a time do not block each other
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(_SCHEMA)
+                yield connection
+        except (sqlite3.Error, OverflowError) as error:
+            raise ResultsError(f"{self.path} cannot be used, {error}: move it away.") from error
 
 
 def in_order(results: Iterable[RunResult]) -> list[RunResult]:

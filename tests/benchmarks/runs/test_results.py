@@ -7,11 +7,11 @@ import re
 import pytest
 
 from benchmarks.runs.accuracies import backward_transfer, final_accuracy, forgetting
+from benchmarks.runs.reading import read_results
 from benchmarks.runs.results import (
     RunKey,
     RunResult,
     hardware,
-    read_results,
     versions,
     write_results,
 )

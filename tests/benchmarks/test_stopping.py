@@ -1,0 +1,100 @@
+"""Ctrl-C, SIGTERM, and what else may end a comparison: one line, and the next one goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import compare
+from benchmarks.runs import run as runs
+from benchmarks.runs.store import NAME, Store
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ["--strategies", "naive", "packnet", "--epochs", "2", "--workers", "1"]
+
+
+def start(out, *arguments):
+    """The command in a process of its own, once its first run has been stored."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.compare", *arguments, "--out", str(out)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "results.json").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [(signal.SIGINT, 130, "1"), (signal.SIGTERM, 143, "1"), (signal.SIGTERM, 143, "2")],
+)
+def test_a_comparison_that_is_stopped_says_in_one_line_how_to_go_on(
+    number, code, workers, tmp_path
+):
+    seeds = ["--seeds", *map(str, range(8))]
+    arguments = ["--strategies", "naive", "--epochs", "30", *seeds, "--workers", workers]
+    process = start(tmp_path, *arguments)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    lines = [line for line in said.splitlines() if line.strip()]
+    assert lines[-1].startswith("stopped: ") and str(tmp_path / NAME) in lines[-1]
+    assert "Traceback" not in said and "same command again" in lines[-1]
+    assert 0 < len(Store(tmp_path / NAME).results()) < 8
+
+
+def test_a_handler_of_before_is_there_again(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert compare.main([*COMMAND[:2], "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_store_ends_the_command_before_anything_is_trained(tmp_path, capsys):
+    (tmp_path / NAME).write_bytes(b"no database" * 1000)
+    assert compare.main([*COMMAND, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and str(tmp_path / NAME) in said and "\n" not in said
+
+
+def test_an_out_that_is_a_file_is_named(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(SystemExit) as caught:
+        compare.main([*COMMAND, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2 and "which is a file" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_one_bad_run_does_not_end_the_others(tmp_path, capsys):
+    naive, _ = compare.parse([*COMMAND, "--out", str(tmp_path)]).jobs()
+    naive.checkpoints.mkdir(parents=True)
+    (naive.checkpoints / "progress.json").write_text("{")
+    assert compare.main([*COMMAND, "--out", str(tmp_path)]) == 1
+    assert "progress.json" in capsys.readouterr().out
+    assert [run.strategy for run in Store(tmp_path / NAME).results()] == ["packnet"]
+
+
+def test_a_run_whose_error_cannot_be_written_does_not_end_the_others(tmp_path, monkeypatch):
+    perform = runs.perform
+
+    def fail(job, display):
+        if job.key.strategy == "naive":
+            raise ValueError("no")
+        return perform(job, display)
+
+    monkeypatch.setattr(runs, "perform", fail)
+    (tmp_path / "errors" / "split_digits-naive-seed0.txt").mkdir(parents=True)  # in its place
+    assert compare.main([*COMMAND, "--out", str(tmp_path)]) == 1
+    assert [run.strategy for run in Store(tmp_path / NAME).results()] == ["packnet"]
