@@ -61,7 +61,9 @@ def failures_in(folder: Path) -> dict[str, str]:
     """
     found = {}
     for path in sorted((folder / "errors").glob("*.txt")):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        if not path.is_file():
+            continue
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         found[path.stem] = next((line for line in reversed(lines) if line.strip()), "")
     return found
 
