@@ -1,0 +1,119 @@
+"""Running statistics of norms, estimated again when a task's weights are what they will be."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Iterator
+
+import torch
+from avalanche.models import avalanche_forward
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.data import DataLoader
+
+from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
+
+_LEAST_BATCH = 64
+
+
+class NormPlugin(ShapingPlugin):
+    """Estimates the running statistics of norms again when a task has been shaped, dropout off.
+
+    Pruning and quantising change what a norm sees, and so does dropout: its survivors are scaled
+    up, so that their variance, and their maximum in a pooling layer, are larger than those of plain
+    values, and statistics gathered in training do not fit evaluation (Li et al., CVPR 2019). So
+    they are gathered once more over the task's training data: each norm normalises by the
+    statistics of the batch, as in training, everything else is in evaluation mode, and the means
+    over all batches are kept. No weight changes and no random number is drawn. It is done before
+    weights are pruned and quantised, so that decisions by held-out data see what will be used, and
+    at the very end.
+
+    Works on any Avalanche strategy; with a plain model, at the end of each experience. A model
+    without such norms is left alone.
+
+    :param batch_size: samples in a batch; by default those of a training step, and 64 at least.
+
+    >>> NormPlugin().stages
+    (<Stage.RESTORE: 0>, <Stage.FINISH: 3>)
+    """
+
+    stages = (Stage.RESTORE, Stage.FINISH)
+
+    def __init__(self, batch_size: int | None = None):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def shape(self, strategy: Any) -> None:
+        estimate_norms(strategy.model, self._passes(strategy))
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(strategy.model, TaskNetwork):
+            super().after_training_exp(strategy, *args, **kwargs)
+        else:
+            self.shape(strategy)
+
+    def _passes(self, strategy: Any) -> Iterator[Callable[[], Any]]:
+        """A forward pass for each batch of the task's training data."""
+        size = self.batch_size or max(_LEAST_BATCH, strategy.train_mb_size)
+        model = strategy.model
+        for x, labels in _shuffled_batches(strategy.adapted_dataset, size, strategy.device):
+            if isinstance(model, TaskNetwork):
+                yield lambda x=x: model(x, model.open_task)
+            else:
+                yield lambda x=x, labels=labels: avalanche_forward(model, x, labels)
+
+
+@torch.no_grad()
+def estimate_norms(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> None:
+    """Let every norm's running statistics be the means over some batches, dropout off.
+
+    :param model: any; modes and momenta are afterwards what they were.
+    :param passes: run the model on one batch each; they are not asked for if there is no norm.
+
+    >>> norm = nn.BatchNorm1d(1)
+    >>> estimate_norms(norm, [lambda: norm(torch.tensor([[1.0], [3.0]]))])
+    >>> norm.running_mean.item(), norm.running_var.item()
+    (2.0, 2.0)
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+            norm.train()
+        try:
+            for run in passes:
+                run()
+        finally:
+            for norm, momentum in zip(norms, momenta):
+                norm.momentum = momentum
+
+
+def _shuffled_batches(
+    dataset: Any, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and task labels, transformed as for evaluation, in an order that is always the same.
+
+    Data that lie class by class would give batches that are unlike each other. What is left over
+    is taken along with the last whole batch's worth, so that no batch is small.
+    """
+    count = len(dataset)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
+    bounds = [*range(0, max(1, count // size) * size, size), count]
+    batches = [order[start:end] for start, end in zip(bounds, bounds[1:])]
+    loader = DataLoader(
+        dataset.eval(),
+        batch_sampler=batches,
+        collate_fn=getattr(dataset, "collate_fn", None),
+        generator=torch.Generator(),
+    )
+    for x, *_, labels in loader:
+        yield x.to(device), labels.to(device)
