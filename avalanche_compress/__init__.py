@@ -69,6 +69,7 @@ from avalanche_compress.metrics import (
     layer_ranks,
     task_id_metrics,
 )
+from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
@@ -113,6 +114,7 @@ __all__ = [
     "Method",
     "NoTensorsError",
     "NonFiniteError",
+    "NormPlugin",
     "OrderRobustness",
     "OrderRobustnessError",
     "OrderRobustnessResult",

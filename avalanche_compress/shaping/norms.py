@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.data import DataLoader
 
+from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
+from avalanche_compress.shaping.validation import iterate_batches
 
 _LEAST_BATCH = 64
 
@@ -29,20 +32,24 @@ class NormPlugin(ShapingPlugin):
     weights are pruned and quantised, so that decisions by held-out data see what will be used, and
     at the very end.
 
-    Works on any Avalanche strategy; with a plain model, at the end of each experience. A model
-    without such norms is left alone.
+    Works on any Avalanche strategy; with a plain model, at the end of each experience. Norms that
+    the user keeps in evaluation mode during training, and models without norms, are left alone.
 
     :param batch_size: samples in a batch; by default those of a training step, and 64 at least.
 
-    >>> NormPlugin().stages
-    (<Stage.RESTORE: 0>, <Stage.FINISH: 3>)
+    >>> NormPlugin(batch_size=256).stage.name
+    'ESTIMATE_NORMS'
     """
 
-    stages = (Stage.RESTORE, Stage.FINISH)
+    stage = Stage.ESTIMATE_NORMS
+    state_attributes = ()
 
     def __init__(self, batch_size: int | None = None):
         super().__init__()
         self.batch_size = batch_size
+
+    def prepare(self, strategy: Any) -> None:
+        self.shape(strategy)
 
     def shape(self, strategy: Any) -> None:
         estimate_norms(strategy.model, self._passes(strategy))
@@ -55,13 +62,14 @@ class NormPlugin(ShapingPlugin):
 
     def _passes(self, strategy: Any) -> Iterator[Callable[[], Any]]:
         """A forward pass for each batch of the task's training data."""
+        model, dataset = strategy.model, strategy.adapted_dataset
         size = self.batch_size or max(_LEAST_BATCH, strategy.train_mb_size)
-        model = strategy.model
-        for x, labels in _shuffled_batches(strategy.adapted_dataset, size, strategy.device):
+        for inputs, labels in _shuffled_batches(dataset, size):
+            x = moved_to(inputs, strategy.device)
             if isinstance(model, TaskNetwork):
-                yield lambda x=x: model(x, model.open_task)
+                yield partial(model, x, model.open_task)
             else:
-                yield lambda x=x, labels=labels: avalanche_forward(model, x, labels)
+                yield partial(avalanche_forward, model, x, labels.to(strategy.device))
 
 
 @torch.no_grad()
@@ -79,7 +87,9 @@ def estimate_norms(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Non
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, _NormBase) and module.running_mean is not None
+        if isinstance(module, _NormBase)
+        and module.running_mean is not None
+        and (module.training or not model.training)
     ]
     if not norms:
         return
@@ -97,23 +107,18 @@ def estimate_norms(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Non
                 norm.momentum = momentum
 
 
-def _shuffled_batches(
-    dataset: Any, size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _shuffled_batches(dataset: Any, size: int) -> Iterator[tuple[Any, Tensor]]:
     """Inputs and task labels, transformed as for evaluation, in an order that is always the same.
 
-    Data that lie class by class would give batches that are unlike each other. What is left over
-    is taken along with the last whole batch's worth, so that no batch is small.
+    Data that lie class by class would give batches that are unlike each other. Batches are about
+    equally large, so that none is small.
+
+    :param dataset: one of Avalanche's.
+    :param size: least number of samples in a batch, if there are so many.
     """
     count = len(dataset)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
-    bounds = [*range(0, max(1, count // size) * size, size), count]
-    batches = [order[start:end] for start, end in zip(bounds, bounds[1:])]
-    loader = DataLoader(
-        dataset.eval(),
-        batch_sampler=batches,
-        collate_fn=getattr(dataset, "collate_fn", None),
-        generator=torch.Generator(),
-    )
-    for x, *_, labels in loader:
-        yield x.to(device), labels.to(device)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    size = math.ceil(count / max(1, count // size))
+    labels = torch.tensor(list(getattr(dataset, "targets_task_labels", [0] * count)))
+    batches = iterate_batches(dataset.subset(order.tolist()).eval(), size)
+    yield from zip((x for x, _ in batches), labels[order].split(size))

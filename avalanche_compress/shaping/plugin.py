@@ -52,6 +52,12 @@ class ShapingPlugin(SupervisedPlugin):
         """
         return {}
 
+    def prepare(self, strategy: Any) -> None:
+        """Get the task of the best epoch ready to be judged, before anything is pruned.
+
+        :param strategy: its model has an open task.
+        """
+
     def shape(self, strategy: Any) -> None:
         """Change the open task's weights, after its last training step.
 
@@ -71,12 +77,17 @@ def shape_and_commit(strategy: Any) -> None:
     if network.open_task is None:
         return
     shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
-    for plugin in sorted(shaping, key=lambda plugin: plugin.stage):
-        if (
-            plugin.stage > Stage.RESTORE
-        ):  # the best epoch is back by now, and may be finite where the last is not
+    shaping.sort(key=lambda plugin: plugin.stage)
+    for plugin in shaping:
+        if plugin.stage == Stage.RESTORE:
+            plugin.shape(strategy)
+    network.check_finite()  # the best epoch is back, and may be finite where the last is not
+    for plugin in shaping:
+        plugin.prepare(strategy)
+    for plugin in shaping:
+        if plugin.stage > Stage.RESTORE:
+            plugin.shape(strategy)
             network.check_finite()
-        plugin.shape(strategy)
     network.commit()
 
 

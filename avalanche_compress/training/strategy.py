@@ -30,6 +30,7 @@ from avalanche_compress.host.refused_plugins import check_plugins
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
+from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
 from avalanche_compress.shaping.validation import (
     find_validation,
@@ -67,6 +68,8 @@ class CompressedStrategy(ResumableTraining):
         of its rule, such as ``"triangular@first"``; None for streams with task labels.
     :param tensor_data: cut the mini-batches from tensors where the data allow it, see
         :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
+    :param estimate_norms: estimate running statistics again when a task has been shaped, see
+        :class:`~avalanche_compress.NormPlugin`.
     :param train_mb_size: samples per training step.
     :param train_epochs: epochs a task.
     :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
@@ -100,6 +103,7 @@ class CompressedStrategy(ResumableTraining):
         include: Sequence[str] = (),
         task_inference: str | TaskInference | None = None,
         tensor_data: bool = True,
+        estimate_norms: bool = True,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,
@@ -131,6 +135,8 @@ class CompressedStrategy(ResumableTraining):
         self.guard = StepGuard()
         join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
+        if estimate_norms and not any(isinstance(plugin, NormPlugin) for plugin in plugins):
+            plugins.append(NormPlugin())
         if tensor_data and not any(isinstance(plugin, TensorDataPlugin) for plugin in plugins):
             plugins.append(TensorDataPlugin())
         super().__init__(
