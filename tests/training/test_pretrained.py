@@ -10,6 +10,8 @@ from avalanche.core import SupervisedPlugin
 from streams_for_tests import OURS, inputs_of, make_stream
 from torch import nn
 
+from avalanche_compress import WSN
+
 
 def pretrained(stream):
     """A model that has learned the first task of a stream by itself."""
@@ -66,3 +68,20 @@ def test_every_task_starts_with_what_was_pretrained(name):
     tasks = (0, 1) if name != "ada_qpacknet" else (0,)  # its later tasks start where it has room
     for task in tasks:
         assert (watch.answers[task] == y).float().mean() >= 0.9 * before
+
+
+def test_scores_may_start_at_random_as_in_the_public_code():
+    weights = {}
+    for how in ("magnitude", "random"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(30, 20), torch.nn.ReLU(), torch.nn.Linear(20, 2)
+        )
+        adam = torch.optim.Adam(model.parameters())
+        strategy = WSN(model=model, optimizer=adam, score_init=how, evaluator=None)
+        (store,) = strategy.network.weight_stores
+        weights[how] = store.scratch.detach().abs(), store.scores.detach()
+    assert torch.equal(*weights["magnitude"])
+    weight, scores = weights["random"]
+    assert not torch.equal(weight, scores.abs())
+    assert scores.min() < 0 < scores.max() <= 30**-0.5

@@ -286,6 +286,7 @@ def test_similar_tasks_share_and_dissimilar_ones_do_not():
             optimizer=torch.optim.Adam(model.parameters(), lr=5e-3),
             density=0.4,
             sharing="similar",
+            score_init="random",
             bits=8,
             prune_rounds=0,
             train_mb_size=16,

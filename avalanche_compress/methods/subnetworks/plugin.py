@@ -11,8 +11,9 @@ import torch
 from avalanche_compress.codec import magnitude_mask
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
-from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, stores_of
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
     restart_comparisons,
@@ -270,6 +271,24 @@ class MaskingPlugin(ShapingPlugin):
         own, mask = store.own, store.mask.clone()
         mask[own] = magnitude_mask(store.scratch.detach()[own], self.prune_fraction)
         return mask
+
+
+SCORE_INITS = ("magnitude", "random")
+
+
+def start_scores(network: TaskNetwork, how: str) -> None:
+    """Say how the scores of a new network start; one that has learned tasks goes on with its own.
+
+    :param network: of :class:`~avalanche_compress.MaskedStore` with scores.
+    :param how: ``"magnitude"``, at ``|weight|``, so that a pretrained model keeps what it can; or
+        ``"random"``, as WSN's code draws them.
+    :raises TaskStateError: if it is none of these.
+    """
+    check_known(score_init=(how, SCORE_INITS))
+    if how == "random" and not network.tasks:
+        for store in network.weight_stores:
+            if isinstance(store, MaskedStore):
+                store.draw_scores()
 
 
 def subnetwork_stores(network: TaskNetwork) -> list[SubnetworkStore]:

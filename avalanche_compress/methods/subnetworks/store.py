@@ -79,6 +79,16 @@ class MaskedStore(SubnetworkStore):
         self._bar: tuple[Tensor, Tensor] | None = None
         self._draft: _Draft | None = None
 
+    @torch.no_grad()
+    def draw_scores(self) -> None:
+        """Let scores start at random, as in WSN's code: Kaiming-uniform with a = sqrt(5)."""
+        if self.scores is None:
+            return
+        if self.scores.dim() < 2:
+            nn.init.uniform_(self.scores, -1, 1)
+        else:
+            nn.init.kaiming_uniform_(self.scores, a=5**0.5)
+
     @property
     def scored(self) -> bool:
         return self.scores is not None

@@ -8,7 +8,7 @@ from typing import Any
 from avalanche.core import SupervisedPlugin
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin
+from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin, start_scores
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
@@ -29,6 +29,7 @@ class TinySubNets(CompressedStrategy):
 
     :param density: as in :class:`WSN`.
     :param post_prune_epochs: as in :class:`WSN`.
+    :param score_init: as in :class:`WSN`.
     :param bits: bits of a value, or ``"auto"``; see :class:`QuantizationPlugin`.
     :param tolerance: accuracy that quantisation may cost, in percentage points.
     :param prune_rounds: rounds of post-training pruning, see :class:`MaskingPlugin`.
@@ -55,6 +56,7 @@ class TinySubNets(CompressedStrategy):
         optimizer: Any,
         density: Density = 0.5,
         post_prune_epochs: int = 0,
+        score_init: str = "magnitude",
         bits: int | str = "auto",
         tolerance: float = 0.5,
         prune_rounds: int = 20,
@@ -88,6 +90,7 @@ class TinySubNets(CompressedStrategy):
             plugins=plugins,
             **base_kwargs,
         )
+        start_scores(self.network, score_init)
 
 
 register_method(

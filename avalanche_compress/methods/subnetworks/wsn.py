@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin
+from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin, start_scores
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.training.strategy import CompressedStrategy
 
@@ -25,6 +25,9 @@ class WSN(CompressedStrategy):
     :param post_prune_epochs: last epochs in which the mask is fixed and only weights train. 0 is
         the paper's way; 1 spares the weights the noise of a mask that changes with every step.
 
+    :param score_init: how scores start, ``"magnitude"`` or ``"random"``; see
+        :func:`~avalanche_compress.methods.subnetworks.plugin.start_scores`.
+
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> adam = torch.optim.Adam(model.parameters())
@@ -40,6 +43,7 @@ class WSN(CompressedStrategy):
         optimizer: Any,
         density: Density = 0.5,
         post_prune_epochs: int = 0,
+        score_init: str = "magnitude",
         **base_kwargs: Any,
     ):
         super().__init__(
@@ -49,6 +53,7 @@ class WSN(CompressedStrategy):
             shaping=[MaskingPlugin(density, post_prune_epochs=post_prune_epochs)],
             **base_kwargs,
         )
+        start_scores(self.network, score_init)
 
 
 register_method(
