@@ -37,8 +37,8 @@ class Method:
     :param store: what it puts behind each weight, a class or a partial of one.
     :param small: settings for a training of a few steps.
     :param long: what differs from ``small`` in a stream of hundreds of tasks.
-    :param variants: by name, what differs from ``small`` where the method keeps weights in another
-        way; their archives are tested as well. Those of ``"wide"`` have a wider layer.
+    :param variants: by name, what differs from ``small`` where the method keeps or trains weights
+        in another way; their archives are tested as well, those of ``"wide"`` with a wider layer.
     :param recipes: of the comparison, besides the method's own.
     """
 
@@ -56,6 +56,12 @@ class Method:
         factory: Any = self.store
         kind: type[WeightStore] = getattr(factory, "func", factory)
         return kind
+
+    @property
+    def examples(self) -> dict[str, Settings]:
+        """The settings of the method and of its variants, each under a name of its own."""
+        variants = {f"{self.name}_{name}": given for name, given in self.variants.items()}
+        return {self.name: {}, **variants}
 
     def build(
         self, settings: Settings | None = None, *, plugins: Iterable[Any] = (), **arguments: Any

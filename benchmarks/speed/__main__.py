@@ -1,6 +1,6 @@
-"""The command ``python -m benchmarks.speed``: :mod:`benchmarks.speed.steps`."""
+"""The command ``python -m benchmarks.speed``: :mod:`benchmarks.speed.command`."""
 
-from benchmarks.speed.steps import main
+from benchmarks.speed.command import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -30,7 +30,7 @@ from torch import nn
 
 from avalanche_compress import TaskNetwork, load_archive, registered_methods, save_archive
 from benchmarks.runs.backbones import BACKBONES
-from benchmarks.speed.steps import Figure, figure_of, seconds_of, table_of
+from benchmarks.speed.figures import Figure, figure_of, seconds_of, table_of
 
 SHAPE = (1, 28, 28)
 CLASSES = 10
@@ -45,8 +45,12 @@ TURN_STEPS = 32
 TURN_EPOCHS = 3
 """Of such a task: epochs that are long enough for what CACL computes only now and then."""
 STRATEGIES: dict[str, Callable[..., Any]] = {
-    method.name: partial(method.build, method.long) for method in registered_methods()
+    name: partial(method.build, {**settings, **method.long})
+    for method in registered_methods()
+    for name, settings in method.examples.items()
 }
+"""The methods and their variants."""
+METHODS = [method.name for method in registered_methods()]
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--tasks", type=int, nargs="+", default=[20, 100, 500], metavar="N")
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=METHODS)
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -54,9 +54,9 @@ def inputs() -> Tensor:
 
 
 EXAMPLES: dict[str, Callable[..., Any]] = {
-    f"{method.name}_{variant}" if variant else method.name: partial(method.build, settings)
+    name: partial(method.build, settings)
     for method in registered_methods()
-    for variant, settings in {"": None, **method.variants}.items()
+    for name, settings in method.examples.items()
 }
 """Builders of the strategies, to be given model, optimiser and the settings of training."""
 

@@ -103,10 +103,10 @@ register_method(
         CACL,
         FactoredStore,
         small={"energy": 0.05},
-        long={"reg_interval": 1},
         variants={
             "spatial": {"decomposition": "spatial", "storage": "factors"},
             "unshared": {"plugins": [partial(SharingPlugin, "none")]},
+            "each_step": {"reg_interval": 1},
             "4bit": {"plugins": [partial(QuantizationPlugin, 4)]},
         },
         recipes=["cacl_8bit", "cacl_sparse"],

@@ -1,0 +1,105 @@
+"""How fast: epochs and steps against Naive's and plain ones, task inference, k-means, masks.
+
+Run ``python -m benchmarks.speed``, or with ``--quick``, which takes two or three minutes, for the
+epochs alone. Every figure is a median over repetitions of this process's CPU time, and ratios
+compare runs that took turns in it, so that they hold when the machine's speed drifts or others use
+it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from rich.console import Console
+
+from benchmarks.data.images import Images, load_mnist
+from benchmarks.speed.arithmetic import (
+    kmeans,
+    mask_coding,
+    rank_estimation,
+    task_inference,
+    threshold,
+)
+from benchmarks.speed.figures import Figure, table_of
+from benchmarks.speed.training import (
+    epochs,
+    evaluation,
+    growing,
+    on_gpu,
+    random_images,
+    steps,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table.
+
+    :param arguments: command line without the program's name.
+    :return: exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="epochs and evaluations of the MLP")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="epochs on the MNIST in this folder, not random"
+    )
+    given = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    images = random_images() if given.data is None else load_mnist(given.data)
+    kind = "random" if given.data is None else "MNIST"
+    figures = quick(images, kind) if given.quick else everything(images, kind)
+    Console().print(table_of(figures))
+    if given.json is not None:
+        given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
+    return 0
+
+
+def quick(images: Images, kind: str) -> list[Figure]:
+    """Epochs at batch 10, the papers', and at batch 256, and what an evaluation costs.
+
+    :param images: to train on.
+    :param kind: what they are, in a word.
+    """
+    return [
+        *epochs(images, kind, batch=10, rounds=5, count=3_000),
+        *epochs(images, kind, batch=256, rounds=5, count=30_000),
+        evaluation("mlp", 1),
+        evaluation("mlp", 256),
+    ]
+
+
+def everything(images: Images, kind: str) -> list[Figure]:
+    """All that there is.
+
+    :param images: to train on.
+    :param kind: what they are, in a word.
+    """
+    return [
+        *epochs(images, kind, own_loader=True),
+        *epochs(images, kind, batch=10, rounds=5, count=6_000),
+        evaluation("mlp", 1),
+        evaluation("mlp", 256),
+        *steps("mlp", 10, 200),
+        *steps("mlp", 256, 20),
+        *steps("lenet", 64, 16, rounds=3),
+        *steps("alexnet", 64, 16, rounds=3),
+        *steps("resnet18", 64, 16, rounds=3),
+        *steps("cacl_net", 64, 16, ["cacl"], rounds=3),
+        growing(),
+        *task_inference("mlp", 256),
+        *task_inference("lenet", 64),
+        threshold(),
+        *kmeans(),
+        mask_coding(),
+        *rank_estimation(),
+        *on_gpu(),
+    ]
