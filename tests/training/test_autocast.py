@@ -58,8 +58,8 @@ def test_only_the_passes_of_training_are_in_bfloat16(name):
     stream, spy = make_stream(2, shape=(3, 8, 8)), Spy()
     model = watched(colour_net(), spy)
     strategy = OURS[name](
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         train_epochs=2,
         evaluator=None,
         plugins=[AutocastPlugin(), spy],
@@ -79,7 +79,11 @@ def test_old_logits_stay(name, tmp_path):
         model = mlp()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         return OURS[name](
-            model, optimizer, train_epochs=2, evaluator=None, plugins=[AutocastPlugin()]
+            model=model,
+            optimizer=optimizer,
+            train_epochs=2,
+            evaluator=None,
+            plugins=[AutocastPlugin()],
         )
 
     check_old_logits_stay(build, make_stream(3), mlp, tmp_path)

@@ -28,8 +28,8 @@ def trained(build, shape, plugins):
     torch.manual_seed(1)
     model = build()
     strategy = OURS["packnet"](
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.1),
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         train_epochs=2,
         evaluator=None,
         plugins=plugins,
@@ -46,7 +46,9 @@ def test_images_of_training_only(name):
     stream, model = make_stream(2, shape=(3, 8, 8)), colour_net(seen)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     plugins = [ChannelsLastPlugin()]
-    strategy = OURS[name](model, optimizer, train_epochs=2, evaluator=None, plugins=plugins)
+    strategy = OURS[name](
+        model=model, optimizer=optimizer, train_epochs=2, evaluator=None, plugins=plugins
+    )
     strategy.train(stream.train_stream[0])
     while_training = {last for training, last in seen if training}
     strategy.eval(stream.test_stream[:1])
