@@ -7,7 +7,6 @@ from decimal import ROUND_CEILING, Context
 from fractions import Fraction
 from typing import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,11 +36,11 @@ def prune_to_count(tensors: Sequence[Tensor], keep: int, floor: float = 0.0) -> 
     """
     if keep < 0:
         raise ValueError(f"keep is {keep}, but at least nothing stays: give keep >= 0.")
-    magnitude = _magnitudes(tensors)
+    magnitude = magnitudes(tensors)
     mask = magnitude > floor
     if keep < int(mask.sum()):
         mask = _largest(magnitude, keep)
-    return _shaped_like(tensors, mask)
+    return shaped_like(tensors, mask)
 
 
 def growth_bound_count(base_count: int, bound: float, fixed_count: int) -> int:
@@ -69,36 +68,13 @@ def growth_bound_count(base_count: int, bound: float, fixed_count: int) -> int:
     return left
 
 
-def reference_prune(
-    tensors: Sequence[Tensor], base_count: int, dense_count: int, bound: float, floor: float = 0.0
-) -> list[Tensor]:
-    """What the public code of HALRP keeps under a bound on growth, which it may miss.
+def magnitudes(tensors: Sequence[Tensor]) -> Tensor:
+    """The absolute entries of all tensors in one row.
 
-    With growth ``g = dense_count / base_count - 1`` it drops what is not above the
-    ``1 - bound / g`` quantile of the magnitudes, as if all added parameters could be pruned.
-
-    :param tensors: factors of all layers, of one task or of all; see :func:`prune_to_count`.
-    :param base_count: parameters of the base network.
-    :param dense_count: parameters of the base network and all tasks, nothing pruned.
-    :param bound: what all tasks may add, as a fraction of the base.
-    :param floor: entries of this magnitude or less never stay if anything is pruned.
-    :return: bool masks of what stays, all True if the growth is below the bound.
+    :param tensors: floating point, of any shapes.
+    :return: (n,).
     :raises NonFiniteError: if an entry is NaN or infinite.
-
-    >>> masks = reference_prune([torch.tensor([0.3, -0.1, 0.2, 0.4])], 10, 14, bound=0.2)
-    >>> masks[0].tolist()
-    [True, False, False, True]
     """
-    growth = dense_count / base_count - 1
-    magnitude = _magnitudes(tensors)
-    if growth < bound:
-        return _shaped_like(tensors, torch.ones_like(magnitude, dtype=torch.bool))
-    quantile = np.quantile(magnitude.cpu().double().numpy(), 1 - bound / growth)
-    return _shaped_like(tensors, magnitude > max(floor, float(quantile)))
-
-
-def _magnitudes(tensors: Sequence[Tensor]) -> Tensor:
-    """The absolute entries of all tensors in one row."""
     if not tensors:
         return torch.empty(0)
     magnitude = torch.cat([tensor.detach().abs().flatten() for tensor in tensors])
@@ -121,6 +97,11 @@ def _largest(magnitude: Tensor, keep: int) -> Tensor:
     return mask
 
 
-def _shaped_like(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+def shaped_like(tensors: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    """The inverse of :func:`magnitudes` for a mask.
+
+    :param tensors: whose shapes the masks have.
+    :param mask: (n,).
+    """
     parts = mask.split([tensor.numel() for tensor in tensors])
     return [part.view(tensor.shape) for part, tensor in zip(parts, tensors)]

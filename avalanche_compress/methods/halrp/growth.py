@@ -55,17 +55,15 @@ def base_parameters(network: TaskNetwork, classes: int | None = None) -> int:
     return head + sum(p.numel() for p in network.backbone.parameters() if id(p) not in own)
 
 
-def added_parameters(network: TaskNetwork, task: int, unpruned: bool = False) -> int:
+def added_parameters(network: TaskNetwork, task: int) -> int:
     """What a finished task adds to the base, as the public code counts it.
 
     :param network: of perturbed weights.
     :param task: its label.
-    :param unpruned: count the pruned entries of its factors too.
     """
     if task not in adding_tasks(network):
         return 0
-    stores = perturbed_stores(network)
-    values = sum(s.stored_unpruned(task) if unpruned else s.added_values(task) for s in stores)
+    values = sum(store.added_values(task) for store in perturbed_stores(network))
     return values + _counted_private(network, len(network.classes_of(task)))
 
 

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from avalanche_compress.errors import NonFiniteError, nearest
 
-_EPS = 1e-20
+EPS = 1e-20
+"""The least denominator of a scale: rows and columns of zeros get the scale zero."""
 _LARGEST_GRAM = 1024
 _METHODS = ("auto", "gram", "randomised", "exact")
 
@@ -37,9 +38,7 @@ class LeadingSVD:
     exact: bool
 
 
-def least_squares_scalings(
-    tuned: Tensor, base: Tensor, *, sweeps: int = 1, mode: str = "ls"
-) -> tuple[Tensor, Tensor]:
+def least_squares_scalings(tuned: Tensor, base: Tensor, sweeps: int = 1) -> tuple[Tensor, Tensor]:
     r"""Scale the outputs and inputs of a base weight so that it comes near a tuned one.
 
     .. math:: \min_{r, s} \| W - diag(r) \, W_{base} \, diag(s) \|_F^2
@@ -51,12 +50,8 @@ def least_squares_scalings(
     :param tuned: weight W, shape (O, I) or (O, I, ...) with kernel positions last.
     :param base: weight W_base, same shape.
     :param sweeps: how many times r and s are solved for; the paper does it once.
-    :param mode: ``"ls"``, or ``"reference"`` for what the public code computes, one sweep in which
-        the weights of s are summed over all outputs before they are multiplied:
-        ``s_i = (sum r / sum r^2) <W_i, W_base_i> / ||W_base_i||^2``.
     :return: ``(r, s)`` of shapes (O,) and (I,), float64 for float64 weights, else float32.
-    :raises ValueError: if the shapes differ or have no input dimension, ``sweeps < 1``, or the mode
-        is unknown or is ``"reference"`` with more than one sweep.
+    :raises ValueError: if the shapes differ or have no input dimension, or ``sweeps < 1``.
 
     Example::
 
@@ -66,18 +61,34 @@ def least_squares_scalings(
         >>> least_squares_scalings(tuned, torch.ones(2, 2))
         (tensor([1.5000, 4.5000]), tensor([0.6667, 1.3333]))
     """
-    _check_scalings(tuned, base, sweeps, mode)
-    tuned, base = _working(tuned), _working(base)
-    products = _sum_positions(tuned * base)
-    powers = _sum_positions(base.square())
+    products, powers = scaling_products(tuned, base)
+    if sweeps < 1:
+        raise ValueError(f"sweeps is {sweeps}, but r and s must be solved for: give sweeps >= 1.")
     s = torch.ones_like(powers[0])
     for _ in range(sweeps):
-        r = (products @ s) / (powers @ s.square()).clamp(min=_EPS)
-        if mode == "reference":
-            s = r.sum() * products.sum(0) / (r.square().sum() * powers.sum(0)).clamp(min=_EPS)
-        else:
-            s = (r @ products) / (r.square() @ powers).clamp(min=_EPS)
+        r = (products @ s) / (powers @ s.square()).clamp(min=EPS)
+        s = (r @ products) / (r.square() @ powers).clamp(min=EPS)
     return r, s
+
+
+def scaling_products(tuned: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """What scales are solved for from: ``<W_oi, W_base_oi>`` and ``||W_base_oi||^2``.
+
+    :param tuned: weight W, shape (O, I) or (O, I, ...) with kernel positions last.
+    :param base: weight W_base, same shape.
+    :return: both (O, I), float64 for float64 weights, else float32.
+    :raises ValueError: if the shapes differ or have no input dimension.
+
+    >>> scaling_products(torch.full((1, 1), 3.0), torch.full((1, 1), 2.0))
+    (tensor([[6.]]), tensor([[4.]]))
+    """
+    if tuned.shape != base.shape or base.dim() < 2:
+        raise ValueError(
+            f"the tuned weight has shape {tuple(tuned.shape)} and the base {tuple(base.shape)}, "
+            "expected one shape (O, I) or (O, I, ...) for both."
+        )
+    tuned, base = _working(tuned), _working(base)
+    return _sum_positions(tuned * base), _sum_positions(base.square())
 
 
 def scale_weight(base: Tensor, r: Tensor, s: Tensor) -> Tensor:
@@ -309,23 +320,6 @@ def _project(tall: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The singular value decomposition within the span of orthonormal right vectors (n, q)."""
     u, values, v = torch.linalg.svd(tall @ basis, full_matrices=False)
     return u, values, v @ basis.T
-
-
-def _check_scalings(tuned: Tensor, base: Tensor, sweeps: int, mode: str) -> None:
-    if tuned.shape != base.shape or base.dim() < 2:
-        raise ValueError(
-            f"the tuned weight has shape {tuple(tuned.shape)} and the base {tuple(base.shape)}, "
-            "expected one shape (O, I) or (O, I, ...) for both."
-        )
-    if sweeps < 1:
-        raise ValueError(f"sweeps is {sweeps}, but r and s must be solved for: give sweeps >= 1.")
-    if mode not in ("ls", "reference"):
-        raise ValueError(
-            f"there is no mode {mode!r}{nearest(mode, ('ls', 'reference'))}: give 'ls' or "
-            "'reference'."
-        )
-    if mode == "reference" and sweeps > 1:
-        raise ValueError(f"sweeps is {sweeps}, but the public code does one sweep: give sweeps=1.")
 
 
 def _check_svd(

@@ -13,16 +13,13 @@ from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError, ValidationDataError
 from avalanche_compress.host.strategy import criterion_of
-from avalanche_compress.methods.halrp.budget import prune_to_count, reference_prune
+from avalanche_compress.methods.halrp.budget import prune_to_count
+from avalanche_compress.methods.halrp.decomposition import Layer
 from avalanche_compress.methods.halrp.growth import (
     GrowthLimit,
-    added_parameters,
-    base_parameters,
-    fixed_parameters,
     perturbed_stores,
 )
 from avalanche_compress.methods.halrp.importance import IMPORTANCE, Batch, layer_importance
-from avalanche_compress.methods.halrp.maths import LeadingSVD, balanced_factors, leading_svd
 from avalanche_compress.methods.halrp.rank_selection import (
     choose_conv_mode,
     ranks_within_budget,
@@ -87,8 +84,6 @@ class PerturbationPlugin(FromBasePlugin):
     :param svd: ``"auto"``, ``"gram"``, ``"randomised"`` or ``"exact"``, see
         :func:`~avalanche_compress.methods.halrp.maths.leading_svd`.
     :param als_iters: how many times r and s are solved for in turn.
-    :param reference_compat: do as the public code does: its estimate of s, a ``scale_center`` of 0,
-        and pruning by its threshold, which may miss the bound and leaves all entries below it.
     :raises TaskStateError: if an argument is outside its range.
 
     >>> PerturbationPlugin(0.9, warmup_epochs=0.25).warmup(train_epochs=12)
@@ -118,7 +113,6 @@ class PerturbationPlugin(FromBasePlugin):
         post_prune_epochs: int = 0,
         svd: str = "auto",
         als_iters: int = 1,
-        reference_compat: bool = False,
     ):
         super().__init__()
         if not 0 < approx_rate <= 1:
@@ -154,21 +148,13 @@ class PerturbationPlugin(FromBasePlugin):
             raise TaskStateError(
                 f"scale_center={scale_center} must be a finite number: 1 draws r and s to the base."
             )
-        if als_iters < 1 or (reference_compat and als_iters > 1):
-            raise TaskStateError(
-                f"als_iters={als_iters} must be at least 1, and 1 with reference_compat: the "
-                "public code solves once."
-            )
+        if als_iters < 1:
+            raise TaskStateError(f"als_iters={als_iters} must be at least 1.")
         self.limit = GrowthLimit(growth_bound, tasks, per_task_budget)
-        if rank_method == "budget" and (reference_compat or not self.limit.given):
+        if rank_method == "budget" and not self.limit.given:
             raise TaskStateError(
-                "rank_method='budget' spends what growth_bound= or per_task_budget= allows, and "
-                "not with reference_compat: give one of them, such as growth_bound=0.2."
-            )
-        if reference_compat and (tasks, per_task_budget) != (None, None):
-            raise TaskStateError(
-                f"tasks={tasks} and per_task_budget={per_task_budget} cannot be held with "
-                "reference_compat, which prunes by growth_bound alone: leave them out."
+                "rank_method='budget' spends what growth_bound= or per_task_budget= allows: give "
+                "one of them, such as growth_bound=0.2."
             )
         self.approx_rate = approx_rate
         self.warmup_epochs = warmup_epochs
@@ -179,12 +165,11 @@ class PerturbationPlugin(FromBasePlugin):
         self.importance_data = importance_data
         self.l1 = l1
         self.l2 = l2
-        self.scale_center = 0.0 if reference_compat else scale_center
+        self.scale_center = scale_center
         self.prune_floor = prune_floor
         self.post_prune_epochs = post_prune_epochs
         self.svd = svd
         self.als_iters = als_iters
-        self.reference_compat = reference_compat
         self._perturbed = False
         self._pruned = False
 
@@ -275,17 +260,19 @@ class PerturbationPlugin(FromBasePlugin):
     @property
     def _limited(self) -> bool:
         """Whether a limit on growth has to be met exactly."""
-        return self.limit.given and not self.reference_compat
+        return self.limit.given
+
+    def _scalings(self, store: PerturbedStore) -> tuple[Tensor, Tensor]:
+        """The r and s that a layer is perturbed with."""
+        return store.scalings(self.als_iters)
 
     def _perturb(self, strategy: Any) -> None:
         """Replace whole weights by perturbations, and the optimiser's parameters with them."""
         network = network_of(strategy)
         stores = [store for store in perturbed_stores(network) if store.factored]
         importance = self._importance(strategy, stores)
-        mode = "reference" if self.reference_compat else "ls"
         layers = [
-            _Layer(store, *store.scalings(self.als_iters, mode), store.modes[0], self.svd)
-            for store in stores
+            Layer(store, *self._scalings(store), store.modes[0], self.svd) for store in stores
         ]
         for layer in layers:
             layer.decompose(self.max_rank)
@@ -313,7 +300,7 @@ class PerturbationPlugin(FromBasePlugin):
         return layer_importance(network_of(strategy), stores, batches, criterion_of(strategy), kind)
 
     def _ranks(
-        self, layers: Sequence[_Layer], importance: Tensor, network: TaskNetwork
+        self, layers: Sequence[Layer], importance: Tensor, network: TaskNetwork
     ) -> list[int]:
         """The rank of each layer, which may be above its break-even."""
         caps = [layer.cap(self.max_rank, self._limited) for layer in layers]
@@ -347,7 +334,7 @@ class PerturbationPlugin(FromBasePlugin):
             if all(selection.certified):
                 return selection.ranks
 
-    def _better_flat(self, layer: _Layer, rank: int) -> _Layer | None:
+    def _better_flat(self, layer: Layer, rank: int) -> Layer | None:
         """The layer with a flattened kernel, if it has the choice and that captures more.
 
         Both may spend as many parameters as one component of the flattened kernel takes at least.
@@ -386,90 +373,13 @@ class PerturbationPlugin(FromBasePlugin):
         restart_comparisons(strategy)
 
     def _masks(self, factors: Sequence[Tensor], network: TaskNetwork) -> list[Tensor]:
-        entries = sum(factor.numel() for factor in factors)
-        assert network.open_task is not None
-        classes = len(network.classes_of(network.open_task))
-        if not self.reference_compat:
-            keep = entries
-            if self.limit.given:
-                keep = min(keep, self.limit.entries(network, classes))
-            return prune_to_count(factors, keep, self.prune_floor)
-        if self.limit.bound is None:
-            return [torch.ones_like(factor, dtype=torch.bool) for factor in factors]
-        base = base_parameters(network, classes)
-        earlier = sum(added_parameters(network, task, unpruned=True) for task in network.tasks)
-        dense = base + earlier + fixed_parameters(network, classes) + entries
-        return reference_prune(factors, base, dense, self.limit.bound, self.prune_floor)
-
-
-class _Layer:
-    """A layer between its whole weight and its perturbation.
-
-    :param store: with a whole weight in training.
-    :param r: scales of its outputs, (G, n).
-    :param s: scales of its inputs, (G, m).
-    :param mode: ``"spatial_mean"`` or ``"flatten"``.
-    :param method: of the singular value decomposition.
-    """
-
-    def __init__(self, store: PerturbedStore, r: Tensor, s: Tensor, mode: str, method: str):
-        self.store = store
-        self.mode = mode
-        self.cost = store.parameters_per_rank(mode)
-        self.kernel_size = 1 if mode == "flatten" else store.kernel_size
-        """K, the kernel positions over which a component is constant."""
-        self._r, self._s = r, s
-        self._method = method
-        self._residual = store.residual(r, s, mode)
-        self._svds: list[LeadingSVD] = []
-
-    def flattened(self) -> _Layer:
-        """The same layer with its kernel as one matrix."""
-        return _Layer(self.store, self._r, self._s, "flatten", self._method)
-
-    def decompose(self, rank: int) -> None:
-        """Find the leading components of every group's matrix.
-
-        :param rank: how many, if there are so many.
-        """
-        self.components = min(rank, self.store.full_rank(self.mode))
-        with torch.autocast(self._residual.device.type, enabled=False):
-            self._svds = [
-                leading_svd(matrix, self.components, method=self._method)
-                for matrix in self._residual
-            ]
-
-    @property
-    def singular_values(self) -> Tensor:
-        """Of all groups together: components of one index stand or fall with each other."""
-        groups = torch.stack([svd.singular_values for svd in self._svds])
-        return torch.linalg.vector_norm(groups, dim=0)
-
-    @property
-    def energy(self) -> float | None:
-        """Sum of all squared singular values, if not all of them were found."""
-        if all(svd.exact for svd in self._svds):
-            return None
-        return sum(svd.energy for svd in self._svds)
-
-    def cap(self, max_rank: int, limited: bool) -> int:
-        """The largest rank that may be chosen.
-
-        :param max_rank: for any layer.
-        :param limited: whether no layer may keep its whole weight instead.
-        """
-        store = self.store
-        most = store.break_even_rank if limited else store.full_rank
-        return min(max_rank, most(self.mode))
-
-    def perturb(self, rank: int) -> None:
-        """Let the store train scales and this many components.
-
-        :param rank: at most as many as were found.
-        """
-        factors = [balanced_factors(svd, rank) for svd in self._svds]
-        left, right = (torch.stack(parts) for parts in zip(*factors))
-        self.store.perturb(self._r, self._s, left, right)
+        """Which entries stay, of all layers' factors."""
+        keep = sum(factor.numel() for factor in factors)
+        if self.limit.given:
+            assert network.open_task is not None
+            classes = len(network.classes_of(network.open_task))
+            keep = min(keep, self.limit.entries(network, classes))
+        return prune_to_count(factors, keep, self.prune_floor)
 
 
 def _least_entries(store: PerturbedStore, min_rank: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from avalanche_compress.methods.halrp.maths import (
 
 CONV_MODES = ("spatial_mean", "flatten", "auto")
 _DENSE, _SPATIAL_MEAN, _FLATTEN = range(3)
+Solver = Callable[[Tensor, Tensor, int], Tuple[Tensor, Tensor]]
 
 
 class PerturbedStore(BaseStore):
@@ -158,20 +159,19 @@ class PerturbedStore(BaseStore):
         return self._compose(self.row_scale, self.column_scale, *self.factors)
 
     @torch.no_grad()
-    def scalings(self, sweeps: int = 1, mode: str = "ls") -> tuple[Tensor, Tensor]:
+    def scalings(
+        self, sweeps: int = 1, solve: Solver = least_squares_scalings
+    ) -> tuple[Tensor, Tensor]:
         """The r and s with which the scaled base is nearest to the whole weight in training.
 
         :param sweeps: see :func:`~avalanche_compress.methods.halrp.maths.least_squares_scalings`.
-        :param mode: ``"ls"`` or ``"reference"``.
+        :param solve: that function, or one that does it otherwise.
         :return: (G, n) and (G, m), in float32 or better.
         :raises TaskStateError: if there is no base.
         """
         groups = zip(self._by_group(self.scratch), self._by_group(self._frozen_base()))
         with torch.autocast(self.scratch.device.type, enabled=False):
-            pairs = [
-                least_squares_scalings(tuned, base, sweeps=sweeps, mode=mode)
-                for tuned, base in groups
-            ]
+            pairs = [solve(tuned, base, sweeps) for tuned, base in groups]
         r, s = zip(*pairs)
         return torch.stack(r), torch.stack(s)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.halrp.plugin import PerturbationPlugin
+from avalanche_compress.methods.halrp.reference import ReferencePerturbation
 from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.training.strategy import CompressedStrategy
@@ -42,7 +43,8 @@ class HALRP(CompressedStrategy):
     :param post_prune_epochs: epochs left for training when factors are pruned.
     :param svd: ``"auto"``, ``"gram"``, ``"randomised"`` or ``"exact"``.
     :param als_iters: how many times r and s are solved for in turn.
-    :param reference_compat: do as the public code does.
+    :param reference_compat: do as the public code does, see
+        :class:`~avalanche_compress.methods.halrp.reference.ReferencePerturbation`.
     :param conv_mode: ``"spatial_mean"``, ``"flatten"`` or ``"auto"``, see
         :class:`~avalanche_compress.PerturbedStore`.
     :param base: ``"first"`` task, or ``"given"``: the model as it is, for pretrained ones.
@@ -82,7 +84,8 @@ class HALRP(CompressedStrategy):
         base: str = "first",
         **base_kwargs: Any,
     ):
-        perturbation = PerturbationPlugin(
+        plugin = ReferencePerturbation if reference_compat else PerturbationPlugin
+        perturbation = plugin(
             approx_rate,
             warmup_epochs=warmup_epochs,
             max_rank=max_rank,
@@ -100,7 +103,6 @@ class HALRP(CompressedStrategy):
             post_prune_epochs=post_prune_epochs,
             svd=svd,
             als_iters=als_iters,
-            reference_compat=reference_compat,
         )
         super().__init__(
             model=model,

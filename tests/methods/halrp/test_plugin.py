@@ -30,9 +30,10 @@ from avalanche_compress import (
     growth,
 )
 from avalanche_compress.core.store import Place
+from avalanche_compress.methods.halrp.decomposition import Layer
 from avalanche_compress.methods.halrp.growth import GrowthLimit, added_parameters, base_parameters
 from avalanche_compress.methods.halrp.importance import layer_importance
-from avalanche_compress.methods.halrp.plugin import _Layer
+from avalanche_compress.methods.halrp.reference import ReferencePerturbation
 from avalanche_compress.shaping.validation import iterate_batches
 
 
@@ -242,7 +243,7 @@ def test_ranks_and_weights_are_those_of_the_public_code(rate):
     torch.manual_seed(0)
     seen = {}
 
-    class Watched(PerturbationPlugin):
+    class Watched(ReferencePerturbation):
         def _perturb(self, strategy):
             network = strategy.network
             stores = network.weight_stores
@@ -261,7 +262,7 @@ def test_ranks_and_weights_are_those_of_the_public_code(rate):
 
     strategy = build(bn_net())
     index = strategy.plugins.index(plugin_of(strategy))
-    strategy.plugins[index] = Watched(rate, max_rank=6, reference_compat=True)
+    strategy.plugins[index] = Watched(rate, max_rank=6)
     train(strategy)
     assert seen["found"][0] == seen["expected"][0] and max(seen["found"][0]) > 1
     for ours, theirs in zip(seen["found"][1], seen["expected"][1]):
@@ -329,7 +330,7 @@ def test_grouped_kernels_share_a_rank_and_are_chosen_by_their_joint_energy():
     with torch.no_grad():
         store.scratch.add_(torch.randn_like(store.scratch))
     r, s = store.scalings()
-    found = _Layer(store, r, s, "spatial_mean", "exact")
+    found = Layer(store, r, s, "spatial_mean", "exact")
     found.decompose(2)
     rest = store.residual(r, s, "spatial_mean")
     sigma = torch.linalg.svdvals(rest.double()).square().sum(0).sqrt()
@@ -613,17 +614,17 @@ def test_the_plugin_works_on_a_plain_strategy():
 
 
 @pytest.mark.parametrize(
-    ("own", "center"),
+    ("build", "center"),
     [
-        ({}, 1),
-        ({"scale_center": 0}, 0),
-        ({"scale_center": 0.4}, 0.4),
-        ({"reference_compat": True}, 0),
+        (PerturbationPlugin, 1),
+        (partial(PerturbationPlugin, scale_center=0), 0),
+        (partial(PerturbationPlugin, scale_center=0.4), 0.4),
+        (ReferencePerturbation, 0),
     ],
 )
-def test_the_penalty_is_the_papers(own, center):
+def test_the_penalty_is_the_papers(build, center):
     network = TaskNetwork(bn_net(), PerturbedStore)
-    plugin = PerturbationPlugin(l1=0.3, l2=0.2, **own)
+    plugin = build(l1=0.3, l2=0.2)
     network.open(0, [0, 1])
     expected = 0.1 * sum(store.scratch.square().sum() for store in network.weight_stores)
     torch.testing.assert_close(plugin.penalty(network), expected)
@@ -853,6 +854,8 @@ def test_the_public_code_prunes_nothing_below_the_bound():
         {"als_iters": 0},
         {"als_iters": 2, "reference_compat": True},
         {"per_task_budget": 9, "reference_compat": True},
+        {"tasks": 3, "growth_bound": 0.3, "reference_compat": True},
+        {"rank_method": "budget", "growth_bound": 0.3, "reference_compat": True},
         {"conv_mode": "tucker"},
         {"base": "none"},
     ],
