@@ -107,7 +107,8 @@ class Collection:
         if not refuses:
             return kept
         classes = {task: self._network.classes_of(task) for task in self._tasks}
-        decoded = self._rule.decode([*earlier, kept], classes, torch.device("cpu"))
+        older = [{n: own[n] for n in own if n not in self._rule.newest} for own in earlier]
+        decoded = self._rule.decode([*older, kept], classes, torch.device("cpu"))
         novelty = self._rule.novelty(answers, decoded, len(self._tasks) - 1)
         return {**kept, thresholds_name(self._rule): thresholds(novelty)}
 

@@ -38,7 +38,7 @@ class RidgeRule(Rule):
     ``W = (S + a tr(S)/M I)^-1 Q``, S the covariance of the features and Q that of features and
     one-hot targets. Kept are each class's mean and the scatter within classes, which only the
     newest task holds: ``2 M C_t`` bytes a task and ``M (M + 1)`` bytes once, in float16.
-    A class in two tasks is one class.
+    A class in two tasks is one class. Outputs change with every task: ``unknown=`` is not for it.
 
     Source: RanPAC (McDonnell et al., NeurIPS 2023), here in the space of the first sub-network.
 
@@ -55,6 +55,7 @@ class RidgeRule(Rule):
     name = "ridge"
     kept = (MEANS, NUMBERS)
     newest = (SCATTER, SCALE)
+    refuses = False
 
     def __init__(self, strength: float = 0.01, random_features: int = 0, dtype: str = "float16"):
         if strength <= 0 or random_features < 0:
@@ -110,9 +111,10 @@ class RidgeRule(Rule):
             means.append(own[MEANS].double() * own[NUMBERS][-2].double())
             counts.append(_counts(own))
         random = int(kept[0][NUMBERS][-1])
-        if newest[0][SCATTER].numel() != width * (width + 1) // 2:
+        triangle, scale = newest[0][SCATTER], newest[0][SCALE]
+        if triangle.shape != (width * (width + 1) // 2,) or scale.shape != (1,):
             raise misfit(self.name, last, f"are not of {width} features")
-        within = _symmetric(newest[0][SCATTER], newest[0][SCALE])
+        within = _symmetric(triangle, scale)
         every = sorted({number for numbers in classes.values() for number in numbers})
         columns = [torch.tensor([every.index(c) for c in numbers]) for numbers in classes.values()]
         head = solve(within, torch.cat(means), torch.cat(counts), torch.cat(columns), self.strength)

@@ -41,6 +41,8 @@ class Rule:
     """Names of the tensors that are kept of every task."""
     newest: ClassVar[tuple[str, ...]] = ()
     """Names of those that only the newest task keeps: sums over all tasks."""
+    refuses: ClassVar[bool] = True
+    """Whether the novelty of a task's samples stays what it was when the task was finished."""
     folds: ClassVar[bool] = True
     """Whether wide features are folded before they are gathered."""
 

@@ -85,6 +85,11 @@ class TaskInference:
             name, _, layer = rule[: -len(BATCH) if rule.endswith(BATCH) else None].partition("@")
             rule, features = rule_of(name), features or layer or None
         check_rate(unknown)
+        if unknown is not None and not rule.refuses:
+            raise TaskInferenceError(
+                f"the outputs of the rule {rule.name!r} change with every task, so no threshold of "
+                "unknown= would last: refuse samples by 'triangular' or 'gaussian'."
+            )
         self.rule = rule
         self.batchwise = batchwise
         self.features = Features(features or HEAD, rule.folds)

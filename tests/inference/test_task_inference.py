@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from avalanche.benchmarks import class_incremental_benchmark, tensors_benchmark
@@ -27,7 +30,9 @@ from avalanche_compress import (
     save_archive,
 )
 from avalanche_compress.metrics import stored_bytes
+from benchmarks.stress.examples import build_model, inputs
 
+ARCHIVES = Path(__file__).parent.parent / "archives"
 RULES = ["entropy", "energy", "prototype", "gaussian", "triangular", "ridge", "triangular@first"]
 OF_SUBNETWORKS = [rule for rule in RULES if rule != "ridge"]
 TASKS, PER_TASK = 3, 2
@@ -160,6 +165,15 @@ def test_an_archive_carries_prototypes_and_counts_their_bytes(tmp_path):
         ours, theirs = infer(with_them, x, "prototype"), infer(loaded, x, "prototype")
         assert torch.equal(ours.logits, theirs.logits)
         assert torch.equal(ours.tasks, theirs.tasks)
+
+
+def test_an_archive_of_version_1_chooses_as_it_did():
+    """By the first release: 0, 1 or 2 for 40 samples."""
+    build = partial(build_model, "wsn_prototype")
+    network = load_archive(ARCHIVES / "wsn_prototype.v1", build)
+    x = torch.randn(40, *inputs().shape[1:], generator=torch.Generator().manual_seed(5))
+    found = infer(network, x, "prototype").tasks.tolist()
+    assert "".join(map(str, found)) == "1101121120022112002111021212012102210010"
 
 
 def test_similarity_and_prototypes_are_kept_side_by_side():
