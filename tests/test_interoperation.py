@@ -87,7 +87,7 @@ def test_logits_that_change_are_noticed():
     strategy = build("wsn")
 
     def spoil():
-        _, weight = strategy.network.views.tensors_of(0)[0]
+        _, weight = strategy.network.views[0].tensors[0]
         weight += len(strategy.network.tasks)
 
     with pytest.raises(AssertionError):

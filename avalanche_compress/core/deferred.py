@@ -13,8 +13,10 @@ class DeferredWeight(Tensor):
     """Stands for a weight of several parts, in a layer that may do without the whole.
 
     A function of torch that is called with it is first offered to ``apply``, which may know how to
-    compute it from the parts; every other one gets the whole weight, composed once. Gradients
-    reach the parts on either way.
+    compute it from the parts; every other one gets the whole weight. Gradients reach the parts on
+    either way. The whole weight is composed once, and once more in each region of the model that
+    is computed again in the backward pass (``torch.utils.checkpoint``): there the second pass has
+    to save the tensors that the first one saved.
 
     :param like: has the shape, the dtype and the device.
     :param compose: makes the whole weight, differentiable in its parts.
@@ -33,7 +35,7 @@ class DeferredWeight(Tensor):
 
     _compose: Callable[[], Tensor]
     _apply: Callable[..., Tensor | None]
-    _whole: Tensor | None
+    _whole: tuple[Any, Tensor] | None
 
     @staticmethod
     def __new__(cls, like: Tensor, compose: Callable[[], Tensor], apply: Callable[..., Any]) -> Any:
@@ -86,7 +88,13 @@ def rounded_under_autocast(*parts: Tensor) -> tuple[Tensor, ...]:
 def _whole(value: Any) -> Any:
     if not isinstance(value, DeferredWeight):
         return value
-    parts = value.__dict__
-    if parts["_whole"] is None:
-        parts["_whole"] = parts["_compose"]()
-    return parts["_whole"]
+    parts, region = value.__dict__, _region()
+    if parts["_whole"] is None or parts["_whole"][0] != region:
+        parts["_whole"] = region, parts["_compose"]()
+    return parts["_whole"][1]
+
+
+def _region() -> tuple[bool, Any]:
+    """What tells a checkpointed region, and its second pass, from all that is around it."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch.is_grad_enabled(), hooks and hooks[0]

@@ -183,5 +183,35 @@ def fails_behind(head: nn.Module, run: Callable[[], Tensor]) -> bool:
     return False
 
 
+def fails_behind_head(name: str, task: int, error: Exception) -> UnsupportedModuleError:
+    """The error for a layer that was taken for the head and is followed by others.
+
+    :param name: of the head.
+    :param task: that ran.
+    :param error: what was raised behind the head.
+    """
+    return UnsupportedModuleError(
+        f"the model fails behind its layer {name!r}, which has as many outputs as task {task} has "
+        f"classes ({error}): if that is not the layer that gives the logits, build the model anew "
+        "and name that one with head=."
+    )
+
+
+def not_the_head(
+    name: str, task: int, classes: int, shape: Sequence[int]
+) -> UnsupportedModuleError:
+    """The error for a layer that was taken for the head and gives no logits.
+
+    :param name: of the head.
+    :param task: that ran.
+    :param classes: how many it has.
+    :param shape: of what the model gave.
+    """
+    return UnsupportedModuleError(
+        f"the model gives an output of shape {tuple(shape)} and task {task} has {classes} classes, "
+        f"so {name!r} is not the layer that gives the logits: name that one with head=."
+    )
+
+
 def _inside_attention(modules: dict[str, nn.Module], name: str) -> bool:
     return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)

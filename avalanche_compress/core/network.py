@@ -9,16 +9,19 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from torch import Tensor, nn
 
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
+from avalanche_compress.core.checks import check_structure
 from avalanche_compress.core.conversion import padding_rows, sort_tensors
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.heads import (
     MASKED_LOGIT,
-    fails_behind,
+    fails_behind_head,
     find_head,
+    not_the_head,
     renew_head,
     replace_avalanche_heads,
     spread_logits,
 )
+from avalanche_compress.core.open_task import Call, OpenTask
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import (
@@ -29,10 +32,12 @@ from avalanche_compress.core.state import (
     restart_statistics,
 )
 from avalanche_compress.core.store import Place, WeightStore
-from avalanche_compress.core.substitution import Completion, Substitution, evaluating
+from avalanche_compress.core.structure import Structure
+from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.views import Views
 from avalanche_compress.errors import (
     CapacityExhaustedError,
+    CompressError,
     TaskAlreadyLearnedError,
     TaskLabelError,
     TaskStateError,
@@ -113,7 +118,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         self._call = Caller(model)
         self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
         self.stores = nn.ModuleDict(
-            {name.replace(".", "/"): store(place, name) for name, place in tensors.shared.items()}
+            {_key(name): store(place, name) for name, place in tensors.shared.items()}
         )
         self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
         self._moving = [
@@ -128,7 +133,22 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         self.open_task: int | None = None
         self._open_classes: tuple[int, ...] = ()
         self._planned_reuse: Sequence[int] | None = None
-        self.views = Views(model, head_layer, self.weight_stores, self.private, self._completed)
+        self._structure = Structure(model)
+        self.views = Views(
+            self._structure, head_layer, self.weight_stores, self.private, self._completed
+        )
+        self._open = OpenTask(
+            model,
+            head_layer,
+            self._structure,
+            self.views,
+            self.weight_stores,
+            self.private,
+            self._static,
+            self._completed,
+        )
+        self._steps_are_checked = False
+        self._last_inputs: Any = None
 
     # ------------------------------------------------------------------ life of a task
 
@@ -211,6 +231,10 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             )
         self.check_open(task, reusable)
         self.check_frozen()
+        check_structure(self._structure, self.head)
+        self._open.restart()
+        if not self.classes:
+            self._structure.retake()
         for name, module in self.backbone.named_modules():
             reset_nonfinite(module, name)
         for store in self.weight_stores:
@@ -226,7 +250,8 @@ class TaskNetwork(NetworkState, MultiTaskModule):
     def commit(self) -> None:
         """Freeze the open task: from now on its logits never change.
 
-        :raises TaskStateError: if no task is open.
+        :raises TaskStateError: if no task is open, or the task's bytes do not answer the last
+            mini-batch of training as the task does; then nothing has changed.
         :raises NonFiniteError: if a weight is NaN or infinite; then nothing has changed.
         """
         task = self._require_open()
@@ -234,17 +259,19 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         stores = [self.private, *self.weight_stores]
         for store in stores:
             store.check_commit()
-        sections = [store.encode() for store in stores]
+        sections = self._open.encode(task, self._call_of(task))
         for store, section in zip(stores, sections):
             store.restore(task, section)
         self.classes[task] = self._open_classes
         self.known_train_tasks_labels.add(task)
         self.open_task = None
+        self._open.restart()
         self.views.clear()
 
     def discard(self) -> None:
         """Drop the open task, if there is one; finished tasks are untouched."""
         self.open_task = None
+        self._open.restart()
 
     def classes_of(self, task: int) -> tuple[int, ...]:
         """The class numbers of a finished or open task.
@@ -298,7 +325,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         # asked here, too: of evaluation's few microseconds beside the model a call is one in ten
         task = task_label if task_label in self.classes else self._answering(task_label)
         if task is None:
-            logits = self._run(x, task_label)
+            logits = self._run(self.backbone, x, task_label)
             return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
         logits, classes = self.own_logits(x, task), self.classes_of(task)
         if task_label != task:
@@ -315,7 +342,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         """
         logits = self._run_open(x, task) if task == self.open_task else self._run_finished(x, task)
         if logits.shape[-1] != len(self.classes_of(task)):
-            raise self._not_the_head(logits, task)
+            raise not_the_head(self.head_name, task, len(self.classes_of(task)), logits.shape)
         return logits
 
     def _forward_mixed(self, x: Tensor, task_labels: Tensor, labels: Sequence[int]) -> Tensor:
@@ -339,56 +366,30 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         """
         self.views.activate(*tasks)
 
-    def _run_open(self, x: Tensor, task: int) -> Tensor:
-        tensors = [
-            (store.place, store.loan() if store.scratch.requires_grad else store.weight().detach())
-            for store in self.weight_stores
-        ]
-        weights = Substitution(self._completed(tensors))
+    def _run_open(self, x: Any, task: int) -> Tensor:
+        call = self._call_of(task)
         try:
-            with weights:
-                return self._run(x, task)
+            return self._open.run(x, task, call)
         except RuntimeError as error:
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
-                with evaluating(self.backbone), torch.no_grad(), weights:
-                    if fails_behind(self.head, lambda: self._run(x, task)):
-                        raise self._fails_behind_head(task, error) from error
+            is_ours = isinstance(error, (CompressError, torch.cuda.OutOfMemoryError))
+            if not is_ours and self._open.fails_behind_head(x, call):
+                raise fails_behind_head(self.head_name, task, error) from error
             raise
 
-    def _run_finished(self, x: Tensor, task: int) -> Tensor:
-        weights = self.views.active.get(task)
-        if weights is None:
-            self.views.activate(task)
-            weights = self.views.active[task]
-        backbone: Any = self._modules["backbone"]  # a third of the time of self.backbone
-        if not backbone.training:
-            with weights:
-                return self._run(x, task)
-        # a replayed sample of a finished task: its running statistics must not move
-        with evaluating(backbone), weights:
-            return self._run(x, task)
+    def _run_finished(self, x: Any, task: int) -> Tensor:
+        # a view is in evaluation mode: of a replayed sample no running statistics move
+        view = self.views.active.get(task) or self.views[task]
+        return self._run(view.model, x, task)
 
-    def _run(self, x: Tensor, task: int) -> Tensor:
-        backbone: Any = self._modules["backbone"]
+    def _call_of(self, task: int) -> Call:
+        return lambda model, x: self._run(model, x, task)
+
+    def _run(self, model: nn.Module, x: Any, task: int) -> Tensor:
         if isinstance(x, Tensor):
-            output = backbone(x, task) if self._takes_task else backbone(x)
+            output = model(x, task) if self._takes_task else model(x)
         else:
-            output = self._call(backbone, x, *([task] if self._takes_task else ()))
+            output = self._call(model, x, *([task] if self._takes_task else ()))
         return output if type(output) is Tensor else logits_of(output)
-
-    def _fails_behind_head(self, task: int, error: Exception) -> UnsupportedModuleError:
-        return UnsupportedModuleError(
-            f"the model fails behind its layer {self.head_name!r}, which has as many "
-            f"outputs as task {task} has classes ({error}): if that is not the layer that "
-            "gives the logits, build the model anew and name that one with head=."
-        )
-
-    def _not_the_head(self, logits: Tensor, task: int) -> UnsupportedModuleError:
-        return UnsupportedModuleError(
-            f"the model gives an output of shape {tuple(logits.shape)} and task {task} has "
-            f"{len(self.classes_of(task))} classes, so {self.head_name!r} is not the layer that "
-            "gives the logits: name that one with head=."
-        )
 
     def _answering(self, task_label: int) -> int | None:
         """The task whose sub-network answers; None before any task was opened."""
@@ -406,7 +407,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         :param name: dotted name of the weight in the model.
         :param task: its label.
         """
-        store: WeightStore = self.stores[name.replace(".", "/")]  # type: ignore[assignment]
+        store: WeightStore = self.stores[_key(name)]  # type: ignore[assignment]
         ((_, weight),) = self._completed([(store.place, store.committed(task))])[:1]
         return weight
 
@@ -422,12 +423,18 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             (:meth:`classes_of`).
         :raises TaskStateError: if the task is not finished, or there is no such form.
         """
-        return self.views.materialise(task, form, len(self.classes.get(task, ())))
+        return self.views.materialise(task, form)
 
     def _require_open(self) -> int:
         if self.open_task is None:
             raise TaskStateError("no task is open: call open(task, classes) and train it first.")
         return self.open_task
+
+
+def _key(name: str) -> str:
+    """A weight's name as a key of a ModuleDict, where no dots may be and some words are taken."""
+    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
 def network_of(strategy: Any) -> TaskNetwork:

@@ -68,7 +68,14 @@ class PrivateStore(Store):
         :param task: its label.
         """
         self.position_of(task)
-        tensors = self.decode(ByteReader(self.sections[task]))
+        return self.tensors_in(self.sections[task])
+
+    def tensors_in(self, section: bytes) -> list[Tensor]:
+        """What a section holds, in the order of the places.
+
+        :param section: what :meth:`encode` gave.
+        """
+        tensors = self.decode(ByteReader(section))
         return [tensor.to(place.tensor.device) for tensor, place in zip(tensors, self.places)]
 
     def stored_values(self, task: int) -> int:

@@ -16,8 +16,10 @@ from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.errors import TaskStateError
 
 if TYPE_CHECKING:
+    from avalanche_compress.core.open_task import OpenTask
     from avalanche_compress.core.private import PrivateStore
     from avalanche_compress.core.store import WeightStore
+    from avalanche_compress.core.structure import Structure
     from avalanche_compress.core.views import Views
 
 Self = TypeVar("Self", bound="NetworkState")
@@ -61,12 +63,17 @@ class StaticTensors:
         :param task: that was trained meanwhile.
         :raises TaskStateError: naming it.
         """
-        for name, mark in self.marks.items():
-            if _mark(self.places[name].tensor) != mark:
-                raise TaskStateError(
-                    f"{name} changed while task {task} was trained, but all tasks share "
-                    f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
-                )
+        for name in self.changed():
+            raise TaskStateError(
+                f"{name} changed while task {task} was trained, but all tasks share "
+                f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
+            )
+
+    def changed(self) -> list[str]:
+        """Names of those that are not as they were."""
+        return [
+            name for name, mark in self.marks.items() if _mark(self.places[name].tensor) != mark
+        ]
 
 
 class NetworkState(nn.Module):
@@ -83,6 +90,8 @@ class NetworkState(nn.Module):
     stores: nn.ModuleDict
     _moving: list[Place]
     _static: StaticTensors
+    _structure: Structure
+    _open: OpenTask
     _head_place: Place
     _open_classes: tuple[int, ...]
 
@@ -147,6 +156,7 @@ class NetworkState(nn.Module):
     def remember_static(self) -> None:
         """Take the static tensors as they are for what must not change from here on."""
         self._static.remember()
+        self._structure.retake()
 
     def get_extra_state(self) -> dict[str, Any]:
         return {
@@ -190,7 +200,10 @@ class NetworkState(nn.Module):
             raise CorruptStreamError(
                 f"the state is damaged, and the network is as it was: {error}"
             ) from error
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        self.end_substitution()
+        result = super().load_state_dict(state_dict, *args, **kwargs)
+        self._structure.retake()  # the buffers that all tasks share are the state's
+        return result
 
     def finish_loading(self, classes: dict[int, tuple[int, ...]]) -> None:
         """Declare the tasks that the stores were restored with.
@@ -217,10 +230,21 @@ class NetworkState(nn.Module):
                 "before its first task."
             )
         self.views.clear()
+        self.end_substitution()
         result: Self = super()._apply(fn, *args, **kwargs)
-        if not self.classes:
+        if self.classes:
+            self._structure.move(fn)
+        else:
             self.remember_static()
         return result
+
+    def end_substitution(self) -> None:
+        """See :meth:`OpenTask.end_substitution`."""
+        self._open.end_substitution()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.end_substitution()  # before the modules are copied: what is computed cannot be
+        return dict(self.__dict__)
 
 
 def counters(model: nn.Module) -> list[Place]:

@@ -19,6 +19,9 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.errors import NonFiniteError, TaskStateError
 
+_TRIAL = -(1 << 70)
+"""No archive has a task of this label."""
+
 
 class Place(NamedTuple):
     """Where a module reads a tensor: ``module.name``, a Parameter or a buffer of its own."""
@@ -336,6 +339,16 @@ class WeightStore(Store):
         :param task: its label.
         :return: a tensor of the weight's shape that needs no gradient.
         """
+
+    def weight_in(self, section: bytes) -> Tensor:
+        """The weight that the open task will have by its section; the store stays as it is.
+
+        :param section: what :meth:`encode` gave.
+        """
+        # the module that the weight belongs to is none of the store's
+        trial = copy.deepcopy(self, {id(self.place.module): self.place.module})
+        trial.restore(_TRIAL, section)
+        return trial.committed(_TRIAL)
 
     def rank_of(self, task: int) -> int | None:
         """How many terms a finished task added; None where weights are not kept as terms.

@@ -14,7 +14,8 @@ class Substitution:
     """While it lasts, modules read the substituted tensors in place of their own.
 
     An entry in a module's ``__dict__`` comes before its Parameters and buffers in attribute
-    look-up, so nothing is moved or registered, and nothing is left behind. May be entered again.
+    look-up, so nothing is moved or registered, and nothing is left behind. May be entered again;
+    of two that overlap, the last one to be entered is read.
 
     :param tensors: where each tensor is read, and the tensor.
 
@@ -87,11 +88,32 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
+    forget_derived(module)
     try:
         yield
     finally:
+        module.train(modes[0][1])
         for part, mode in modes:
             part.training = mode
+        forget_derived(module)
+
+
+def forget_derived(module: nn.Module) -> None:
+    """Have modules drop what they keep derived from their weights, which may have changed.
+
+    They do so when they are to be trained, if their authors have thought of it; for all other
+    modules there is nothing to do.
+
+    :param module: any; each module's mode stays.
+    """
+    parts = list(module.modules())
+    if all(type(part).train is nn.Module.train for part in parts):
+        return
+    modes = [part.training for part in parts]
+    module.train()
+    module.train(modes[0])
+    for part, mode in zip(parts, modes):
+        part.training = mode
 
 
 def _point_flat_weights(module: nn.RNNBase) -> None:

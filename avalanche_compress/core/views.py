@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, Sequence
+import threading
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, NamedTuple, Protocol, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,45 @@ from avalanche_compress.core.batches import logits_of
 from avalanche_compress.core.heads import restore_avalanche_heads
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.store import Place, WeightStore
-from avalanche_compress.core.substitution import Completion, Substitution
+from avalanche_compress.core.structure import Structure, independent_copy
+from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.thin_layers import thin_out
-from avalanche_compress.errors import TaskStateError
-
-if TYPE_CHECKING:
-    from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.errors import TaskStateError, UnsupportedModuleError
 
 FORMS = ("dense", "factored", "auto")
 """How the layers of a materialised task compute."""
 
+Tensors = Sequence["tuple[Place, Tensor]"]
+Seen = List[Tuple[Any, Any]]
+
+
+class View(NamedTuple):
+    """A finished task that answers."""
+
+    model: nn.Module
+    tensors: Tensors
+    parts: dict[int, nn.Module]
+    """Its modules by the ids of the network's."""
+
+
+class Stack(NamedTuple):
+    """Finished tasks that answer as one."""
+
+    tasks: tuple[int, ...]
+    frame: View
+    """Computes with the tensors of any of them."""
+    tensors: dict[str, Tensor]
+    """A row a task, by name."""
+
 
 class Views:
-    """The finished tasks of a network whose weights are in memory.
+    """The finished tasks of a network that are in memory, each as a module of its own.
 
-    :param model: whose tensors the tasks fill.
+    A view has the structure of the model and the tensors of its task, so nothing that two tasks
+    share is changed when one is evaluated: several threads may evaluate several tasks. What all
+    tasks share is in memory once.
+
+    :param structure: of the model.
     :param head: its classifier.
     :param stores: behind its weights.
     :param private: behind all else that a task has for itself.
@@ -36,167 +61,239 @@ class Views:
 
     def __init__(
         self,
-        model: nn.Module,
+        structure: Structure,
         head: nn.Linear,
         stores: Sequence[WeightStore],
         private: PrivateStore,
         completed: Completion,
     ):
-        self._model = model
+        self._structure = structure
         self._head = head
         self._stores = list(stores)
         self._private = private
         self._completed = completed
+        self._lock = threading.RLock()
         self.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "active": {}, "_stack": None}
+        return {**self.__dict__, "active": {}, "_stack": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def clear(self) -> None:
-        """Forget the tensors of all tasks, which makes room in memory."""
-        self.active: dict[int, Substitution] = {}
-        self._stack: tuple[tuple[int, ...], dict[str, Tensor]] | None = None
+        """Forget all views, which makes room in memory."""
+        self.active: dict[int, View] = {}
+        self._stack: Stack | None = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def activate(self, *tasks: int) -> None:
-        """Build the weights of finished tasks once; they are kept until another one is activated.
+        """Build the views of finished tasks once; they are kept until another one is activated.
 
         :param tasks: their labels; all of them are in memory at a time.
         :raises CorruptStreamError: if one is damaged, in a network that was loaded.
         """
-        if all(task in self.active for task in tasks):
-            return
-        kept = {task: self.active[task] for task in tasks if task in self.active}
-        self.clear()  # what is not asked for makes room first
-        for task in tasks:
-            if task not in kept:
-                kept[task] = Substitution(self._build(task))
-        self.active = kept
+        with self._lock:
+            if all(task in self.active for task in tasks):
+                return
+            kept = {task: self.active[task] for task in tasks if task in self.active}
+            self.clear()  # what is not asked for makes room first
+            for task in tasks:
+                if task not in kept:
+                    kept[task] = self._build(task)
+            self.active = kept
 
-    def tensors_of(self, task: int) -> list[tuple[Place, Tensor]]:
-        """The places of the model that a finished task fills, and its tensors for them.
+    def __getitem__(self, task: int) -> View:
+        """A finished task, which is activated if it is not."""
+        view = self.active.get(task)
+        return self._activated(task) if view is None else view
 
-        :param task: its label.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _activated(self, task: int) -> View:
+        with self._lock:  # no other thread activates its own task in between
+            self.activate(task)
+            return self.active[task]
+
+    def of_tensors(self, tensors: Tensors) -> View:
+        """A view with given tensors, of no finished task.
+
+        :param tensors: by place in the model.
         """
-        self.activate(task)
-        return self.active[task].tensors
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = self._completed(list(tensors))
+            model, parts = self._structure.copy(tensors)
+        head: Any = parts[id(self._head)]
+        head.out_features = head.weight.shape[0]
+        return View(model, tensors, parts)
 
-    def stack(self, tasks: Sequence[int]) -> dict[str, Tensor]:
-        """The tensors of several finished tasks by their names in the model, one task a row.
+    def run_stacked(self, tasks: Sequence[int], x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Logits and head inputs of several tasks whose heads are of equal size, as one pass.
 
-        :param tasks: whose heads are of equal size.
-        :return: ``(T, ...)`` each, as ``torch.func.vmap`` over ``functional_call`` takes them.
+        :param tasks: finished.
+        :param x: ``(N, ...)``.
+        :return: ``(N, C)`` and ``(N, d)`` of each task, in order.
         """
-        self.activate(*tasks)
-        if self._stack is None or self._stack[0] != tuple(tasks):
-            names = {
-                (id(module), name): f"{prefix}.{name}".lstrip(".")
-                for prefix, module in self._model.named_modules()
-                for name in (*module._parameters, *module._buffers)
-            }
-            columns = zip(*(self.active[task].tensors for task in tasks))
-            tensors = {
-                names[id(column[0][0].module), column[0][0].name]: torch.stack(
-                    [tensor for _, tensor in column]
-                )
-                for column in columns
-            }
-            self._stack = (tuple(tasks), tensors)
-        return self._stack[1]
+        with self._lock:  # the module that computes is changed while it does
+            self.activate(*tasks)
+            if self._stack is None or self._stack.tasks != tuple(tasks):
+                models = [self.active[task].model for task in tasks]
+                frame = self.of_tensors(self.active[tasks[0]].tensors)
+                self._stack = Stack(tuple(tasks), frame, _stacked(models))
+            stack = self._stack
+            head = stack.frame.parts[id(self._head)]
 
-    def _build(self, task: int) -> list[tuple[Place, Tensor]]:
-        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
-            try:
-                tensors = [(store.place, store.committed(task)) for store in self._stores]
-                tensors += zip(self._private.places, self._private.committed(task))
-                tensors = self._completed(tensors)
-            except CorruptStreamError as error:
-                raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
-        return tensors
+            def run(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+                with watching([head]) as (seen,):
+                    output = torch.func.functional_call(stack.frame.model, tensors, (x,))
+                return logits_of(output), seen[-1][0].detach().flatten(1)
 
-    def materialise(self, task: int, form: str, classes: int) -> nn.Module:
+            logits, features = torch.func.vmap(run)(stack.tensors)
+        return list(zip(logits, features))
+
+    def materialise(self, task: int, form: str) -> nn.Module:
         """A finished task as a plain model, see :meth:`TaskNetwork.materialise`.
 
         :param task: its label.
         :param form: one of :data:`FORMS`.
-        :param classes: how many it has.
         :raises TaskStateError: if the task is not finished, or there is no such form.
         """
         if form not in FORMS:
             raise TaskStateError(f"form={form!r} must be one of {FORMS}.")
-        tensors = self.tensors_of(task)
-        memo: dict[int, Any] = {}
-        plain = copy.deepcopy(self._model, memo)
-        copies: dict[int, Tensor] = {}
-        for place, tensor in tensors:
-            module = memo[id(place.module)]
-            if place.name in module._parameters:
-                # torch takes other kernels, with other roundings, if a weight requires a gradient
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = nn.Parameter(tensor.clone(), requires_grad=False)
-                module._parameters[place.name] = copies[id(tensor)]  # tied where it was
-            else:
-                module._buffers[place.name] = tensor.clone()
-            if isinstance(module, nn.RNNBase):
-                module._init_flat_weights()
-        memo[id(self._head)].out_features = classes
+        # of its own: another thread may be watching the head of the one that is active
+        view = self.of_tensors(self[task].tensors)
+        plain, copy_of = independent_copy(view.model)
         if form != "dense":
             weights = [
-                (memo[id(store.place.module)], store.low_rank(task)) for store in self._stores
+                (copy_of[id(view.parts[id(store.place.module)])], store.low_rank(task))
+                for store in self._stores
             ]
             thin_out(plain, weights, always=form == "factored")
         restore_avalanche_heads(plain, task)
-        return plain.eval()
+        return plain
+
+    def _build(self, task: int) -> View:
+        with torch.inference_mode(False), torch.no_grad():  # what is kept serves training too
+            try:
+                tensors = [(store.place, store.committed(task)) for store in self._stores]
+                tensors += zip(self._private.places, self._private.committed(task))
+            except CorruptStreamError as error:
+                raise CorruptStreamError(f"task {task} cannot be used: {error}") from error
+        view = self.of_tensors(tensors)
+        for module in view.model.modules():
+            # where attributes are looked up first: two of three microseconds that a layer costs
+            module.__dict__.update((n, p) for n, p in module._parameters.items() if p is not None)
+        return view
 
 
-def run_with_features(network: TaskNetwork, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
+class Answering(Protocol):
+    """A network, as :func:`run_with_features` needs it."""
+
+    views: Views
+    open_task: int | None
+
+    @property
+    def head(self) -> nn.Linear:
+        """The classifier of the task in training."""
+
+    def own_logits(self, x: Tensor, task: int) -> Tensor:
+        """Logits of one task's classes alone."""
+
+
+def run_with_features(network: Answering, x: Tensor, task: int) -> tuple[Tensor, Tensor]:
     """A task's logits and the inputs of its head, in one pass.
 
-    :param network: any.
+    :param network: a :class:`~avalanche_compress.TaskNetwork`.
     :param x: ``(N, ...)``.
     :param task: finished or open.
     :return: ``(N, C_t)`` and ``(N, d)``.
+    :raises UnsupportedModuleError: if the model has a head that it does not call.
     """
-    with watching(network.head) as seen:
+    with watching_task(network, task, [network.head]) as (seen,):
         logits = network.own_logits(x, task)
-    return logits, seen[-1]
+    if not seen:
+        raise UnsupportedModuleError(
+            "the model reads the weight of its head and does not call it, so the head's inputs "
+            "are unknown: call the head as a module, or choose what needs no features."
+        )
+    inputs, _ = seen[-1]
+    return logits, inputs.detach().flatten(1)
 
 
-def run_stacked(
-    network: TaskNetwork, tasks: Sequence[int], x: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Logits and head inputs of several finished tasks whose heads are of equal size, as one pass.
+@contextmanager
+def watching_task(
+    network: Answering, task: int, modules: Sequence[nn.Module]
+) -> Iterator[list[Seen]]:
+    """While it lasts, what modules of the model are given and give for a task is kept.
 
-    :param network: any, in evaluation mode.
-    :param tasks: their labels.
-    :param x: ``(N, ...)``.
-    :return: ``(N, C)`` and ``(N, d)`` of each task, in order.
+    :param network: a :class:`~avalanche_compress.TaskNetwork`.
+    :param task: finished or open.
+    :param modules: of ``network.backbone``.
     """
+    is_open = task == network.open_task
+    parts = modules if is_open else [network.views[task].parts[id(own)] for own in modules]
+    try:
+        with watching(parts) as seen:
+            yield seen
+    finally:
+        for part in parts if is_open else ():
+            stop_watching(part)
 
-    def run(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        with watching(network.head) as seen:
-            logits = logits_of(torch.func.functional_call(network.backbone, tensors, (x,)))
-        return logits, seen[-1]
 
-    logits, features = torch.func.vmap(run)(network.views.stack(tasks))
-    return list(zip(logits, features))
+@contextmanager
+def watching(modules: Sequence[nn.Module]) -> Iterator[list[Seen]]:
+    """While it lasts, what this thread's calls give to modules and get from them is kept.
+
+    :param modules: other threads may call them meanwhile, and they stay prepared for them.
+    :return: pairs of first input and output, in the order of calls, for each module.
+    """
+    watched: list[Any] = []
+    for module in modules:
+        forward: Any = module.forward
+        if not isinstance(forward, _Watched):
+            module.__dict__["forward"] = forward = _Watched(module)
+        watched.append(forward)
+    for forward in watched:
+        forward.local.seen = []
+    try:
+        yield [forward.local.seen for forward in watched]
+    finally:
+        for forward in watched:
+            forward.local.seen = None
 
 
-class watching:  # noqa: N801 (reads as a statement)
-    """While it lasts, the inputs of a module are kept, flattened to (N, d).
+def stop_watching(module: nn.Module) -> None:
+    """Let a module be as it was before anybody watched it.
 
     :param module: any.
     """
+    watched = module.__dict__.get("forward")
+    if isinstance(watched, _Watched):
+        module.__dict__.pop("forward")
+        module.__dict__.update(watched.before)
+
+
+class _Watched:
+    """A module's forward that keeps what it is given and gives, for threads that have asked."""
 
     def __init__(self, module: nn.Module):
-        self._module = module
-        self._seen: list[Tensor] = []
+        self._forward: Callable[..., Any] = module.forward
+        self.before = {key: value for key, value in vars(module).items() if key == "forward"}
+        self.local = threading.local()
 
-    def __enter__(self) -> list[Tensor]:
-        self._hook = self._module.register_forward_pre_hook(self._remember)
-        return self._seen
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._forward(*args, **kwargs)
+        seen: Seen | None = getattr(self.local, "seen", None)
+        if seen is not None:
+            seen.append((args[0] if args else next(iter(kwargs.values())), output))
+        return output
 
-    def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
 
-    def _remember(self, module: nn.Module, inputs: Any) -> None:
-        self._seen.append(inputs[0].detach().flatten(1))
+def _stacked(models: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """What the models do not share, a row a model, by name."""
+    tensors = {}
+    named = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
+    for name, first in named[0].items():
+        column = [entries[name] for entries in named]
+        if len(models) == 1 or any(t.data_ptr() != first.data_ptr() for t in column):
+            tensors[name] = torch.stack([tensor.detach() for tensor in column])
+    return tensors

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.views import watching_task
 from avalanche_compress.errors import TaskInferenceError, nearest
 
 HEAD, FIRST = "head", "first"
@@ -73,20 +74,11 @@ class Features:
         :raises TaskInferenceError: if a module gives no tensor of the samples.
         """
         modules = self.modules_in(network)
-        seen: dict[int, Tensor] = {}
-
-        def remember(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[id(module)] = inputs[0] if module is network.head else output
-
-        hooks = [module.register_forward_hook(remember) for module in modules]
-        try:
+        with watching_task(network, task, modules) as seen:
             logits = network.own_logits(x, task)
-        finally:
-            for hook in hooks:
-                hook.remove()
         parts = []
-        for name, module in zip(self.names, modules):
-            output = seen.get(id(module))
+        for name, module, calls in zip(self.names, modules, seen):
+            output: Any = calls[-1][0 if module is network.head else 1] if calls else None
             if isinstance(output, tuple):  # of a recurrent layer or an attention the first counts
                 output = output[0]
             if not isinstance(output, Tensor) or output.shape[:1] != x.shape[:1]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from avalanche_compress.core.batches import first_tensor
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
-from avalanche_compress.core.views import run_stacked
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.choice import choose, spread_chosen
@@ -294,7 +293,7 @@ class TaskInference:
         network.activate(*finished)
         if self.stacked and isinstance(x, Tensor) and _can_stack(network, tasks):
             of_head = str(self.features) == HEAD
-            for position, (logits, inputs) in enumerate(run_stacked(network, tasks, x)):
+            for position, (logits, inputs) in enumerate(network.views.run_stacked(tasks, x)):
                 answers.fill(position, logits, self.features.of_head(inputs) if of_head else None)
         return answers
 

@@ -78,7 +78,7 @@ def test_every_task_is_the_same_whatever_was_read_before_it(path):
         network = loaded(path)
         for task in (first, *reversed(whole.tasks)):
             assert torch.equal(logits_of(network, task), logits_of(whole, task))
-            tensors = zip(network.views.tensors_of(task), whole.views.tensors_of(task))
+            tensors = zip(network.views[task].tensors, whole.views[task].tensors)
             assert all(torch.equal(own, other) for (_, own), (_, other) in tensors)
 
 

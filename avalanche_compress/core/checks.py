@@ -1,0 +1,278 @@
+"""What cannot be kept per task is refused in a task's first step, and at its end."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from types import SimpleNamespace
+from typing import Any, Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from avalanche_compress.core.deferred import DeferredWeight
+from avalanche_compress.core.store import Place
+from avalanche_compress.core.structure import Structure, independent_copy
+from avalanche_compress.core.substitution import Substitution
+from avalanche_compress.errors import TaskStateError, UnsupportedModuleError
+
+_MOST_NAMES = 4
+ROUNDING = 0.75
+"""This part of a type's digits must agree where one weight is evaluated twice: sums of some
+thousand terms may have been added up in another order (6e-6 of the largest logit in float32)."""
+Run = Callable[[nn.Module], Tensor]
+
+
+class ReadsPastAttributes(TorchFunctionMode):
+    """While it lasts, notes which of some parameters a function of torch is given.
+
+    Where a model's weights are substituted, a model that reads a parameter did not read it as an
+    attribute of its module.
+
+    :param parameters: by name.
+    """
+
+    def __init__(self, parameters: dict[str, Tensor]):
+        super().__init__()
+        self.names: set[str] = set()
+        spans = sorted((*_span(tensor), name) for name, tensor in parameters.items())
+        self._spans = [span for span in spans if span[0] < span[1]]
+        self._starts = [start for start, *_ in self._spans]
+
+    def separate(self, tensor: Tensor) -> Tensor:
+        """A tensor of the same values that is not in the memory of one of the parameters.
+
+        :param tensor: any; gradients reach it.
+        """
+        shared = not isinstance(tensor, DeferredWeight) and self._name_of(tensor) is not None
+        return tensor.clone() if shared else tensor
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, (Tensor, tuple, list)):  # else it was asked for a shape or a device
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor) and not isinstance(value, DeferredWeight):
+                    name = self._name_of(value)
+                    if name is not None:
+                        self.names.add(name)
+        return result
+
+    def _name_of(self, tensor: Tensor) -> str | None:
+        start, end = _span(tensor)
+        index = bisect_right(self._starts, start) - 1
+        if index < 0 or start == end or start >= self._spans[index][1]:
+            return None
+        return self._spans[index][2]
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of a tensor's first byte and of the one behind its last, if it has memory."""
+    try:
+        start = tensor.data_ptr()
+    except RuntimeError:  # of functorch, of a subclass without memory
+        return 0, 0
+    return start, start + tensor.numel() * tensor.element_size()
+
+
+class FirstStep:
+    """Watches the first training step of a task for what its view would not have.
+
+    :param structure: of the model.
+    :param head: its classifier.
+    :param changed_static: names of the shared tensors that have changed.
+    :param scratch: the parameters behind which stores stand, by name.
+    """
+
+    def __init__(
+        self,
+        structure: Structure,
+        head: nn.Module,
+        changed_static: Callable[[], list[str]],
+        scratch: dict[str, Tensor],
+    ):
+        self._structure = structure
+        self._head = head
+        self._changed_static = changed_static
+        self.reads = ReadsPastAttributes(scratch)
+
+    def check(self, task: int, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> None:
+        """Refuse the model if a finished task would not answer as it does now.
+
+        :param task: in training.
+        :param tensors: that it computes with, by place.
+        :param run: has a model answer the step's mini-batch.
+        :raises UnsupportedModuleError: naming all that was found.
+        """
+        found = [
+            _reassembled(self._structure.differences(self._head)) or self._growing(task),
+            _moving(self._changed_static()),
+            self._outside(tensors, run),
+            self._read_past(tensors, run),
+        ]
+        if any(found):
+            raise UnsupportedModuleError(
+                f"task {task} cannot be trained: {'; '.join(part for part in found if part)}."
+            )
+
+    def _growing(self, task: int) -> str:
+        """Rehearses the next task's adaptation, Avalanche's hook by which modules grow."""
+        model = independent_copy(self._structure.copy_of_now([]))[0].train()
+        parts: list[Any] = [part for part in model.modules() if hasattr(part, "adaptation")]
+        before, label, classes = _outline(model), task + 1, [2, 3]
+        following = SimpleNamespace(
+            classes_in_this_experience=classes,
+            task_labels=[label],
+            current_experience=label,
+            dataset=SimpleNamespace(targets=classes, targets_task_labels=[label]),
+        )
+        for part in parts:
+            try:
+                part.adaptation(following)
+            except Exception:  # it needs more than this; what it does is seen when it does it
+                continue
+        now = _outline(model)
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if not names:
+            return ""
+        return (
+            f"{_few(names)} would come or grow when the next task starts, in adaptation(), and no "
+            "archive would know of it: use a model of fixed size, every task has a head and "
+            "weights of its own"
+        )
+
+    def _outside(self, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> str:
+        names = self._structure.changed_attributes()
+        if not names:
+            return ""
+        then = self._structure.copy(tensors)[0]
+        if not differ(then, self._structure.copy_of_now(tensors), run):
+            return ""  # what it remembers is not what it answers by
+        return (
+            f"its answers depend on {_few(names)}, which changed since the first task started and "
+            "which no archive holds: let it stay, or make it a buffer (register_buffer) and keep "
+            f"its module out of compression with {_exclude(names)}"
+        )
+
+    def _read_past(self, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> str:
+        names = sorted(self.reads.names)
+        if not names:
+            return ""
+        other = [(place, tensor * 1.5 + 0.01) for place, tensor in tensors]
+        substituted, parts = self._structure.copy([])
+        places = [(Place(parts[id(module)], name), tensor) for (module, name), tensor in other]
+        right = self._structure.copy(other)[0]
+        with Substitution(places):
+            if not differ(right, substituted, run):
+                return ""
+        return (
+            f"its forward pass reads {_few(names)} past the attribute (by parameters(), by an "
+            "alias), where the task's weight is not: read it as an attribute of its module, or "
+            f"keep that module out of compression with {_exclude(names)}"
+        )
+
+
+def check_structure(structure: Structure, head: nn.Module) -> None:
+    """Refuse a model whose modules are not those that it was converted with.
+
+    :param structure: of the model.
+    :param head: its classifier.
+    :raises UnsupportedModuleError: naming what came, went or was replaced.
+    """
+    found = _reassembled(structure.differences(head))
+    if found:
+        raise UnsupportedModuleError(f"no further task can be trained: {found}.")
+
+
+def check_answers(task: int, expected: Tensor, logits: Tensor) -> None:
+    """Refuse a task whose bytes do not answer as the network does.
+
+    :param task: about to be finished.
+    :param expected: logits of the network.
+    :param logits: of the task as its bytes are read.
+    :raises TaskStateError: if they differ.
+    """
+    gap = _gap(logits, expected)
+    if gap > torch.finfo(logits.dtype).eps ** ROUNDING * float(expected.abs().max()):
+        raise TaskStateError(
+            f"task {task} is not finished: read back from its bytes it answers the last training "
+            f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}). "
+            "Something that the model computes with is outside its parameters and buffers, or was "
+            "changed after its store had kept it."
+        )
+
+
+def differ(one: nn.Module, other: nn.Module, run: Run) -> bool:
+    """Whether two models answer a mini-batch differently.
+
+    A model that does not answer twice alike is given ten times its own deviation.
+
+    :param one: any.
+    :param other: one that answers by other attributes.
+    :param run: has a model answer it.
+    """
+    first, second = _answer(one, run), _answer(other, run)
+    if first is None or second is None:
+        return first is not second
+    if _gap(first, second) == 0:
+        return False
+    again = _answer(one, run)
+    return again is None or not _gap(first, second) <= 10 * _gap(first, again)
+
+
+def _answer(model: nn.Module, run: Run) -> Tensor | None:
+    try:
+        return run(model)
+    except Exception:  # whatever the model raises: it may lack what another one has
+        return None
+
+
+def _gap(logits: Tensor, expected: Tensor) -> float:
+    """The largest difference of two answers; infinite where they cannot be compared."""
+    if logits.shape != expected.shape or logits.dtype != expected.dtype:
+        return math.inf
+    unequal = (logits != expected) & ~(logits.isnan() & expected.isnan())
+    if not bool(unequal.any()):
+        return 0.0
+    gap = float((logits - expected)[unequal].abs().max())
+    return math.inf if math.isnan(gap) else gap
+
+
+def _outline(model: nn.Module) -> dict[str, Any]:
+    """Modules and the shapes of parameters, by name."""
+    shapes = {name: p.shape for name, p in model.named_parameters(remove_duplicate=False)}
+    return {**{name: type(module) for name, module in model.named_modules()}, **shapes}
+
+
+def _reassembled(names: list[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f"{_few(names)} came, went or changed since the model was converted, and no finished task "
+        "and no archive knows of it: put back what was there, or convert the model as it is now "
+        "(modules that grow in adaptation() are none of an archive's)"
+    )
+
+
+def _moving(names: list[str]) -> str:
+    if not names:
+        return ""
+    root = [name for name in names if "." not in name]
+    advice = f"keep its module out of compression with {_exclude(names)}, and each has a copy"
+    if root:
+        advice = "put it into a module of its own inside the model, and exclude= that"
+    return f"its forward pass changes {_few(names)}, which all tasks share: {advice}"
+
+
+def _few(names: Iterable[str]) -> str:
+    names = [repr(name) for name in names]
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def _exclude(names: Iterable[str]) -> str:
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return f"exclude=({', '.join(map(repr, modules[:_MOST_NAMES]))},)"

@@ -1,0 +1,204 @@
+"""How the task in training answers, and what is checked in its first step and at its end."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.core.checks import FirstStep, check_answers
+from avalanche_compress.core.heads import fails_behind
+from avalanche_compress.core.private import PrivateStore
+from avalanche_compress.core.state import StaticTensors
+from avalanche_compress.core.store import Place, WeightStore
+from avalanche_compress.core.structure import Structure
+from avalanche_compress.core.substitution import (
+    Completion,
+    Substitution,
+    evaluating,
+    forget_derived,
+)
+from avalanche_compress.core.views import Views
+
+Call = Callable[[nn.Module, Any], Tensor]
+"""Has a model answer inputs."""
+
+
+class OpenTask:
+    """The forward pass of the task in training, by tensors that are substituted for the model's.
+
+    :param model: that is trained.
+    :param head: its classifier.
+    :param structure: of the model.
+    :param views: of its finished tasks.
+    :param stores: behind its weights.
+    :param private: behind all else that a task has for itself.
+    :param static: what all tasks share.
+    :param completed: has tensors stand in all places that read them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Linear,
+        structure: Structure,
+        views: Views,
+        stores: Sequence[WeightStore],
+        private: PrivateStore,
+        static: StaticTensors,
+        completed: Completion,
+    ):
+        self._model = model
+        self._head = head
+        self._structure = structure
+        self._views = views
+        self._stores = list(stores)
+        self._private = private
+        self._static = static
+        self._completed = completed
+        self._substituted: Substitution | None = None
+        self.restart()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.end_substitution()  # what is computed from parameters cannot be copied
+        return {**self.__dict__, "_last_inputs": None}
+
+    def restart(self) -> None:
+        """Forget the task that was in training."""
+        self.end_substitution()
+        self._is_checked = False
+        self._last_inputs: Any = None
+
+    def end_substitution(self) -> None:
+        """Let the modules read their own parameters again, after a step of training.
+
+        A task's tensors stay in place for the backward pass, which may run parts of the model once
+        more (``torch.utils.checkpoint``); the next forward pass replaces them.
+        """
+        if self._substituted is not None:
+            self._substituted.__exit__()
+            self._substituted = None
+
+    def run(self, x: Any, task: int, call: Call) -> Tensor:
+        """Logits by the model as it is trained.
+
+        :param x: ``(N, ...)``.
+        :param task: in training.
+        :param call: runs the model.
+        """
+        tensors = self._trained_tensors()
+        if not self._model.training:
+            self._forget_derived()
+        if not torch.is_grad_enabled():
+            with self._substituted_for_now(tensors):
+                return call(self._model, x)
+        if self._model.training:
+            self._last_inputs = x
+            if not self._is_checked:
+                return self._run_first(tensors, x, task, call)
+        return self._run(tensors, x, call)
+
+    def fails_behind_head(self, x: Any, call: Call) -> bool:
+        """Whether a forward pass fails after the head has given its output.
+
+        :param x: ``(N, ...)``.
+        :param call: runs the model.
+        """
+        with torch.no_grad(), evaluating(self._model), Substitution(self.tensors()):
+            return fails_behind(self._head, lambda: call(self._model, x))
+
+    def tensors(self) -> list[tuple[Place, Tensor]]:
+        """What the task computes with, whole and without gradients, by place in the model."""
+        with torch.no_grad():
+            tensors = [(store.place, store.weight().detach()) for store in self._stores]
+        tensors += [(place, place.tensor.detach()) for place in self._private.places]
+        return self._completed(tensors)
+
+    def encode(self, task: int, call: Call) -> list[bytes]:
+        """The sections that the task's stores would keep, which answer as the task does now.
+
+        :param task: in training.
+        :param call: runs the model.
+        :return: of the private tensors, then of each weight.
+        :raises TaskStateError: if they answer the last mini-batch of training otherwise.
+        """
+        stores, x = [self._private, *self._stores], self._last_inputs
+        self.end_substitution()
+        expected = None
+        if x is not None:
+            with evaluating(self._model), Substitution(self.tensors()):
+                expected = self._answer(self._model, x, call)
+        sections = [store.encode() for store in stores]
+        if expected is not None:
+            view = self._view_of(sections)
+            check_answers(task, expected, self._answer(view, x, call))
+        return sections
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forget_derived(self) -> None:
+        forget_derived(self._model)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _trained_tensors(self) -> list[tuple[Place, Tensor]]:
+        """What the layers compute with: differentiable in what the task may change."""
+        weights = [
+            (s.place, s.loan() if s.scratch.requires_grad else s.weight().detach())
+            for s in self._stores
+        ]
+        return self._completed(weights)
+
+    def _run(self, tensors: list[tuple[Place, Tensor]], x: Any, call: Call) -> Tensor:
+        """A forward pass after which the tensors stay, see :meth:`end_substitution`."""
+        self._substituted = Substitution(tensors)
+        self._substituted.__enter__()
+        try:
+            return call(self._model, x)
+        except BaseException:
+            self.end_substitution()
+            raise
+
+    @contextmanager
+    def _substituted_for_now(self, tensors: list[tuple[Place, Tensor]]) -> Iterator[None]:
+        try:
+            with Substitution(tensors):
+                yield
+        finally:
+            if self._substituted is not None:  # a backward pass may still need it
+                self._substituted.__enter__()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _run_first(
+        self, tensors: list[tuple[Place, Tensor]], x: Any, task: int, call: Call
+    ) -> Tensor:
+        """The first forward pass of a task's training, which is watched."""
+        scratch = {store.name: store.scratch for store in self._stores}
+        step = FirstStep(self._structure, self._head, self._static.changed, scratch)
+        tensors = [(place, step.reads.separate(tensor)) for place, tensor in tensors]
+        with step.reads:
+            logits = self._run(tensors, x, call)
+        try:
+            step.check(task, self.tensors(), lambda model: self._answer(model, x, call))
+        except BaseException:
+            self.end_substitution()
+            raise
+        self._is_checked = True
+        return logits
+
+    def _view_of(self, sections: Sequence[bytes]) -> nn.Module:
+        """The task as its bytes are read back."""
+        private, *weights = sections
+        with torch.inference_mode(False), torch.no_grad():
+            tensors = [
+                (store.place, store.weight_in(section))
+                for store, section in zip(self._stores, weights)
+            ]
+            tensors += zip(self._private.places, self._private.tensors_in(private))
+        return self._views.of_tensors(tensors).model
+
+    def _answer(self, model: nn.Module, x: Any, call: Call) -> Tensor:
+        """Logits by a model in evaluation mode, with the same random numbers every time."""
+        device = self._head.weight.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            return call(model, x)
