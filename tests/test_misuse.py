@@ -229,6 +229,32 @@ def foreign_targets(method, errors):
     learn_on(strategy, stream().train_stream[1], [0, 1])
 
 
+@case("a-criterion-that-reads-the-streams-classes")
+def streams_criterion(method, errors):
+    weights = torch.ones(8)
+
+    def weighted(logits, targets):
+        return nn.functional.cross_entropy(logits, targets, weight=weights)
+
+    def one_hot(logits, targets):
+        return nn.functional.mse_loss(logits, nn.functional.one_hot(targets, 8).float())
+
+    tasks = experiences(samples(classes=(2, 3)), samples(classes=(0, 1), seed=1))
+    strategy = make(method, criterion=weighted)
+    steps = Snapshots()
+    errors(lambda: strategy.train(tasks[0]))
+    strategy = make(method, criterion=one_hot, plugins=[steps])
+    errors(lambda: strategy.train(tasks[0]))
+    assert_same(steps.last, everything(strategy))
+    for criterion in (
+        nn.CrossEntropyLoss(weights),
+        partial(nn.functional.cross_entropy, weight=weights),
+    ):
+        strategy = make(method, criterion=criterion)
+        strategy.train(tasks[0])
+        learn_on(strategy, tasks[1], [0, 1])
+
+
 class Snapshots(SupervisedPlugin):
     """Everything as it was before the last step."""
 

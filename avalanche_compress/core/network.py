@@ -323,7 +323,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         :return: ``(N, C)``.
         """
         # asked here, too: of evaluation's few microseconds beside the model a call is one in ten
-        task = task_label if task_label in self.classes else self._answering(task_label)
+        task = task_label if task_label in self.classes else self.answering(task_label)
         if task is None:
             logits = self._run(self.backbone, x, task_label)
             return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
@@ -391,8 +391,11 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             output = self._call(model, x, *([task] if self._takes_task else ()))
         return output if type(output) is Tensor else logits_of(output)
 
-    def _answering(self, task_label: int) -> int | None:
-        """The task whose sub-network answers; None before any task was opened."""
+    def answering(self, task_label: int) -> int | None:
+        """The task whose sub-network answers; None before any task was opened.
+
+        :param task_label: that is asked for.
+        """
         if task_label == self.open_task or task_label in self.classes:
             return task_label
         if self.classes:

@@ -16,9 +16,9 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError
-from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.shaping.codebook_training import train_centroids
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
+from avalanche_compress.shaping.task_loss import task_loss
 from avalanche_compress.shaping.validation import ValidationPlugin, find_validation, validation_of
 
 _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
@@ -188,14 +188,14 @@ class QuantizationPlugin(ShapingPlugin):
         network, validation = network_of(strategy), find_validation(strategy)
         before = [layer.values for layer in layers]
         reference = validation.loss(strategy) if validation else 0.0
-        loader = _training_data(strategy)
+        loader, loss = _training_data(strategy), task_loss(strategy)
 
         def losses() -> Iterator[Tensor]:
             for _ in range(self.codebook_finetune_epochs):
                 for x, y, *_ in loader:
                     network.zero_grad(set_to_none=True)
                     logits = network(moved_to(x, strategy.device), network.open_task)
-                    yield criterion_of(strategy)(logits, y.to(strategy.device))
+                    yield loss(logits, y.to(strategy.device))
 
         with evaluating(network), _recurrent_gradients(network):
             after = train_centroids(

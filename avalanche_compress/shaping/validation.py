@@ -15,9 +15,10 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import ValidationDataError
 from avalanche_compress.host.early_stopping import forget_best_epoch
-from avalanche_compress.host.strategy import Strategy, criterion_of
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.tensor_data import NoTensorsError, read_samples
 from avalanche_compress.shaping.plugin import ShapingPlugin
+from avalanche_compress.shaping.task_loss import task_loss
 
 
 class ValidationPlugin(ShapingPlugin):
@@ -111,13 +112,13 @@ class ValidationPlugin(ShapingPlugin):
 
     @torch.no_grad()
     def loss(self, strategy: Any) -> float:
-        """The strategy's criterion for the open task on the held-out samples.
+        """The open task's loss on the held-out samples.
 
         :param strategy: whose network has an open task.
         :return: mean over samples.
         """
-        network, criterion = network_of(strategy), criterion_of(strategy)
-        return self._mean(network, lambda out, y: float(criterion(out, y)) * len(y))
+        loss = task_loss(strategy)
+        return self._mean(network_of(strategy), lambda out, y: float(loss(out, y)) * len(y))
 
     def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
         """``summed(logits, targets)`` of each batch, added up and divided by the samples."""

@@ -13,7 +13,7 @@ from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.core.batches import first_tensor, size_of
+from avalanche_compress.core.batches import first_tensor, rows_of, size_of
 from avalanche_compress.core.experiences import (
     position_in_stream,
     single_task_label,
@@ -27,11 +27,13 @@ from avalanche_compress.errors import (
     TrainingDataError,
 )
 from avalanche_compress.host.refused_plugins import check_plugins
+from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
+from avalanche_compress.shaping.task_loss import Known, TaskLoss, loss_by_task, task_loss
 from avalanche_compress.shaping.validation import (
     find_validation,
     iterate_batches,
@@ -89,6 +91,7 @@ class CompressedStrategy(ResumableTraining):
     """
 
     optimized_param_id: Any
+    _task_loss: TaskLoss
 
     def __init__(
         self,
@@ -133,6 +136,8 @@ class CompressedStrategy(ResumableTraining):
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
         self.guard = StepGuard()
+        self._answered_by: int | Tensor = 0
+        self._targets_are_known: Known = True
         join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
         if estimate_norms and not any(isinstance(plugin, NormPlugin) for plugin in plugins):
@@ -192,6 +197,7 @@ class CompressedStrategy(ResumableTraining):
 
         :param kwargs: of ``train``.
         """
+        self._task_loss = task_loss(self)
         self.network.check_frozen()  # a plugin may have thawed what is not kept per task
         with self.guard:
             super().training_epoch(**kwargs)
@@ -218,35 +224,43 @@ class CompressedStrategy(ResumableTraining):
             ) from error
 
     def criterion(self) -> Tensor:
-        """The loss of the mini-batch.
+        """The loss of the mini-batch, of each sample over the columns of its task's classes.
 
-        :raises TrainingDataError: in training, if a target is none of the task's classes.
+        In training that is the loss of the open task's samples: those of finished tasks, which
+        replay may have added, have no gradient and do not count. See
+        :class:`~avalanche_compress.shaping.task_loss.TaskLoss`.
         """
-        try:
-            loss: Tensor = super().criterion()
-        except IndexError as error:
-            if not self.is_training or self.network.open_task is None:
-                raise
-            raise TrainingDataError(
-                f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
-                f"task {self.network.open_task} are "
-                f"{list(self.network.classes_of(self.network.open_task))}, as the experience says: "
-                "make its classes those of its samples. The weights are those before this step."
-            ) from error
+        if self.is_training:
+            return self._training_loss()
+        return loss_by_task(
+            criterion_of(self), self.network, self.mb_output, self.mb_y, self._answered_by
+        )
+
+    def _training_loss(self) -> Tensor:
+        logits, targets = self.mb_output, self.mb_y
+        if isinstance(self._answered_by, Tensor):
+            chosen = self._answered_by == self.network.open_task
+            if not bool(chosen.all()):
+                logits, targets = logits[chosen], rows_of(targets, chosen)
+            if not len(logits):
+                return torch.zeros((), device=self.device, requires_grad=True)
+        loss, self._targets_are_known = self._task_loss.checked(logits, targets)
         return loss
 
     def _logits(self) -> Any:
-        if self.task_inference is None:
-            return self.model(self.mb_x, self._task_labels())
+        """Logits of the mini-batch; remembers which task was asked for each."""
         self.inferred_tasks = None
-        if self.is_training:
-            return self.model(self.mb_x, self.network.open_task)
-        if not self.task_inference.candidates(self.network):
-            # periodic evaluation before the first task is finished: there is no choice yet
+        if self.task_inference is None:
+            self._answered_by = self._task_labels()
+        elif self.is_training or not self.task_inference.candidates(self.network):
+            # in an evaluation before the first task is finished there is no choice yet
             task = self.network.open_task
-            return self.model(self.mb_x, 0 if task is None else task)
-        logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
-        return logits
+            self._answered_by = 0 if task is None else task
+        else:
+            logits, self.inferred_tasks = self.task_inference(self.network, self.mb_x)
+            self._answered_by = self.inferred_tasks
+            return logits
+        return self.model(self.mb_x, self._answered_by)
 
     def _task_labels(self) -> int | Tensor:
         """The mini-batch's; one int, where the loader knows it and nobody changed them."""
@@ -266,9 +280,13 @@ class CompressedStrategy(ResumableTraining):
     def backward(self) -> None:
         """Back-propagate, unless the loss is NaN or infinite.
 
+        :raises TrainingDataError: if a target is none of the task's classes.
         :raises NonFiniteError: before the step that would spoil the weights.
         """
-        self.guard.expect(torch.isfinite(self.loss.detach()).all(), self._loss_error)
+        fine, known = torch.isfinite(self.loss.detach()).all(), self._targets_are_known
+        if known is not True:
+            fine = fine & known
+        self.guard.expect(fine, self._loss_error)
         super().backward()
 
     def optimizer_step(self) -> None:
@@ -280,11 +298,19 @@ class CompressedStrategy(ResumableTraining):
         super().optimizer_step()
         self.guard.step_ends()
 
-    def _loss_error(self) -> NonFiniteError:
+    def _loss_error(self) -> Exception:
+        task = self.network.open_task
+        assert task is not None
+        if not bool(self._targets_are_known):
+            return TrainingDataError(
+                f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
+                f"task {task} are {list(self.network.classes_of(task))}, as the experience says: "
+                "make its classes those of its samples. The weights are those before this step."
+            )
         return NonFiniteError(
             f"the loss is {float(self.loss.detach().sum())} in epoch "
-            f"{self.clock.train_exp_epochs} of task {self.network.open_task}; the weights are "
-            f"those before this step: {self._cause()}"
+            f"{self.clock.train_exp_epochs} of task {task}; the weights are those before this "
+            f"step: {self._cause()}"
         )
 
     def _cause(self) -> str:
@@ -311,8 +337,9 @@ class CompressedStrategy(ResumableTraining):
         self.network.check_experience(self.experience)
 
     def epochs_begin(self) -> None:
-        """Compare no epoch with what was evaluated before, which is another task's sub-network."""
+        """Refuse a criterion that cannot do with the task's classes; forget other tasks' epochs."""
         restart_comparisons(self)
+        task_loss(self).check()
         super().epochs_begin()
 
     def task_ends(self) -> None:

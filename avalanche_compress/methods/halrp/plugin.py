@@ -12,7 +12,6 @@ from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError, ValidationDataError
-from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.methods.halrp.budget import prune_to_count
 from avalanche_compress.methods.halrp.decomposition import Layer
 from avalanche_compress.methods.halrp.growth import (
@@ -28,6 +27,7 @@ from avalanche_compress.methods.halrp.rank_selection import (
 from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.shaping.from_base import FromBasePlugin, trains_base
 from avalanche_compress.shaping.plugin import Stage, check_known
+from avalanche_compress.shaping.task_loss import task_loss
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
     iterate_batches,
@@ -297,7 +297,7 @@ class PerturbationPlugin(FromBasePlugin):
             data = strategy.adapted_dataset.eval()
             loaded = iterate_batches(data, strategy.train_mb_size)
             batches = (moved_to(batch, strategy.device) for batch in loaded)
-        return layer_importance(network_of(strategy), stores, batches, criterion_of(strategy), kind)
+        return layer_importance(network_of(strategy), stores, batches, task_loss(strategy), kind)
 
     def _ranks(
         self, layers: Sequence[Layer], importance: Tensor, network: TaskNetwork

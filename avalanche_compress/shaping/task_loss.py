@@ -1,0 +1,283 @@
+"""The loss of one task: a criterion over the columns of the task's own classes."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any, Dict, Iterator, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+
+from avalanche_compress.core.batches import rows_of
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.errors import UnsupportedPluginError
+from avalanche_compress.host.strategy import Criterion, Strategy, criterion_of
+
+_IGNORED = -100
+"""The target that torch's criteria ignore unless they are told another one."""
+
+Known = Union[bool, Tensor]
+"""Whether something is so; a bool tensor, scalar, where it is not waited for."""
+_Holder = Dict[str, Any]
+
+
+class TaskLoss:
+    """A criterion as it would be on a model that has the outputs of one task alone.
+
+    It is given the logits of the task's classes, and targets that are renumbered from 0 in their
+    order, so that label smoothing, class weights, soft targets and binary criteria mean what they
+    mean on a plain model. What of the criterion has an entry for each class of the stream (class
+    weights, of a module or of a ``functools.partial``) is restricted to the task's classes for the
+    call; what has one for each class of the task is taken as it is. Targets are
+
+    - class numbers of any shape; negative ones, and the criterion's ``ignore_index``, stay ignored;
+    - or an entry for each column of the logits (one-hot, mixed, multi-hot), of the stream's classes
+      or of the task's alone;
+    - or tuples and lists of such.
+
+    :param criterion: of logits and targets; a function, a ``partial`` of one, or a module.
+    :param classes: ascending class numbers of the task.
+
+    >>> loss = TaskLoss(nn.CrossEntropyLoss(label_smoothing=0.1), [2, 3])
+    >>> logits, targets = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
+    >>> wide = torch.cat([torch.full((4, 2), -1000.0), logits], dim=1)
+    >>> plain = nn.CrossEntropyLoss(label_smoothing=0.1)
+    >>> bool(loss(wide, targets + 2) == plain(logits, targets))
+    True
+    """
+
+    def __init__(self, criterion: Any, classes: Sequence[int]):
+        self.criterion: Criterion = criterion
+        self.classes = tuple(classes)
+        self._first, self._count = self.classes[0], len(self.classes)
+        self._in_a_row = self.classes[-1] - self._first + 1 == self._count
+        ignored = _options_of(criterion).get("ignore_index", _IGNORED)
+        self._ignored = ignored if isinstance(ignored, int) else _IGNORED
+        self._replaced = [
+            (holder, name)
+            for holder in _holders(criterion)
+            for name, value in holder.items()
+            if _is_of_the_stream(value, self.classes)
+            or (name == "ignore_index" and self._ignored >= 0)
+        ]
+
+    def __call__(self, logits: Tensor, targets: Any) -> Tensor:
+        """The loss; a target that is none of the task's counts as one of its classes.
+
+        :param logits: ``(..., W)`` with a column for each class number, or for each of the task's.
+        :param targets: see above.
+        :raises UnsupportedPluginError: if the criterion cannot do with the task's columns.
+        """
+        return self.checked(logits, targets)[0]
+
+    def checked(self, logits: Tensor, targets: Any) -> tuple[Tensor, Known]:
+        """The loss, and whether all targets are of the task's classes.
+
+        :param logits: as in a call.
+        :param targets: as in a call.
+        :return: the latter a bool, or where it would have to be waited for, a bool tensor, scalar.
+        """
+        own = self._columns(logits)
+        numbers, known = self._renumbered(targets, own)
+        return self._loss(own, numbers), known
+
+    def knows(self, logits: Tensor, targets: Any) -> bool:
+        """Whether all targets are of the task's classes.
+
+        :param logits: as in a call.
+        :param targets: as in a call.
+        """
+        return bool(self._renumbered(targets, self._columns(logits))[1])
+
+    def _loss(self, own: Tensor, targets: Any) -> Tensor:
+        try:
+            if not self._replaced:
+                return self.criterion(own, targets)
+            with self._restricted():
+                return self.criterion(own, targets)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            raise UnsupportedPluginError(
+                f"the criterion failed on logits of shape {tuple(own.shape)}, which are those of "
+                f"the task's classes {list(self.classes)}, with targets renumbered from 0 "
+                f"({error}): give class weights as an attribute of the criterion, such as "
+                "nn.CrossEntropyLoss(weight=...), one for each class of the stream or of the task."
+            ) from error
+
+    def check(self) -> None:
+        """Refuse a function that reads class weights from outside, where nobody can restrict them.
+
+        :raises UnsupportedPluginError: naming the variable.
+        """
+        function = getattr(self.criterion, "func", self.criterion)
+        if not inspect.isfunction(function):
+            return
+        outside = inspect.getclosurevars(function)
+        for name, value in {**outside.globals, **outside.nonlocals}.items():
+            if _is_of_the_stream(value, self.classes):
+                raise UnsupportedPluginError(
+                    f"the criterion {function.__name__} reads {name}, which has an entry for each "
+                    f"of {len(value)} classes, from outside, and it is given the logits of the "
+                    f"task's {len(self.classes)} classes and targets renumbered from 0: make it "
+                    f"an argument, functools.partial({function.__name__}, weight={name}), or an "
+                    "attribute of a module."
+                )
+
+    def _columns(self, logits: Tensor) -> Tensor:
+        if logits.shape[-1] == self._count:
+            return logits
+        if self._in_a_row:
+            return logits.narrow(-1, self._first, self._count)
+        return logits[..., list(self.classes)]
+
+    def _renumbered(self, targets: Any, own: Tensor) -> tuple[Any, Known]:
+        """Targets as a plain model of the task has them, and whether all are of its classes."""
+        if isinstance(targets, (tuple, list)):
+            parts = [self._renumbered(part, own) for part in targets]
+            known: Known = True
+            for _, flag in parts:
+                known = flag if known is True else known & flag
+            return type(targets)([part for part, _ in parts]), known
+        if not isinstance(targets, Tensor):
+            return targets, True
+        if targets.dim() == own.dim() and targets.dim() > 0:
+            return self._own_entries(targets)
+        if targets.is_floating_point() or targets.dtype is torch.bool:
+            return targets, True
+        return self._own_numbers(targets)
+
+    def _own_entries(self, targets: Tensor) -> tuple[Tensor, Known]:
+        if targets.shape[-1] == self._count:
+            return targets, True
+        if targets.shape[-1] <= self.classes[-1]:
+            raise UnsupportedPluginError(
+                f"targets of shape {tuple(targets.shape)} have no entry for class "
+                f"{self.classes[-1]}: give one for each class of the stream, or of the task alone."
+            )
+        own = targets[..., list(self.classes)]
+        return own, own.count_nonzero() == targets.count_nonzero()
+
+    def _own_numbers(self, targets: Tensor) -> tuple[Tensor, Known]:
+        if self._in_a_row:
+            places = (targets - self._first).clamp_(0, self._count - 1)
+            numbers = places + self._first if self._first else places
+        else:
+            places_of, classes = _tables(self.classes, targets.device)
+            places = places_of[targets.clamp(0, self.classes[-1])]
+            numbers = classes[places]
+        if targets.device.type == "cpu" and torch.equal(numbers, targets):
+            return places, True
+        ignored = targets < 0
+        if self._ignored >= 0:
+            ignored = ignored | (targets == self._ignored)
+        left_out = targets if self._ignored < 0 else torch.full_like(targets, _IGNORED)
+        known = (numbers == targets) | ignored
+        return torch.where(ignored, left_out, places.to(targets.dtype)), known.all()
+
+    @contextmanager
+    def _restricted(self) -> Iterator[None]:
+        """Lets the criterion have the entries of the task's classes."""
+        before = [(holder, name, holder[name]) for holder, name in self._replaced]
+        try:
+            for holder, name, value in before:
+                if name == "ignore_index":
+                    holder[name] = _IGNORED
+                elif _is_of_the_stream(value, self.classes):
+                    holder[name] = value[list(self.classes)]
+            yield
+        finally:
+            for holder, name, value in before:
+                holder[name] = value
+
+
+def task_loss(strategy: Strategy) -> TaskLoss:
+    """The loss that a strategy's open task is trained by.
+
+    :param strategy: whose network has an open task.
+    """
+    network = network_of(strategy)
+    assert network.open_task is not None
+    return TaskLoss(criterion_of(strategy), network.classes_of(network.open_task))
+
+
+def loss_by_task(
+    criterion: Any, network: TaskNetwork, logits: Tensor, targets: Any, labels: int | Tensor
+) -> Tensor:
+    """The mean loss of samples of several tasks, each over the columns of its task.
+
+    Where a task answers for one that it is not, its targets' columns count as well.
+
+    :param criterion: of logits and targets.
+    :param network: that answered.
+    :param logits: ``(N, ..., W)``.
+    :param targets: see :class:`TaskLoss`.
+    :param labels: the task that was asked for each sample, (N,), or for all.
+    """
+    if not isinstance(labels, Tensor):
+        return _loss_of(criterion, network, logits, targets, labels)
+    asked = labels.unique().tolist()
+    if len(asked) == 1:
+        return _loss_of(criterion, network, logits, targets, asked[0])
+    total, add = logits.new_zeros(()), getattr(criterion, "reduction", "mean") == "sum"
+    for label in asked:
+        chosen = labels == label
+        loss = _loss_of(criterion, network, logits[chosen], rows_of(targets, chosen), label)
+        total = total + loss * (1 if add else chosen.float().mean())
+    return total
+
+
+def _loss_of(
+    criterion: Any, network: TaskNetwork, logits: Tensor, targets: Any, label: int
+) -> Tensor:
+    task = network.answering(label)
+    # before any task was opened, all columns are the model's own
+    classes = range(logits.shape[-1]) if task is None else network.classes_of(task)
+    loss = TaskLoss(criterion, classes)
+    if not loss.knows(logits, targets):
+        found = targets.unique().tolist() if isinstance(targets, Tensor) else []
+        numbers = {int(number) for number in found if 0 <= number < logits.shape[-1]}
+        loss = TaskLoss(criterion, sorted({*loss.classes, *numbers}))
+        if not loss.knows(logits, targets):
+            return criterion(logits, targets)  # type: ignore[no-any-return]
+    return loss(logits, targets)
+
+
+@lru_cache(maxsize=64)
+def _tables(classes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The place of each class number among a task's classes, 0 of those that are not its; and
+    the class number at each place."""
+    numbers = torch.tensor(classes)
+    places = torch.zeros(classes[-1] + 1, dtype=torch.int64)
+    places[numbers] = torch.arange(len(classes))
+    return places.to(device), numbers.to(device)
+
+
+def _is_of_the_stream(value: Any, classes: Sequence[int]) -> bool:
+    """Whether something has an entry for each class of the stream, and not only of the task."""
+    return (
+        isinstance(value, Tensor)
+        and value.dim() == 1
+        and len(value) > classes[-1]
+        and len(value) != len(classes)
+    )
+
+
+def _options_of(criterion: Any) -> _Holder:
+    """What a criterion was made with, as far as it says so."""
+    if isinstance(criterion, partial):
+        return criterion.keywords
+    return getattr(criterion, "__dict__", {})
+
+
+def _holders(criterion: Any) -> list[_Holder]:
+    """The dictionaries in which a criterion keeps its tensors."""
+    if not isinstance(criterion, nn.Module):
+        return [_options_of(criterion)]
+    return [
+        holder
+        for module in criterion.modules()
+        for holder in (vars(module), module._parameters, module._buffers)
+    ]

@@ -1,0 +1,418 @@
+"""A task's loss is what a plain model of that task alone would have."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation.metrics import loss_metrics
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from streams_for_tests import OURS, make_stream, mlp
+from torch import nn
+from torch.nn import functional as F
+
+from avalanche_compress import (
+    FactoredStore,
+    TaskNetwork,
+    TrainingDataError,
+    UnsupportedPluginError,
+    ValidationPlugin,
+)
+from avalanche_compress.shaping.task_loss import TaskLoss, loss_by_task, task_loss
+
+STREAM = 8
+"""Classes of the stream."""
+CLASSES = [(0, 1, 2), (3, 4, 5), (1, 4, 6), (7,)]
+
+
+class Focal(nn.Module):
+    """A criterion of one's own with an entry for each class, as a buffer or a plain attribute."""
+
+    def __init__(self, alpha, buffer):
+        super().__init__()
+        if buffer:
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+
+    def forward(self, logits, targets):
+        log_p = F.log_softmax(logits, dim=1).gather(1, targets[:, None])[:, 0]
+        return -(self.alpha[targets] * (1 - log_p.exp()) ** 2 * log_p).mean()
+
+
+class Binary(nn.Module):
+    """One-vs-all: a binary cross-entropy for each class."""
+
+    def __init__(self, pos_weight=None):
+        super().__init__()
+        self.loss = nn.BCEWithLogitsLoss(pos_weight=pos_weight)
+
+    def forward(self, logits, targets):
+        return self.loss(logits, F.one_hot(targets, logits.shape[1]).to(logits))
+
+
+def squared(logits, targets):
+    return F.mse_loss(logits.softmax(1), F.one_hot(targets, logits.shape[1]).to(logits))
+
+
+WEIGHT = torch.arange(1.0, STREAM + 1)
+CRITERIA = {  # for the stream, and for a plain model of some of its classes
+    "plain": (nn.CrossEntropyLoss(), lambda c: nn.CrossEntropyLoss()),
+    "smoothing": (
+        nn.CrossEntropyLoss(label_smoothing=0.2),
+        lambda c: nn.CrossEntropyLoss(label_smoothing=0.2),
+    ),
+    "weights": (
+        nn.CrossEntropyLoss(weight=WEIGHT),
+        lambda c: nn.CrossEntropyLoss(weight=WEIGHT[c]),
+    ),
+    "weights and smoothing": (
+        nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.2),
+        lambda c: nn.CrossEntropyLoss(weight=WEIGHT[c], label_smoothing=0.2),
+    ),
+    "margin": (nn.MultiMarginLoss(weight=WEIGHT), lambda c: nn.MultiMarginLoss(weight=WEIGHT[c])),
+    "a partial": (
+        partial(F.cross_entropy, weight=WEIGHT, label_smoothing=0.1),
+        lambda c: partial(F.cross_entropy, weight=WEIGHT[c], label_smoothing=0.1),
+    ),
+    "a function": (squared, lambda c: squared),
+    "binary": (Binary(WEIGHT), lambda c: Binary(WEIGHT[c])),
+    "a buffer of one's own": (Focal(WEIGHT, True), lambda c: Focal(WEIGHT[c], True)),
+    "an attribute of one's own": (Focal(WEIGHT, False), lambda c: Focal(WEIGHT[c], False)),
+    "summed": (
+        nn.CrossEntropyLoss(reduction="sum"),
+        lambda c: nn.CrossEntropyLoss(reduction="sum"),
+    ),
+}
+
+
+def samples(classes, count=9):
+    """Logits over the stream's columns, of which the task's are leaves, and places of targets."""
+    own = torch.randn(count, len(classes), requires_grad=True)
+    wide = torch.full((count, STREAM), -1000.0)
+    wide[:, list(classes)] = own
+    return own, wide, torch.arange(count) % len(classes)
+
+
+def assert_same(wide_loss, narrow_loss, own):
+    assert torch.equal(wide_loss, narrow_loss)
+    ours, plain = (torch.autograd.grad(loss, own)[0] for loss in (wide_loss, narrow_loss))
+    assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_loss_and_gradients_are_those_of_a_plain_model(name, classes):
+    torch.manual_seed(0)
+    criterion, narrow = CRITERIA[name]
+    own, wide, places = samples(classes)
+    loss, known = TaskLoss(criterion, classes).checked(wide, torch.tensor(classes)[places])
+    assert bool(known)
+    assert_same(loss, narrow(list(classes))(own, places), own)
+
+
+@pytest.mark.parametrize("classes", CLASSES[1:3])
+def test_what_has_an_entry_for_each_class_of_the_task_is_taken_as_it_is(classes):
+    own, wide, places = samples(classes)
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))
+    loss = TaskLoss(criterion, classes)(wide, torch.tensor(classes)[places])
+    assert_same(loss, criterion(own, places), own)
+
+
+@pytest.mark.parametrize("width", [3, STREAM])
+@pytest.mark.parametrize(
+    "criterion", [nn.CrossEntropyLoss(label_smoothing=0.1), nn.BCEWithLogitsLoss()]
+)
+def test_soft_targets_are_those_of_the_stream_or_of_the_task(criterion, width):
+    classes = (1, 4, 6)
+    own, wide, places = samples(classes)
+    mixed = 0.7 * F.one_hot(places, 3).float() + 0.3 * F.one_hot(places.flip(0), 3).float()
+    targets = mixed
+    if width == STREAM:
+        targets = torch.zeros(len(places), STREAM)
+        targets[:, list(classes)] = mixed
+    loss, known = TaskLoss(criterion, classes).checked(wide, targets)
+    assert bool(known)
+    assert_same(loss, criterion(own, mixed), own)
+
+
+def test_tuples_of_targets_are_renumbered_one_by_one():
+    def mixup(logits, targets):
+        first, second, part = targets
+        return part * F.cross_entropy(logits, first) + (1 - part) * F.cross_entropy(logits, second)
+
+    own, wide, places = samples((3, 4, 5))
+    loss, known = TaskLoss(mixup, (3, 4, 5)).checked(wide, (places + 3, places.flip(0) + 3, 0.3))
+    assert bool(known)
+    assert_same(loss, mixup(own, (places, places.flip(0), 0.3)), own)
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 1, 255])
+def test_ignored_targets_stay_ignored(ignored):
+    classes = (2, 4, 5)  # renumbered, 4 is 1
+    own, wide, places = samples(classes)
+    targets = torch.tensor(classes)[places]
+    targets[::4] = ignored
+    criterion = nn.CrossEntropyLoss(ignore_index=ignored)
+    loss, known = TaskLoss(criterion, classes).checked(wide, targets)
+    assert bool(known) and criterion.ignore_index == ignored
+    counted = targets != ignored
+    assert torch.allclose(loss, F.cross_entropy(own[counted], places[counted]))
+
+
+def test_targets_may_have_any_shape():
+    own = torch.randn(2, 5, 3, requires_grad=True)
+    wide = torch.full((2, 5, STREAM), -1000.0)
+    wide[..., [1, 4, 6]] = own
+    places = torch.randint(0, 3, (2, 5))
+
+    def tokens(logits, targets):
+        return F.cross_entropy(logits.transpose(1, 2), targets)
+
+    loss = TaskLoss(tokens, (1, 4, 6))(wide, torch.tensor([1, 4, 6])[places])
+    assert_same(loss, tokens(own, places), own)
+
+
+@pytest.mark.parametrize("classes", [(2, 3, 4), (2, 4, 6)])
+@pytest.mark.parametrize("foreign", [0, 5, 7, 99])
+def test_targets_of_other_classes_are_noticed(classes, foreign):
+    _, wide, places = samples(classes)
+    targets = torch.tensor(classes)[places]
+    targets[3] = foreign
+    loss = TaskLoss(nn.CrossEntropyLoss(), classes)
+    assert not loss.knows(wide, targets)
+    value, known = loss.checked(wide, targets)
+    assert not bool(known) and bool(value.isfinite())
+    soft = torch.zeros(len(places), STREAM)
+    soft[:, 0] = 1
+    assert not loss.knows(wide, soft)
+
+
+def test_a_criterion_is_as_it_was_afterwards_even_if_it_fails():
+    weight = WEIGHT.clone()
+    criterion = nn.CrossEntropyLoss(weight=weight, ignore_index=3)
+    _, wide, places = samples((2, 4, 5))
+    TaskLoss(criterion, (2, 4, 5))(wide, places + 2)
+    assert criterion.weight is weight and criterion.ignore_index == 3
+
+    class Fails(nn.CrossEntropyLoss):
+        def forward(self, logits, targets):
+            raise RuntimeError("no")
+
+    failing = Fails(weight=weight)
+    with pytest.raises(UnsupportedPluginError, match="no"):
+        TaskLoss(failing, (2, 4, 5))(wide, places + 2)
+    assert failing.weight is weight
+
+
+def test_a_function_that_reads_class_weights_from_outside_is_refused_by_name():
+    weights = WEIGHT
+
+    def weighted(logits, targets):
+        return (weights[targets] * F.cross_entropy(logits, targets, reduction="none")).mean()
+
+    with pytest.raises(UnsupportedPluginError, match=r"weighted reads weights.*8 classes"):
+        TaskLoss(weighted, (2, 3)).check()
+    TaskLoss(squared, (2, 3)).check()
+
+
+def test_a_criterion_that_expects_the_streams_columns_is_named():
+    def fixed(logits, targets):
+        return F.mse_loss(logits, F.one_hot(targets, STREAM).float())
+
+    _, wide, places = samples((3, 4, 5))
+    with pytest.raises(UnsupportedPluginError, match=r"\(9, 3\).*classes \[3, 4, 5\]"):
+        TaskLoss(fixed, (3, 4, 5))(wide, places + 3)
+
+
+# ------------------------------------------------------------------ in a strategy
+
+
+def build(method, criterion, **arguments):
+    torch.manual_seed(3)
+    model = mlp()
+    return OURS[method](
+        model=model, optimizer=torch.optim.Adam(model.parameters(), lr=5e-3), criterion=criterion,
+        train_mb_size=16, eval_mb_size=32, train_epochs=3, **{"evaluator": None, **arguments},
+    )  # fmt: skip
+
+
+def numbered_from(stream, offset):
+    """The first two tasks, the second of which has its classes numbered from ``offset`` on."""
+    from avalanche.benchmarks import tensors_benchmark
+
+    parts = []
+    for task, experience in enumerate(stream.train_stream):
+        x = torch.stack([x for x, *_ in experience.dataset])
+        y = torch.tensor([int(y) for _, y, *_ in experience.dataset])
+        parts.append((x, y - y.min() + task * offset))
+    return tensors_benchmark(parts, parts, task_labels=[0, 1]).train_stream
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_how_classes_are_numbered_makes_no_difference(method):
+    stream, logits = make_stream(2, samples=48), []
+    x = torch.randn(6, 1, 8, 8)
+    for offset in (0, 2, 5):
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0]))
+        strategy = build(method, criterion)
+        torch.manual_seed(4)
+        for experience in numbered_from(stream, offset):
+            strategy.train(experience)
+        strategy.network.eval()
+        with torch.no_grad():
+            logits.append([strategy.network.own_logits(x, task) for task in (0, 1)])
+    for others in logits[1:]:
+        assert all(torch.equal(*pair) for pair in zip(logits[0], others))
+
+
+class Look(SupervisedPlugin):
+    """Keeps what the last step's loss was computed from."""
+
+    def before_backward(self, strategy, **kwargs):
+        self.output = strategy.mb_output.detach()
+        self.targets, self.labels = strategy.mb_y, strategy.mb_task_id
+        self.loss = float(strategy.loss)
+
+
+def test_replayed_samples_do_not_count_and_metrics_see_the_streams_columns():
+    look = Look()
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    strategy = build("packnet", criterion, plugins=[ReplayPlugin(mem_size=20), look])
+    for experience in numbered_from(make_stream(2, samples=48), 2):
+        strategy.train(experience)
+    own = look.labels == 1
+    assert 0 < int(own.sum()) < len(own)
+    assert look.output.shape[1] == 4
+    expected = criterion(look.output[own][:, 2:], look.targets[own] - 2)
+    assert look.loss == pytest.approx(float(expected))
+
+
+def test_a_mini_batch_of_replayed_samples_alone_changes_nothing():
+    class OldOnly(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            if strategy.network.tasks:
+                strategy.mbatch[1] = torch.zeros_like(strategy.mbatch[1])
+                strategy.mbatch[2] = torch.zeros_like(strategy.mbatch[2])
+
+    strategy = build("packnet", nn.CrossEntropyLoss(), plugins=[OldOnly()])
+    tasks = numbered_from(make_stream(2, samples=48), 2)
+    strategy.train(tasks[0])
+    weights = []
+
+    class Keep(SupervisedPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            weights.append([p.detach().clone() for p in strategy.model.parameters()])
+
+    strategy.plugins.append(Keep())
+    strategy.train(tasks[1])
+    for others in weights[1:]:
+        assert all(torch.equal(*pair) for pair in zip(weights[0], others))
+
+
+@pytest.mark.parametrize("foreign", [0, 1, 3, 9])
+def test_a_target_between_the_tasks_classes_is_refused(foreign):
+    class Wrong(SupervisedPlugin):
+        def before_training_iteration(self, strategy, **kwargs):
+            if strategy.network.tasks:
+                strategy.mbatch[1][0] = foreign
+
+    strategy = build("packnet", nn.CrossEntropyLoss(), plugins=[Wrong()])
+    x, y = torch.randn(32, 1, 8, 8), torch.arange(32) % 2
+    from avalanche.benchmarks import tensors_benchmark
+
+    parts = [(x, y), (x, 2 + 2 * y)]
+    tasks = tensors_benchmark(parts, parts, task_labels=[0, 1]).train_stream
+    strategy.train(tasks[0])
+    with pytest.raises(TrainingDataError, match=r"classes of task 1 are \[2, 4\]"):
+        strategy.train(tasks[1])
+
+
+def test_the_loss_in_evaluation_is_over_each_tasks_columns():
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    evaluator = EvaluationPlugin(loss_metrics(experience=True), loggers=[])
+    strategy = build("packnet", criterion, evaluator=evaluator)
+    tasks = numbered_from(make_stream(2, samples=48), 2)
+    for experience in tasks:
+        strategy.train(experience)
+    results = strategy.eval(tasks)
+    for task, experience in enumerate(tasks):
+        x = torch.stack([x for x, *_ in experience.dataset])
+        y = torch.tensor([int(y) for _, y, *_ in experience.dataset]) - 2 * task
+        with torch.no_grad():
+            expected = criterion(strategy.network.own_logits(x, task), y)
+        name = f"Loss_Exp/eval_phase/train_stream/Task00{task}/Exp00{task}"
+        assert results[name] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+def test_the_loss_of_a_task_that_was_never_trained_is_finite(weight):
+    strategy = build("packnet", nn.CrossEntropyLoss(weight=weight))
+    tasks = numbered_from(make_stream(2, samples=48), 2)
+    strategy.eval(tasks)
+    strategy.train(tasks[0])
+    losses = []
+
+    class Losses(SupervisedPlugin):
+        def after_eval_iteration(self, strategy, **kwargs):
+            losses.append(float(strategy.loss))
+
+    strategy.plugins.append(Losses())
+    strategy.eval(tasks[1])
+    assert all(900 < loss < 1100 for loss in losses) and losses
+
+
+def test_samples_of_several_tasks_have_the_mean_of_their_losses():
+    network = TaskNetwork(mlp(), FactoredStore)
+    for task, classes in ((0, [0, 1]), (1, [2, 3])):
+        network.open(task, classes)
+        network.commit()
+    x, labels = torch.randn(9, 1, 8, 8), torch.tensor([0, 1, 1] * 3)
+    targets = 2 * labels + torch.arange(9) % 2
+    network.eval()
+    for reduction in ("mean", "sum"):
+        criterion = nn.CrossEntropyLoss(label_smoothing=0.1, reduction=reduction)
+        with torch.no_grad():
+            loss = loss_by_task(criterion, network, network(x, labels), targets, labels)
+            each = [
+                F.cross_entropy(
+                    network.own_logits(x[i : i + 1], int(labels[i])),
+                    targets[i : i + 1] - 2 * labels[i],
+                    label_smoothing=0.1,
+                )
+                for i in range(9)
+            ]
+        expected = torch.stack(each).mean() if reduction == "mean" else torch.stack(each).sum()
+        assert torch.allclose(loss, expected)
+
+
+def test_validation_is_by_the_same_loss():
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    validation, found = ValidationPlugin(0.25), []
+
+    class Compare(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            network = strategy.network
+            network.eval()
+            with torch.no_grad():
+                sums = [
+                    float(criterion(network.own_logits(x, 1), y - 2)) * len(y)
+                    for x, y in validation.batches
+                ]
+            network.train()
+            found.append((validation.loss(strategy), sum(sums) / 12))
+
+    strategy = build("packnet", criterion, plugins=[validation])
+    tasks = numbered_from(make_stream(2, samples=48), 2)
+    strategy.train(tasks[0])
+    strategy.plugins.append(Compare())
+    strategy.train(tasks[1])
+    assert found and all(ours == pytest.approx(plain) for ours, plain in found)
+
+
+def test_the_loss_is_of_the_task_that_is_open():
+    strategy = build("packnet", nn.CrossEntropyLoss())
+    strategy.network.open(0, [4, 9])
+    assert task_loss(strategy).classes == (4, 9)
