@@ -17,7 +17,15 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
-from streams_for_tests import check_old_logits_stay, conv_net, inputs_of, logits, make_stream, mlp
+from streams_for_tests import (
+    OURS,
+    check_old_logits_stay,
+    conv_net,
+    inputs_of,
+    logits,
+    make_stream,
+    mlp,
+)
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -36,6 +44,7 @@ from avalanche_compress import (
     ValidationPlugin,
 )
 from avalanche_compress.codec import kept_count
+from avalanche_compress.core.registry import method_named
 
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-2),
@@ -82,6 +91,17 @@ def test_each_task_is_learned(method):
     ):
         targets = torch.tensor([int(y) for _, y, *_ in experience.dataset])
         assert (out.argmax(1) == targets).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_strategy_trains_with_avalanches_defaults(name):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    strategy = method_named(name).strategy(model=model, optimizer=optimizer)
+    stream = make_stream(2, samples=20)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    assert strategy.network.tasks == [0, 1] and strategy.train_epochs == strategy.train_mb_size == 1
 
 
 def test_a_plain_script_changes_in_one_line_and_reports_metrics():

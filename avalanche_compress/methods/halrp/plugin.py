@@ -59,7 +59,8 @@ class PerturbationPlugin(FromBasePlugin):
 
     :param approx_rate: part of the components' worth to keep, 0 < approx_rate <= 1.
     :param warmup_epochs: epochs with whole weights: an int from 1 on, or a part (float in 0..1) of
-        the strategy's epochs.
+        the strategy's epochs. Where a single epoch is left for both, the factors come half-way
+        through it.
     :param max_rank: of any layer.
     :param min_rank: of any layer that has so many components.
     :param rank_method: ``"importance"``; ``"flat"``, ``max_rank`` everywhere; or ``"budget"``, the
@@ -173,22 +174,30 @@ class PerturbationPlugin(FromBasePlugin):
         self._perturbed = False
         self._pruned = False
 
-    def warmup(self, train_epochs: int) -> int:
-        """Epochs of a task with whole weights.
+    def warmup(self, train_epochs: int) -> float:
+        """Epochs of a task with whole weights; part of an epoch if the task has but one for both.
 
         :param train_epochs: of the task.
         :raises TaskStateError: if no epoch is left for the factors, or none before they are pruned.
+
+        >>> PerturbationPlugin().warmup(train_epochs=5), PerturbationPlugin().warmup(train_epochs=1)
+        (1, 0.5)
         """
-        epochs = self.warmup_epochs
+        epochs, left = self.warmup_epochs, train_epochs - self.post_prune_epochs
+        part = epochs if isinstance(epochs, float) else 0.5
         if isinstance(epochs, float):
             epochs = max(1, round(epochs * train_epochs))
-        if epochs + self.post_prune_epochs >= train_epochs:
-            raise TaskStateError(
-                f"{epochs} warm-up epochs and post_prune_epochs={self.post_prune_epochs} of "
-                f"train_epochs={train_epochs} leave none to train the factors: give "
-                f"train_epochs={epochs + self.post_prune_epochs + 1} at least."
-            )
-        return epochs
+        if epochs < left:
+            return epochs
+        if epochs == left == 1:
+            return part
+        if train_epochs == self.post_prune_epochs == 0:
+            return 0  # the task is kept as it starts
+        raise TaskStateError(
+            f"{epochs} warm-up epochs and post_prune_epochs={self.post_prune_epochs} of "
+            f"train_epochs={train_epochs} leave none to train the factors: give "
+            f"train_epochs={epochs + self.post_prune_epochs + 1} at least."
+        )
 
     # ------------------------------------------------------------------ when
 
@@ -225,6 +234,12 @@ class PerturbationPlugin(FromBasePlugin):
             self._perturb(strategy)
         if not self._pruned and 0 < epochs - done <= self.post_prune_epochs:
             self._prune(strategy)
+
+    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if not self._perturbed:
+            done, steps = strategy.clock.train_epoch_iterations, len(strategy.dataloader)
+            if strategy.clock.train_exp_epochs + done / steps >= self.warmup(strategy.train_epochs):
+                self._perturb(strategy)
 
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))

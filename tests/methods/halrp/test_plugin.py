@@ -867,11 +867,44 @@ def test_arguments_outside_their_range_are_refused_by_name(arguments):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "epochs", "whole"),
+    [
+        ({}, 1, [True, True, False, False]),  # 60 samples are 4 steps
+        ({"warmup_epochs": 0.25}, 1, [True, False, False, False]),
+        ({"warmup_epochs": 0.9}, 1, [True] * 4),  # they come when training is over
+        ({"post_prune_epochs": 1}, 2, [True, True] + [False] * 6),
+    ],
+)
+def test_a_single_epoch_is_shared_by_whole_weights_and_factors(arguments, epochs, whole):
+    steps = []
+
+    def look(strategy):
+        if strategy.network.tasks:
+            steps.append([store.dense for store in strategy.network.weight_stores])
+
+    strategy = build(epochs=epochs, plugins=[Look(before_step=look)], **arguments)
+    train(strategy)
+    assert steps == [[dense] * 2 for dense in whole]
+    for store in strategy.network.weight_stores:
+        assert store.rank_of(1) < min(store.shape)
+
+
+def test_a_task_of_no_epochs_is_kept_near_the_base():
+    strategy = build(epochs=2)
+    tasks = make_stream(2).train_stream
+    strategy.train(tasks[0])
+    strategy.train_epochs = 0
+    strategy.train(tasks[1])
+    for store in strategy.network.weight_stores:
+        assert torch.allclose(store.committed(1), store.committed(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("arguments", "least"),
     [
         ({"warmup_epochs": 3}, 4),
         ({"warmup_epochs": 0.9}, 4),
-        ({"post_prune_epochs": 2}, 4),
+        ({"post_prune_epochs": 3}, 5),
         ({"warmup_epochs": 2, "post_prune_epochs": 3}, 6),
     ],
 )
