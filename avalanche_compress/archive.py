@@ -7,7 +7,7 @@ import io
 import json
 import re
 from inspect import signature
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from avalanche_compress.files import FileLike, name_of, write_file
 
 MOST_CLASSES = 1 << 20
 """Class numbers are below this: a row of logits is as long as the largest one."""
+ANY_CLASSES = 1 << 16
+"""Class numbers below this may have any gaps."""
+ROOM_FOR_CLASSES = 16
+"""Others are below so many times the number of classes that the tasks have: a row of logits takes
+memory for each number up to the largest."""
 
 
 def save_archive(network: TaskNetwork, path: FileLike) -> int:
@@ -196,6 +201,7 @@ def _stores(network: TaskNetwork) -> list[Store]:
 
 def _write_tasks(network: TaskNetwork) -> bytes:
     writer = ByteWriter()
+    _check_width(network.classes.values())
     writer.write_uint(len(network.tasks))
     for task, classes in network.classes.items():
         _check_task(task, classes)
@@ -245,6 +251,7 @@ def _read_tasks(network: TaskNetwork, reader: ByteReader, version: int) -> None:
             store.defer(task, store.section_of_version_1(section) if version == 1 else section)
         _check_private(network, task, len(classes[task]))
     reader.finish()
+    _check_width(classes.values())
     network.finish_loading(classes)
 
 
@@ -270,6 +277,20 @@ def _check_task(task: int, classes: Sequence[int]) -> None:
         raise CorruptStreamError(f"a task of the classes {list(classes[:20])}")
     if classes[-1] >= MOST_CLASSES:
         raise CorruptStreamError(f"the class number {classes[-1]}, of {MOST_CLASSES} at most")
+
+
+def _check_width(classes: Iterable[Sequence[int]]) -> None:
+    """Refuse rows of logits by far wider than all classes together: a file is small, they are not.
+
+    :param classes: the class numbers of each task.
+    """
+    numbers = list(classes)
+    count, highest = sum(map(len, numbers)), max((task[-1] for task in numbers), default=0)
+    if highest >= max(ANY_CLASSES, ROOM_FOR_CLASSES * count):
+        raise CorruptStreamError(
+            f"the class number {highest} and {count} classes in all: numbers from {ANY_CLASSES} on "
+            f"are below {ROOM_FOR_CLASSES} times the classes"
+        )
 
 
 def _check_private(network: TaskNetwork, task: int, classes: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Mapping
+
 import torch
 from torch import Tensor
 
@@ -64,6 +66,17 @@ class RowCache:
         """
         return max((cached for cached in self._row_of if cached <= position), default=-1)
 
+    def lies_evenly(self, position: int, count: int) -> bool:
+        """Whether a row is one of those that stay, so that whoever passes by may add it.
+
+        :param position: of its task.
+        :param count: of all tasks.
+        """
+        spacing = 1
+        while (count - 1) // spacing >= self._evenly_spaced:
+            spacing *= 2
+        return position % spacing == 0
+
     def clear(self) -> None:
         """Forget all rows; the memory stays."""
         self._row_of.clear()
@@ -116,6 +129,61 @@ class MaskCache:
         row = self._rows.get(position)
         return None if row is None else unpack_mask(row, self._count)
 
+    def lies_evenly(self, position: int, count: int) -> bool:
+        """Whether a mask is one of those that stay, see :meth:`RowCache.lies_evenly`.
+
+        :param position: of its task.
+        :param count: of all tasks.
+        """
+        return self._rows.lies_evenly(position, count)
+
     def clear(self) -> None:
         """Forget all masks; the memory stays."""
         self._rows.clear()
+
+
+class PassedMasks:
+    """Masks that some later step of a walk asks for, a bit an element, as long as one does.
+
+    :param count: elements of a mask.
+    :param last_use: by position of a mask, the last step that asks for it.
+
+    >>> masks = PassedMasks(3, {0: 5})
+    >>> masks.keep(0, torch.tensor([True, False, True]))
+    >>> masks.keep(1, torch.ones(3, dtype=torch.bool))  # nobody asks for it
+    >>> masks.take(0, step=4).tolist(), masks.take(0, step=5).tolist(), len(masks)
+    ([True, False, True], [True, False, True], 0)
+    """
+
+    def __init__(self, count: int, last_use: Mapping[int, int]):
+        self._count = count
+        self._last_use = last_use
+        self._rows: dict[int, Tensor] = {}
+        self._newest: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def keep(self, position: int, mask: Tensor) -> None:
+        """Keep a mask, if somebody is to ask for it.
+
+        :param position: of its task.
+        :param mask: bool (count,).
+        """
+        if position not in self._last_use:
+            return
+        row = pack_mask(mask)
+        if self._newest is not None and torch.equal(row, self._newest):
+            row = self._newest  # tasks in a row that keep the same weights share one
+        self._rows[position] = self._newest = row
+
+    def take(self, position: int, step: int) -> Tensor:
+        """A mask, bool (count,).
+
+        :param position: of its task.
+        :param step: that asks for it.
+        """
+        row = self._rows[position]
+        if self._last_use[position] == step:
+            del self._rows[position]
+        return unpack_mask(row, self._count)

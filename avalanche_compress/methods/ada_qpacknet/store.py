@@ -20,7 +20,7 @@ from avalanche_compress.codec import (
     skip_values,
     write_values,
 )
-from avalanche_compress.core.cache import RowCache
+from avalanche_compress.core.cache import PassedMasks, RowCache
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.table import Table
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
@@ -31,9 +31,7 @@ SLOT_BITS = 32
 _POLICIES = ("raise", "grow_copy", "reuse_frozen")
 _NEWEST, _FRESH, _SOURCES = range(3)
 """Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
-_LEVELS = 8
-"""Tasks after which it is at hand how full the slots are: two weights' memory in single precision,
-and one for those that :class:`RowCache` has besides."""
+_LEVELS = 8  # tasks after which the levels of the slots are cached: three weights' memory
 
 
 class SlottedStore(SubnetworkStore):
@@ -324,54 +322,69 @@ class SlottedStore(SubnetworkStore):
 
     def _walk(self, position: int) -> tuple[Tensor, Tensor]:
         """A task's mask and its page's levels after it, by way of those before it on the page."""
-        page = self._kept_by[position][2]
-        start = self._kept_by.column(2).index(page)
-        first = max(start - 1, self._last_known(position))
-        if first < start:
-            last, level = None, self._level_at(-1)
-        else:
+        start = self._kept_by.column(2).index(self._kept_by[position][2])
+        first, passed = self._plan(start, position)
+        last, level = None, self._level_at(-1)
+        if first >= start:
             last, level = self._masks.get(first), self._level_at(first).clone()
-        passed: list[Tensor] = []  # from the first task on, if any may read another one's values
-        for own in range(first + 1, position + 1):
-            mask = self._masks.get(own)
-            if mask is None:
-                mask = self._recall_next(own, last, level, passed)
-            added, charge, *_ = self._kept_by[own]
+            passed.keep(first, last)  # type: ignore[arg-type]
+        for step in range(first + 1, position + 1):
+            cached = self._masks.get(step)
+            mask = self._recall_next(step, last, level, passed) if cached is None else cached
+            added, charge, *_ = self._kept_by[step]
             if added:
                 level += charge * mask.view(torch.uint8)
-            if self.policy == "reuse_frozen":
-                passed.append(mask)
+            passed.keep(step, mask)
+            if self._levels.lies_evenly(step, len(self.sections)):  # the next walk begins here
+                self._masks.add(step, mask)
+                self._levels.add(step, level)
             last = mask
         assert last is not None
         self._levels.add(position, level)
         return last, level
 
+    def _plan(self, start: int, position: int) -> tuple[int, PassedMasks]:
+        """After which task a walk begins, and what keeps the masks that its steps read values by.
+
+        :param start: the first task of the page.
+        :param position: the task that the walk leads to.
+        """
+        first, step = self._last_known(start, position), position
+        last_use: dict[int, int] = {}
+        while step > first and self.policy == "reuse_frozen":
+            source = self._read_head(self._section(step)[1]).source
+            if source is not None:
+                last_use.setdefault(source, step)
+                first = min(first, self._last_known(start, source + 1))
+            step -= 1
+        return first, PassedMasks(self.frozen.numel(), last_use)
+
     def _recall_next(
-        self, position: int, last: Tensor | None, level: Tensor, passed: Sequence[Tensor]
+        self, position: int, last: Tensor | None, level: Tensor, passed: PassedMasks
     ) -> Tensor:
         """(n,) A mask, given what is known before it.
 
         :param position: of the task in order of learning.
         :param last: (n,) bool, the mask before on its page.
         :param level: (n,) bits in use in each slot of its page.
-        :param passed: masks from the first task on, if it may read another one's values.
+        :param passed: masks of tasks whose values it may read.
         """
         task, reader = self._section(position)
         with self._damage_named(task):
             head = self._read_head(reader)
-            closed = _closed(level, head.reserve) if head.source is None else ~passed[head.source]
+            source = head.source
+            free = None if source is None else passed.take(source, position)
+            closed = _closed(level, head.reserve) if free is None else ~free
             mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
             head.check_mask(mask, closed)
         return mask
 
-    def _last_known(self, position: int) -> int:
-        """The last task before one whose mask and levels are at hand; -1 for the start."""
-        if self.policy == "reuse_frozen":
-            return -1
+    def _last_known(self, start: int, position: int) -> int:
+        """The last task of a page before one whose mask and levels are cached; else before it."""
         known = self._levels.nearest(position - 1)
-        while known >= 0 and self._masks.get(known) is None:
+        while known >= start and self._masks.get(known) is None:
             known = self._levels.nearest(known - 1)
-        return known
+        return max(known, start - 1)
 
 
 class _Head(NamedTuple):
