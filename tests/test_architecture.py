@@ -26,7 +26,7 @@ ROOMS = [
 """Each room may know those before it, and itself."""
 KNOW_AVALANCHE = {"core/network.py", "core/heads.py"}
 """Files below host/ that may: Avalanche's base class of models, and its classifiers."""
-LONGEST_FILE = 500
+LONGEST_FILE = 450
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 EVERY_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: name_of(path))

@@ -12,15 +12,20 @@ from avalanche_compress.codec.low_rank import (
     saves_work,
 )
 from avalanche_compress.codec.masks import decode_mask, encode_mask, recall_mask
+from avalanche_compress.codec.quantise import (
+    quantise_codebook,
+    quantise_entropy,
+    quantise_fixed_point,
+)
 from avalanche_compress.codec.selection import kept_count, kth_smallest, magnitude_mask, top_mask_
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
 from avalanche_compress.codec.values import (
     Codebook,
+    EntropyCoded,
     FixedPoint,
     Float,
+    Half,
     Values,
-    quantise_codebook,
-    quantise_fixed_point,
     read_values,
     skip_values,
     write_values,
@@ -31,9 +36,11 @@ __all__ = [
     "ByteWriter",
     "Codebook",
     "CorruptStreamError",
+    "EntropyCoded",
     "Factors",
     "FixedPoint",
     "Float",
+    "Half",
     "Values",
     "break_even_rank",
     "bytes_tensor",
@@ -51,6 +58,7 @@ __all__ = [
     "pack_bits",
     "pack_mask",
     "quantise_codebook",
+    "quantise_entropy",
     "quantise_fixed_point",
     "read_values",
     "recall_mask",

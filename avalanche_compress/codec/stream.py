@@ -129,6 +129,10 @@ class ByteReader:
         """Number of bytes not read yet."""
         return len(self._view) - self._position
 
+    def peek(self) -> int | None:
+        """The next byte, which is still to be read; None at the end."""
+        return self._view[self._position] if self.remaining else None
+
     def read_uint(self) -> int:
         """Read an integer.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from avalanche_compress.codec.bits import pack_bits, unpack_bits
+from avalanche_compress.codec.codes import code_width, decode_codes, encode_codes
 from avalanche_compress.codec.errors import CorruptStreamError
-from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
-from avalanche_compress.codec.kmeans import kmeans_1d
+from avalanche_compress.codec.fixed_point import from_fixed_point
 from avalanche_compress.codec.stream import ByteReader, ByteWriter
 
 T = TypeVar("T")
@@ -92,8 +92,12 @@ class Values(ABC):
         """The same codes, and a :attr:`parameter` that may be written to."""
         return self
 
+    def shortest(self) -> Values:
+        """The same words, written in whichever way takes the fewest bytes."""
+        return self
+
     def smallest(self) -> Values:
-        """The same numbers in fewer bytes, if floats take fewer."""
+        """The same numbers, as :meth:`shortest` or as floats: what takes the fewest bytes."""
         return self
 
 
@@ -167,7 +171,7 @@ class Codebook(Values):
     @property
     def bits(self) -> int:  # type: ignore[override]
         """Bits per code: max(1, ceil(log2 K))."""
-        return _code_bits(self.centroids.numel())
+        return code_width(self.centroids.numel())
 
     def decode(self) -> Tensor:
         """The values, shape (n,), in the dtype of the centroids; the same bits every time."""
@@ -184,12 +188,12 @@ class Codebook(Values):
     @classmethod
     def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Codebook:
         centroids = cls._read_centroids(reader, count, dtype)
-        codes = _read_codes(reader, count, _code_bits(centroids.numel()))
+        codes = _read_codes(reader, count, code_width(centroids.numel()))
         return _built(lambda: cls(codes, centroids))
 
     @classmethod
     def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
-        bits = _code_bits(cls._read_centroids(reader, count, dtype).numel())
+        bits = code_width(cls._read_centroids(reader, count, dtype).numel())
         reader.read_raw(_packed_size(bits, count))
         return bits
 
@@ -216,16 +220,42 @@ class Codebook(Values):
     def copy(self) -> Codebook:
         return Codebook(self.codes, self.centroids.detach().clone())
 
+    def shortest(self) -> Values:
+        """Codes of equal length or at their entropy."""
+        plain, coded = (
+            Codebook(self.codes, self.centroids),
+            EntropyCoded(self.codes, self.centroids),
+        )
+        return min(plain, coded, key=_size_of)
+
     def smallest(self) -> Values:
         """Floats, where they take no more bytes than codes and codebook.
 
-        >>> codes = torch.tensor([0, 1], dtype=torch.int32)
-        >>> Codebook(codes, torch.tensor([1.5, 2.0])).smallest()
+        >>> Codebook(torch.arange(2).int(), torch.tensor([1.5, 2.0])).smallest()
         Float(values=tensor([1.5000, 2.0000]))
         """
-        size, count = self.centroids.element_size(), self.codes.numel()
-        coded = size * self.centroids.numel() + _packed_size(self.bits, count)
-        return Float(self.decode()) if size * count <= coded else self
+        return min(Float(self.decode()), self.shortest(), key=_size_of)
+
+
+class EntropyCoded(Codebook):
+    """A codebook whose codes are written at their entropy."""
+
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_uint(self.centroids.numel())
+        writer.write_tensor(self.centroids)
+        writer.write_bytes(encode_codes(self.codes, self.centroids.numel()))
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> EntropyCoded:
+        centroids = cls._read_centroids(reader, count, dtype)
+        codes = decode_codes(reader.read_bytes(), count, centroids.numel())
+        return _built(lambda: cls(codes, centroids))
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        bits = code_width(cls._read_centroids(reader, count, dtype).numel())
+        reader.read_bytes()
+        return bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +321,46 @@ class FixedPoint(Values):
         return bits, zigzag // 2 if zigzag % 2 == 0 else -(zigzag + 1) // 2
 
 
-KINDS: tuple[type[Values], ...] = (Float, Codebook, FixedPoint)
+@dataclass(frozen=True, eq=False)
+class Half(Values):
+    """Values in half as many bits: bfloat16, which has the range of single precision.
+
+    :param values: bfloat16 tensor, shape (n,).
+    :param dtype: of what they are decoded to.
+
+    >>> Half.of(torch.tensor([1.0, 3.14159])).decode()
+    tensor([1.0000, 3.1406])
+    """
+
+    values: Tensor
+    dtype: torch.dtype = torch.float32
+    bits = 16
+
+    @classmethod
+    def of(cls, values: Tensor) -> Half:
+        """The nearest values of half as many bits; of a tensor of any shape."""
+        return cls(values.detach().flatten().bfloat16(), values.dtype)
+
+    def decode(self) -> Tensor:
+        return self.values.to(self.dtype)
+
+    def words(self) -> Tensor:
+        return self.values.view(torch.int16).long() & 0xFFFF
+
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_tensor(self.values)
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Half:
+        return cls(reader.read_tensor(torch.bfloat16, (count,)), dtype)
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        reader.read_raw(2 * count)
+        return cls.bits
+
+
+KINDS: tuple[type[Values], ...] = (Float, Codebook, FixedPoint, EntropyCoded, Half)
 """The ways to keep values; a section names one by its place in here, so new ones go to the end."""
 
 
@@ -333,46 +402,6 @@ def skip_values(reader: ByteReader, count: int, dtype: torch.dtype) -> int:
     return _read_kind(reader).skip(reader, count, dtype)
 
 
-def quantise_codebook(values: Tensor, bits: int) -> Codebook:
-    """Replace values by at most ``2**bits`` centroids with the least squared error.
-
-    :param values: floating-point tensor, n elements; pass kept weights only, zeros are the mask's.
-    :param bits: the most bits per code, 1 to 16; fewer are used if there are fewer values.
-    :return: the codes and centroids of :func:`~avalanche_compress.codec.kmeans.kmeans_1d`.
-    :raises ValueError: if ``bits`` is outside its range or a value is not finite.
-
-    Example::
-
-        >>> import torch
-        >>> from avalanche_compress.codec import quantise_codebook
-        >>> quantise_codebook(torch.tensor([0.1, 0.3, -1.0, -1.5]), bits=1).decode()
-        tensor([ 0.2000,  0.2000, -1.2500, -1.2500])
-    """
-    if not 1 <= bits <= _MOST_BITS:
-        raise ValueError(f"a code has {bits} bits, expected 1 to {_MOST_BITS}; choose one of them.")
-    centroids, codes = kmeans_1d(values, 2**bits)
-    return Codebook(codes, centroids)
-
-
-def quantise_fixed_point(values: Tensor, bits: int) -> FixedPoint:
-    """Replace values by fixed-point words.
-
-    :param values: floating-point tensor, n elements.
-    :param bits: word length in bits, sign included, 2 to 16.
-    :return: the codes of :func:`~avalanche_compress.codec.fixed_point.fixed_point`.
-    :raises ValueError: if ``bits`` is outside its range or a value is not finite.
-
-    Example::
-
-        >>> import torch
-        >>> from avalanche_compress.codec import quantise_fixed_point
-        >>> quantise_fixed_point(torch.tensor([0.3, -0.7]), bits=4).decode()
-        tensor([ 0.2500, -0.7500])
-    """
-    codes, fraction_bits = fixed_point(values, bits)
-    return FixedPoint(codes, bits, fraction_bits)
-
-
 def _read_kind(reader: ByteReader) -> type[Values]:
     kind = reader.read_uint()
     if kind >= len(KINDS):
@@ -393,8 +422,10 @@ def _built(build: Callable[[], T]) -> T:
         raise CorruptStreamError(str(error)) from error
 
 
-def _code_bits(centroids: int) -> int:
-    return max(1, (centroids - 1).bit_length())
+def _size_of(values: Values) -> int:
+    writer = ByteWriter()
+    values.write(writer)
+    return len(writer.getvalue())
 
 
 def _packed_size(bits: int, count: int) -> int:

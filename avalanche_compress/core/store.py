@@ -267,6 +267,8 @@ class WeightStore(Store):
     """Name of the kind of store in an archive."""
     reserve: int = 8
     """The most bits a value that the next task may use; it matters where bits are counted."""
+    counts_bits: bool = False
+    """Whether a code may not be wider than :attr:`reserve`: codes of several tasks share a word."""
 
     def __init__(self, place: Place, name: str = "weight"):
         super().__init__(name)

@@ -64,6 +64,12 @@ class ShapingPlugin(SupervisedPlugin):
         :param strategy: its model has an open task.
         """
 
+    def finish(self, strategy: Any) -> None:
+        """Change what the task has for itself, when all plugins have shaped its weights.
+
+        :param strategy: its model has an open task.
+        """
+
     def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         shape_and_commit(strategy)
 
@@ -88,6 +94,8 @@ def shape_and_commit(strategy: Any) -> None:
         if plugin.stage > Stage.RESTORE:
             plugin.shape(strategy)
             network.check_finite()
+    for plugin in shaping:
+        plugin.finish(strategy)
     network.commit()
 
 

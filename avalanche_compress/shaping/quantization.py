@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from avalanche_compress.codec import Values, quantise_codebook, quantise_fixed_point
+from avalanche_compress.codec import (
+    Half,
+    Values,
+    quantise_codebook,
+    quantise_entropy,
+    quantise_fixed_point,
+)
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
@@ -24,8 +30,11 @@ from avalanche_compress.shaping.validation import ValidationPlugin, find_validat
 _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
     "kmeans": quantise_codebook,
     "fixed_point": quantise_fixed_point,
+    "entropy": quantise_entropy,
 }
-_LEAST_BITS = {"kmeans": 1, "fixed_point": 2}
+_LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
+_MATRIX = 2
+"""Dimensions from which on a private tensor is rounded like a weight; others are halved."""
 
 
 class QuantizationPlugin(ShapingPlugin):
@@ -46,8 +55,12 @@ class QuantizationPlugin(ShapingPlugin):
     drawn that training would draw.
 
     :param bits: 1..16 for every layer and task, or ``"auto"``.
-    :param method: ``"kmeans"``: the optimal codebook of ``2**bits`` floats a layer; or
+    :param method: ``"kmeans"``: the optimal codebook of ``2**bits`` floats a layer;
+        ``"entropy"``: the codebook of least error whose codes take that many bits on average; or
         ``"fixed_point"``: a shared power of two, at least 2 bits.
+    :param private_bits: of the matrices that each task has for itself, such as its head, 1..16;
+        its vectors (biases, norms, running statistics) are then kept as bfloat16. None keeps all
+        of them as floats.
     :param tolerance: loss of accuracy that the search accepts, in percentage points.
     :param max_bits: where the search ends.
     :param per_layer: search layer by layer after the common width is found.
@@ -66,6 +79,7 @@ class QuantizationPlugin(ShapingPlugin):
         *,
         method: str = "kmeans",
         tolerance: float = 0.5,
+        private_bits: int | None = None,
         max_bits: int = 8,
         per_layer: bool = False,
         codebook_finetune_epochs: int = 0,
@@ -74,8 +88,9 @@ class QuantizationPlugin(ShapingPlugin):
         if method not in _QUANTISERS:
             raise TaskStateError(f"method={method!r} must be one of {sorted(_QUANTISERS)}.")
         least = _LEAST_BITS[method]
-        for name, width in (("bits", bits), ("max_bits", max_bits)):
-            if width == "auto" and name == "bits":
+        widths = {"bits": bits, "max_bits": max_bits, "private_bits": private_bits}
+        for name, width in widths.items():
+            if (name, width) in (("bits", "auto"), ("private_bits", None)):
                 continue
             if not isinstance(width, int) or not least <= width <= 16:
                 raise TaskStateError(
@@ -92,6 +107,7 @@ class QuantizationPlugin(ShapingPlugin):
             )
         self.bits = bits
         self.method = method
+        self.private_bits = private_bits
         self.tolerance = tolerance
         self.max_bits = max_bits
         self.per_layer = per_layer
@@ -108,6 +124,11 @@ class QuantizationPlugin(ShapingPlugin):
         ):
             validation_of(strategy, "bits='auto'")  # raises now, not after hours of training
         for store in network_of(strategy).weight_stores:
+            if store.counts_bits and self.method == "entropy":
+                raise TaskStateError(
+                    f"method='entropy' has codes of more than {self.most_bits} bits, of which "
+                    f"{store.name} counts every one: give method='kmeans'."
+                )
             store.reserve = self.most_bits
 
     def shape(self, strategy: Any) -> None:
@@ -122,6 +143,21 @@ class QuantizationPlugin(ShapingPlugin):
             self._search(layers, network, validation_of(strategy, "bits='auto'"))
         if self.codebook_finetune_epochs:
             self._finetune(layers, strategy)
+
+    @torch.no_grad()
+    def finish(self, strategy: Any) -> None:
+        if self.private_bits is None:
+            return
+        private = network_of(strategy).private
+        private.keep_values(
+            {
+                number: _QUANTISERS[self.method](place.tensor.detach().flatten(), self.private_bits)
+                if place.tensor.dim() >= _MATRIX
+                else Half.of(place.tensor)
+                for number, place in enumerate(private.places)
+                if place.tensor.is_floating_point() and place.tensor.numel()
+            }
+        )
 
     def quantise(self, layers: Sequence[Layer], bits: int) -> None:
         """Let each layer keep codes of its float values.

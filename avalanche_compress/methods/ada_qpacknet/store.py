@@ -67,6 +67,7 @@ class SlottedStore(SubnetworkStore):
     """
 
     kind = "slotted"
+    counts_bits = True
 
     pages: int
     """How many slots there are for each weight: 1, and one more whenever a page was full."""
@@ -159,7 +160,7 @@ class SlottedStore(SubnetworkStore):
             writer.write_uint(number)
         last = self._mask_at(self._taken - 1) if self._taken and place != _FRESH else None
         writer.write_bytes(encode_mask(mask, _context(last, closed)))
-        write_values(self._kept(), writer)
+        write_values(self._kept().shortest(), writer)
         return writer.getvalue()
 
     def decode(self, reader: ByteReader) -> _Section:

@@ -155,7 +155,7 @@ class MaskedStore(SubnetworkStore):
         writer = ByteWriter()
         writer.write_bytes(encode_mask(mask[free]))
         writer.write_bytes(encode_mask(mask[~free], self._context(self._taken, used)))
-        write_values(self._kept(), writer)
+        write_values(self._kept().smallest(), writer)
         return writer.getvalue()
 
     @contextmanager

@@ -1,0 +1,132 @@
+"""Codes at their entropy, and few bits for what tasks do not share: smaller files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from streams_for_tests import conv_net, inputs_of, make_stream, mlp
+
+from avalanche_compress import (
+    CACL,
+    HALRP,
+    WSN,
+    AdaQPackNet,
+    PackNet,
+    QuantizationPlugin,
+    TaskStateError,
+    load_archive,
+    save_archive,
+)
+from avalanche_compress.archive import archive_bytes
+from avalanche_compress.codec import (
+    ByteReader,
+    ByteWriter,
+    CorruptStreamError,
+    EntropyCoded,
+    Half,
+    read_values,
+    write_values,
+)
+
+
+def train(kind, quantization, build=conv_net, tasks=2, **arguments):
+    torch.manual_seed(0)
+    model = build()
+    strategy = kind(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.01),
+        train_mb_size=20,
+        train_epochs=3,
+        evaluator=None,
+        plugins=[] if quantization is None else [quantization],
+        **arguments,
+    )
+    stream = make_stream(tasks)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    return strategy, stream
+
+
+@pytest.mark.parametrize("kind", [PackNet, WSN, CACL, HALRP])
+@pytest.mark.parametrize("method", ["kmeans", "entropy"])
+def test_old_logits_stay_and_the_archive_answers_alike(kind, method, tmp_path):
+    quantization = QuantizationPlugin(4, method=method, private_bits=6)
+    strategy, stream = train(kind, quantization, tasks=1)
+    x = inputs_of(stream.test_stream[0])
+    network = strategy.network.eval()
+    before = network(x, 0).detach()
+    strategy.train(make_stream(2).train_stream[1])
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x, 0), before)
+        save_archive(network, tmp_path / "archive")
+        loaded = load_archive(tmp_path / "archive", conv_net)
+        assert torch.equal(loaded(x, 0), before)
+        assert torch.equal(loaded(x, 1), network(x, 1))
+
+
+def test_heads_and_vectors_of_few_bits_are_what_a_task_computes_with():
+    strategy, _ = train(PackNet, QuantizationPlugin(4, private_bits=3))
+    network = strategy.network
+    for task in network.tasks:
+        for place, tensor in zip(network.private.places, network.private.committed(task)):
+            if tensor.dim() > 1:
+                assert tensor.unique().numel() <= 8, place
+            elif tensor.is_floating_point():
+                assert torch.equal(tensor.bfloat16().float(), tensor), place
+
+
+def test_private_bits_make_the_file_smaller():
+    plain, _ = train(PackNet, QuantizationPlugin(4), build=mlp)
+    small, _ = train(PackNet, QuantizationPlugin(4, private_bits=4), build=mlp)
+    saved = len(archive_bytes(plain.model)) - len(archive_bytes(small.model))
+    head = 2 * 24 * 2  # classes, features, tasks
+    assert saved > head * (4 - 0.5) - 2 * (16 * 4 + 8)
+
+
+def test_what_is_changed_after_rounding_is_kept_as_floats():
+    strategy, _ = train(PackNet, None, tasks=1)
+    network = strategy.network
+    network.open(7, [0, 1])
+    private = network.private
+    private.keep_values({0: Half.of(private.places[0].tensor)})
+    with torch.no_grad():
+        private.places[0].tensor.add_(0.1234567)
+    expected = private.places[0].tensor.clone()
+    network.commit()
+    assert torch.equal(private.committed(7)[0], expected)
+
+
+def test_codes_that_must_fit_a_slot_are_not_entropy_coded():
+    with pytest.raises(TaskStateError, match="method='kmeans'"):
+        train(AdaQPackNet, None, method="entropy", bits=4)
+
+
+@pytest.mark.parametrize("bits", [0, 17, "auto", 2.5])
+def test_private_bits_out_of_range_are_refused(bits):
+    with pytest.raises(TaskStateError, match="private_bits"):
+        QuantizationPlugin(4, private_bits=bits)
+
+
+@pytest.mark.parametrize("make", ["entropy", "half"])
+def test_damaged_values_give_values_or_the_named_error(make):
+    generator = torch.Generator().manual_seed(0)
+    if make == "half":
+        values = Half.of(torch.randn(40, generator=generator))
+    else:
+        codes = (torch.rand(300, generator=generator) ** 4 * 5).int()
+        values = EntropyCoded(codes, torch.randn(5, generator=generator))
+    count = values.decode().numel()
+    writer = ByteWriter()
+    write_values(values, writer)
+    data = writer.getvalue()
+    back = read_values(ByteReader(data), count, torch.float32)
+    assert type(back) is type(values)
+    assert torch.equal(back.decode(), values.decode())
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x55
+        try:
+            read = read_values(ByteReader(bytes(damaged)), count, torch.float32)
+        except CorruptStreamError:
+            continue
+        assert read.decode().shape == (count,)
