@@ -222,11 +222,8 @@ class Codebook(Values):
 
     def shortest(self) -> Values:
         """Codes of equal length or at their entropy."""
-        plain, coded = (
-            Codebook(self.codes, self.centroids),
-            EntropyCoded(self.codes, self.centroids),
-        )
-        return min(plain, coded, key=_size_of)
+        ways = [kind(self.codes, self.centroids) for kind in (Codebook, EntropyCoded)]
+        return min(ways, key=_size_of)
 
     def smallest(self) -> Values:
         """Floats, where they take no more bytes than codes and codebook.

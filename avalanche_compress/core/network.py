@@ -31,7 +31,7 @@ from avalanche_compress.core.state import (
     reset_nonfinite,
     restart_statistics,
 )
-from avalanche_compress.core.store import Place, WeightStore
+from avalanche_compress.core.store import Place, WeightStore, store_key
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.views import Views
@@ -118,7 +118,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         self._call = Caller(model)
         self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
         self.stores = nn.ModuleDict(
-            {_key(name): store(place, name) for name, place in tensors.shared.items()}
+            {store_key(name): store(place, name) for name, place in tensors.shared.items()}
         )
         self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
         self._moving = [
@@ -410,7 +410,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         :param name: dotted name of the weight in the model.
         :param task: its label.
         """
-        store: WeightStore = self.stores[_key(name)]  # type: ignore[assignment]
+        store: WeightStore = self.stores[store_key(name)]  # type: ignore[assignment]
         ((_, weight),) = self._completed([(store.place, store.committed(task))])[:1]
         return weight
 
@@ -432,12 +432,6 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         if self.open_task is None:
             raise TaskStateError("no task is open: call open(task, classes) and train it first.")
         return self.open_task
-
-
-def _key(name: str) -> str:
-    """A weight's name as a key of a ModuleDict, where no dots may be and some words are taken."""
-    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
-    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
 
 
 def network_of(strategy: Any) -> TaskNetwork:

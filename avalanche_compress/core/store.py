@@ -409,3 +409,15 @@ def non_finite(name: str) -> NonFiniteError:
         f"{name} holds NaN or infinite values and only finite ones can be kept: train the task "
         "again with a smaller learning rate or gradient clipping."
     )
+
+
+def store_key(name: str) -> str:
+    """A weight's name as a key of a ModuleDict, where no dots may be and some words are taken.
+
+    :param name: dotted name.
+
+    >>> store_key("body.0.weight")
+    'body/0/weight'
+    """
+    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
