@@ -35,6 +35,7 @@ from avalanche_compress.inference.entropy import EntropyRule
 from avalanche_compress.inference.gaussian import GaussianRule
 from avalanche_compress.inference.prototype import PrototypeRule
 from avalanche_compress.inference.ridge import RidgeRule
+from avalanche_compress.inference.selection import select_inference
 from avalanche_compress.inference.task_inference import TaskInference, infer
 from avalanche_compress.inference.triangular import TriangularRule
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
@@ -164,6 +165,7 @@ __all__ = [
     "save_archive",
     "save_checkpoint",
     "save_training_state",
+    "select_inference",
     "store_kinds",
     "task_id_metrics",
     "unregister_method",

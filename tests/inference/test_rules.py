@@ -19,6 +19,7 @@ from avalanche_compress import (
     TriangularRule,
     load_archive,
     save_archive,
+    select_inference,
 )
 from avalanche_compress.codec import ByteWriter
 from avalanche_compress.core.statistics import write_statistics
@@ -372,3 +373,35 @@ def test_refusal_needs_a_rate_in_range_and_thresholds():
 def test_options_out_of_range_are_refused(build):
     with pytest.raises(TaskInferenceError):
         build()
+
+
+# ---------------------------------------------------------------------------- selection
+
+
+def test_the_best_on_held_out_samples_is_chosen_and_nothing_is_left_behind():
+    network = network_of(TASKS)
+    training = [list(batches_of(classes, seed=0)) for classes in TASKS]
+    held_out = [list(batches_of(classes, 40, seed=5)) for classes in TASKS]
+    candidates = [
+        TaskInference(TriangularRule(rank=rank), features=layer)
+        for rank in (20, 4)
+        for layer in ("head", "first")
+    ]
+    candidates.append(TaskInference("energy"))
+    trials = select_inference(network, training, held_out, candidates)
+    assert not any(network.statistics.values())
+    assert {id(trial.inference) for trial in trials} == {id(own) for own in candidates}
+    assert trials[0].accuracy > trials[-1].accuracy and trials[-1].inference is candidates[-1]
+    best = max(trial.accuracy for trial in trials)
+    assert trials[0].bytes <= min(own.bytes for own in trials if own.accuracy == best)
+    few = select_inference(network, training, held_out, candidates, most_bytes=100)
+    assert [trial.inference for trial in few] == [candidates[-1]] and few[0].bytes <= 100
+
+
+def test_selection_needs_samples_of_every_task():
+    network = network_of(TASKS)
+    batches = [list(batches_of(classes)) for classes in TASKS]
+    with pytest.raises(TaskInferenceError, match="of each of two tasks"):
+        select_inference(network, batches[:3], batches, [TaskInference("gaussian")])
+    with pytest.raises(TaskInferenceError, match="allow more"):
+        select_inference(network, batches, batches, [TaskInference("gaussian")], most_bytes=3)
