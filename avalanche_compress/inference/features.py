@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avalanche_compress.core.batches import size_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.views import watching_task
 from avalanche_compress.errors import TaskInferenceError, nearest
@@ -81,7 +82,7 @@ class Features:
             output: Any = calls[-1][0 if module is network.head else 1] if calls else None
             if isinstance(output, tuple):  # of a recurrent layer or an attention the first counts
                 output = output[0]
-            if not isinstance(output, Tensor) or output.shape[:1] != x.shape[:1]:
+            if not isinstance(output, Tensor) or not output.dim() or len(output) != size_of(x):
                 raise TaskInferenceError(
                     f"the module {name!r} gives no tensor with a row a sample: name another one in "
                     "features=."

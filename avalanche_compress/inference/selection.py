@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Iterable, List, NamedTuple, Sequence, Tuple
+from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from avalanche_compress.codec import ByteWriter
+from avalanche_compress.core.batches import moved_to, rows_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.statistics import write_statistics
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.task_inference import TaskInference
 
-Batches = List[Tuple[Tensor, Tensor]]
+Batches = List[Tuple[Any, Tensor]]
 
 
 class Trial(NamedTuple):
@@ -32,8 +33,8 @@ class Trial(NamedTuple):
 
 def select_inference(
     network: TaskNetwork,
-    training: Sequence[Iterable[Sequence[Tensor]]],
-    held_out: Sequence[Iterable[Sequence[Tensor]]],
+    training: Sequence[Iterable[Sequence[Any]]],
+    held_out: Sequence[Iterable[Sequence[Any]]],
     candidates: Sequence[TaskInference],
     most_bytes: int | None = None,
 ) -> list[Trial]:
@@ -90,7 +91,7 @@ def _try(
     classes, tasks = [], []
     for task, (_, judged) in zip(network.tasks, halves):
         device = network.head.weight.device
-        found = [inference(apart, x.to(device)) for x, _ in judged]
+        found = [inference(apart, moved_to(x, device)) for x, _ in judged]
         targets = torch.cat([y for _, y in judged]).to(device)
         answered = torch.cat([own.logits.argmax(dim=1) for own in found])
         classes.append(float((answered == targets).float().mean()))
@@ -101,7 +102,10 @@ def _try(
     )
 
 
-def _halves(batches: Iterable[Sequence[Tensor]]) -> tuple[Batches, Batches]:
+def _halves(batches: Iterable[Sequence[Any]]) -> tuple[Batches, Batches]:
     """Every other sample, to calibrate with and to be judged by."""
-    kept = [(batch[0], batch[1]) for batch in batches]
-    return [(x[::2], y[::2]) for x, y in kept], [(x[1::2], y[1::2]) for x, y in kept if len(y) > 1]
+    halves: tuple[Batches, Batches] = ([], [])
+    for x, y, *_ in batches:
+        for half, first in zip(halves, range(min(2, len(y)))):
+            half.append((rows_of(x, torch.arange(first, len(y), 2)), y[first::2]))
+    return halves

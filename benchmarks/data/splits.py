@@ -209,6 +209,8 @@ def same_classes(
 ) -> Stream:
     """A stream whose tasks have ten classes each, with the numbers 0 to 9.
 
+    In the class scenario nobody says which variant a sample is of, and one head has the ten classes.
+
     :param request: which stream it is.
     :param variants: of each task, the data set and the permutation of its bytes, see
         :class:`PixelDataset`.
@@ -217,13 +219,14 @@ def same_classes(
     order = _checked(request, len(variants)).task_order()
     ten = list(range(10))
     train, test = [], []
-    for label, task in enumerate(order):
+    for position, task in enumerate(order):
         images, permutation = variants[task]
+        label = 0 if request.scenario == "class" else position
         part = partial(cut, images, classes=ten, label=label, permutation=permutation)
-        train.append(part(images.train, held_out=request.held_out, seed=request.seed + label))
+        train.append(part(images.train, held_out=request.held_out, seed=request.seed + position))
         test.append(part(images.test))
-    shape = variants[0][0].shape
-    return Stream(request.stream, dataset_benchmark(train, test), [ten] * len(order), shape, order)
+    benchmark, shape = dataset_benchmark(train, test), variants[0][0].shape
+    return Stream(request.stream, benchmark, [ten] * len(order), shape, order, request.scenario)
 
 
 def _checked(request: StreamRequest, tasks: int) -> StreamRequest:

@@ -145,7 +145,7 @@ def permuted_digits(request: StreamRequest) -> Stream:
 
 
 def split_mnist(request: StreamRequest) -> Stream:
-    """MNIST, five tasks of two digits; in ``MNIST/raw``, downloaded when absent."""
+    """MNIST, five tasks of two digits or ten of one; in ``MNIST/raw``, downloaded when absent."""
     images = load_mnist(request.data_dir)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
@@ -178,8 +178,9 @@ def permuted_mnist_32(request: StreamRequest) -> Stream:
 
 STREAMS: dict[str, StreamEntry] = {
     "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
-    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(20, 16, 1e-3), 10),
+    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(20, 16, 1e-3), 10, SCENARIOS),
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
+    "split_mnist_10": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 10, ("class",)),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
     "permuted_mnist_32": StreamEntry(
         permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.54), 5

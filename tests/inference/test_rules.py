@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -285,6 +287,27 @@ def test_samples_of_other_classes_and_none_at_all_are_refused():
     with pytest.raises(TaskInferenceError, match="no samples of task 0"):
         TaskInference("gaussian").collect(network, 0, [])
     assert not network.statistics.get(0)
+
+
+@pytest.mark.parametrize("rule", ["entropy", *KEEPING])
+def test_threads_infer_as_one_does(rule):
+    network, inference = collected(rule, TASKS)
+    parts = [samples_of([c], 30, seed=3)[0] for c in range(9)]
+    expected = [inference(network, x) for x in parts]
+    wrong = []
+
+    def ask(number):
+        for _ in range(20):
+            found = inference(network, parts[number])
+            if not torch.equal(found.logits, expected[number].logits):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 # ---------------------------------------------------------------------------- features

@@ -252,9 +252,26 @@ def test_permuted_digits_are_the_same_images_in_other_orders_of_the_pixels(tmp_p
         assert torch.equal(y, labels) and experience.task_labels == [task]
 
 
+def test_permuted_digits_without_labels_are_ten_classes_in_one_head(tmp_path):
+    stream = stream_of("permuted_digits", tmp_path, seed=2, tasks=3, scenario="class")
+    assert (stream.scenario, stream.max_classes) == ("class", 10)
+    assert [e.task_labels for e in stream.benchmark.train_stream] == [[0]] * 3
+    labelled = stream_of("permuted_digits", tmp_path, seed=2, tasks=3)
+    pairs = zip(stream.benchmark.train_stream, labelled.benchmark.train_stream)
+    assert all(torch.equal(tensors(a)[0], tensors(b)[0]) for a, b in pairs)
+
+
+def test_split_mnist_has_ten_tasks_of_one_digit_too(tiny_mnist):
+    stream = stream_of("split_mnist_10", tiny_mnist, scenario="class")
+    assert stream.tasks == [[digit] for digit in range(10)]
+    assert [set(e.dataset.targets) for e in stream.benchmark.train_stream] == [
+        {digit} for digit in range(10)
+    ]
+
+
 def test_what_a_stream_does_not_have_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="permuted_digits has no class scenario"):
-        stream_of("permuted_digits", tmp_path, scenario="class")
+    with pytest.raises(ValueError, match="permuted_mnist has no class scenario"):
+        stream_of("permuted_mnist", tmp_path, scenario="class")
     with pytest.raises(ValueError, match="10 classes do not make 3 equal tasks"):
         split_digits(tmp_path, tasks=3)
     request = StreamRequest("split_digits", tmp_path, tasks=4)
