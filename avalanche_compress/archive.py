@@ -145,7 +145,7 @@ def _check_registered(store: WeightStore) -> None:
 
 def _fingerprint(network: TaskNetwork) -> str:
     """Names, types and shapes of all else; the head's rows are left out, they differ by task."""
-    head = (Place(network.head, "weight"), Place(network.head, "bias"))
+    head = [Place(layer, name) for layer in network.heads for name in ("weight", "bias")]
     private = [
         (name, str(place.tensor.dtype), list(place.tensor.shape[1 if place in head else 0 :]))
         for name, place in zip(network.private.names, network.private.places)
@@ -298,7 +298,7 @@ def _check_private(network: TaskNetwork, task: int, classes: int) -> None:
     private = network.private
     for place, name, shape in zip(private.places, private.names, private.shapes_of(task)):
         expected = place.tensor.shape
-        if place.module is network.head:
+        if place.module in network.heads:
             expected = torch.Size((classes, *expected[1:]))
         if shape != expected:
             raise CorruptStreamError(f"{name} of shape {list(shape)}, not {list(expected)}")

@@ -170,7 +170,7 @@ def _fits_schema(manifest: Any) -> bool:
     """Whether a manifest has exactly the fields that there are, each of its type."""
     fields: dict[str, Callable[[Any], bool]] = {
         "version": lambda value: _is_integer(value) and 1 <= value <= VERSION,
-        "head": _is_text,
+        "head": lambda value: _is_text(value) or _is_list_of(_is_text)(value),
         "exclude": _is_list_of(_is_text),
         "include": _is_list_of(_is_text),
         "weights": _is_list_of(_is_layout),

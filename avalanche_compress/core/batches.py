@@ -147,6 +147,18 @@ def moved_to(x: Any, device: str | torch.device) -> Any:
     return mapped(x, lambda part: part.to(device, non_blocking=True))
 
 
+def first_inputs(dataset: Any, count: int = 2) -> Any:
+    """The inputs of the first samples of a data set, without its random transforms.
+
+    :param dataset: of an experience.
+    :param count: how many, if there are so many.
+    """
+    data = dataset.eval() if hasattr(dataset, "eval") else dataset
+    samples = [data[index] for index in range(min(count, len(data)))]
+    collate = getattr(data, "collate_fn", None) or torch.utils.data.default_collate
+    return collate(samples)[0]
+
+
 def size_of(x: Any) -> int:
     """How many samples a mini-batch has.
 

@@ -82,7 +82,7 @@ class FirstStep:
     """Watches the first training step of a task for what its view would not have.
 
     :param structure: of the model.
-    :param head: its classifier.
+    :param heads: its classifier, or classifiers.
     :param changed_static: names of the shared tensors that have changed.
     :param scratch: the parameters behind which stores stand, by name.
     """
@@ -90,12 +90,12 @@ class FirstStep:
     def __init__(
         self,
         structure: Structure,
-        head: nn.Module,
+        heads: Sequence[nn.Module],
         changed_static: Callable[[], list[str]],
         scratch: dict[str, Tensor],
     ):
         self._structure = structure
-        self._head = head
+        self._heads = list(heads)
         self._changed_static = changed_static
         self.reads = ReadsPastAttributes(scratch)
 
@@ -108,7 +108,7 @@ class FirstStep:
         :raises UnsupportedModuleError: naming all that was found.
         """
         found = [
-            _reassembled(self._structure.differences(self._head)) or self._growing(task),
+            _reassembled(self._structure.differences(self._heads)) or self._growing(task),
             _moving(self._changed_static()),
             self._outside(tensors, run),
             self._read_past(tensors, run),
@@ -175,14 +175,14 @@ class FirstStep:
         )
 
 
-def check_structure(structure: Structure, head: nn.Module) -> None:
+def check_structure(structure: Structure, heads: Sequence[nn.Module]) -> None:
     """Refuse a model whose modules are not those that it was converted with.
 
     :param structure: of the model.
-    :param head: its classifier.
+    :param heads: its classifier, or classifiers.
     :raises UnsupportedModuleError: naming what came, went or was replaced.
     """
-    found = _reassembled(structure.differences(head))
+    found = _reassembled(structure.differences(heads))
     if found:
         raise UnsupportedModuleError(f"no further task can be trained: {found}.")
 

@@ -62,7 +62,7 @@ class Tensors:
 
 def sort_tensors(
     model: nn.Module,
-    head: str,
+    heads: Sequence[str],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     compressed: Collection[str] | None = None,
@@ -73,7 +73,7 @@ def sort_tensors(
     is excluded, else compressed if it is a weight in one of them.
 
     :param model: any module.
-    :param head: dotted name of the head.
+    :param heads: dotted names of the layers that give the logits.
     :param include: parameters to compress although they are none of the usual weights.
     :param exclude: modules whose parameters every task keeps for itself, uncompressed.
     :param compressed: exactly the parameters to compress, as an archive names them; None to decide.
@@ -87,15 +87,15 @@ def sort_tensors(
     tensors = Tensors({}, {}, {}, [])
     for module_name, module in modules.items():
         excluded = _is_excluded(module_name, exclude)
-        _check_supported(module_name, module, module_name == head, excluded)
+        _check_supported(module_name, module, module_name in heads, excluded)
         for name, parameter in module._parameters.items():
             full, place = _join(module_name, name), Place(module, name)
             if parameter is None or uses[id(parameter)][0][0] != full:
                 continue
             names = [use for use, _ in uses[id(parameter)]]
-            if head in map(_parent, names):
+            if any(_parent(use) in heads for use in names):
                 if len(names) > 1:
-                    raise _tied_head(names, head)
+                    raise _tied_head(names)
                 tensors.private[full] = place
                 continue
             if not parameter.requires_grad:
@@ -234,7 +234,8 @@ def _check_tensor(label: str, key: str, tensor: Tensor, persistent: bool) -> Non
         )
 
 
-def _tied_head(names: Sequence[str], head: str) -> UnsupportedModuleError:
+def _tied_head(names: Sequence[str]) -> UnsupportedModuleError:
+    head = _parent(names[-1])
     return UnsupportedModuleError(
         f"{' and '.join(names)} are one tied parameter, and {head!r} is the head, of which every "
         f"task has one of its own: untie it, model.{head} = copy.deepcopy(model.{head}), or name "

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from avalanche_compress.errors import UnsupportedModuleError, nearest
 
+HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers that may give logits, the usual kind first."""
 MASKED_LOGIT = -1000.0
 """Logit of a class that is not the task's, as in Avalanche's classifiers."""
 
@@ -87,35 +89,98 @@ def restore_avalanche_heads(model: nn.Module, task: int) -> None:
                         part.__dict__["known_train_tasks_labels"] = {task}
 
 
-def find_head(model: nn.Module, head: str | None) -> tuple[str, nn.Linear]:
-    """The layer that turns features into logits.
+def find_heads(model: nn.Module, head: str | Sequence[str] | None) -> list[str]:
+    """The layers that turn features into logits.
 
     :param model: any module.
-    :param head: its dotted name, or None for the last ``nn.Linear`` in order of registration.
-    :return: name and layer.
+    :param head: their dotted names; None for the last ``nn.Linear`` in order of registration or,
+        where there is none, the last convolution. Which layers gave the logits is seen when the
+        model runs, see :func:`layers_behind`.
+    :return: names, one at least.
     :raises UnsupportedModuleError: if there is no such layer.
     """
     modules = dict(model.named_modules())
     if head is not None:
-        found = modules.get(head)
-        if isinstance(found, nn.Linear):
-            return head, found
-        what = "does not exist" if found is None else f"is a {type(found).__name__}"
-        raise UnsupportedModuleError(
-            f"head={head!r} {what}, and an nn.Linear of the model is needed: name the layer that "
-            f"gives the logits{nearest(head, modules)}."
-        )
-    linear = [
-        (name, module)
-        for name, module in modules.items()
-        if isinstance(module, nn.Linear) and not _inside_attention(modules, name)
+        names = [head] if isinstance(head, str) else list(head)
+        for name in names:
+            if not isinstance(modules.get(name), HEADS):
+                found = modules.get(name)
+                what = "does not exist" if found is None else f"is a {type(found).__name__}"
+                raise UnsupportedModuleError(
+                    f"head={name!r} {what}, and an nn.Linear or a convolution of the model is "
+                    f"needed: name the layer that gives the logits{nearest(name, modules)}."
+                )
+        return names
+    for kind in (HEADS[:1], HEADS[1:]):
+        found = [name for name, module in modules.items() if _may_be_head(modules, name, kind)]
+        if found:
+            return found[-1:]
+    raise UnsupportedModuleError(
+        f"{type(model).__name__} has no nn.Linear or convolution that could be the classifier "
+        "head: end the model with one, so that every task can have logits of its own."
+    )
+
+
+def layers_behind(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
+    """The layers whose outputs become the logits through no other layer.
+
+    Each layer's output is cut off from what it was computed from, so that a gradient of the logits
+    reaches no further than to the last layers.
+
+    :param model: in which layers are looked for.
+    :param run: a forward pass of the model that gives its logits.
+    :return: dotted names of those that have as many outputs as there are logits, in order.
+    :raises UnsupportedModuleError: if others give the logits, or none.
+
+    >>> class Averaged(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body, self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3)
+    ...         self.unused = nn.Linear(4, 3)
+    ...     def forward(self, x):
+    ...         return self.one(self.body(x)) + self.two(x)
+    >>> model = Averaged()
+    >>> layers_behind(model, lambda: model(torch.ones(1, 4)))
+    ['one', 'two']
+    """
+    cut: list[tuple[str, Tensor]] = []
+
+    def hook_of(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor | None:
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return None
+            leaf = output.detach().requires_grad_()
+            cut.append((name, leaf))
+            return leaf.clone()  # which may be changed in place
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(hook_of(name))
+        for name, module in model.named_modules()
+        if isinstance(module, HEADS)
     ]
-    if not linear:
+    try:
+        with torch.enable_grad():
+            logits = run()
+            reached = {}
+            if cut and logits.requires_grad:
+                leaves = [leaf for _, leaf in cut]
+                gradients = torch.autograd.grad(logits.sum(), leaves, allow_unused=True)
+                reached = {name: 0 for (name, _), g in zip(cut, gradients) if g is not None}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules: dict[str, Any] = dict(model.named_modules())
+    found = [name for name in reached if modules[name].weight.shape[0] == logits.shape[-1]]
+    if not found:
+        last = f" (the last layers are {list(reached)})" if reached else ""
         raise UnsupportedModuleError(
-            f"{type(model).__name__} has no nn.Linear that could be the classifier head: end the "
-            "model with one, so that every task can have logits of its own."
+            f"the model gives logits of shape {tuple(logits.shape)}, and no nn.Linear or "
+            f"convolution with {logits.shape[-1]} outputs gives them{last}: end the model with one "
+            "whose outputs are the logits, so that every task can have a head of its own."
         )
-    return linear[-1]
+    return found
 
 
 def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Tensor:
@@ -137,33 +202,47 @@ def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Ten
     return out
 
 
-def renew_head(head: nn.Linear, classes: int) -> None:
+def renew_head(head: nn.Module, classes: int) -> None:
     """Give a head fresh parameters for a task.
 
     :param head: of the model, changed in place.
     :param classes: its number of outputs from now on.
     """
     resize_head(head, classes)
-    fresh = nn.Linear(head.in_features, classes, bias=head.bias is not None)
+    layer: Any = head
+    if not isinstance(layer, nn.Linear):
+        layer.reset_parameters()
+        return
+    fresh = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
     with torch.no_grad():
         for name, parameter in fresh.named_parameters():
-            head._parameters[name].copy_(parameter)  # type: ignore[union-attr]
+            layer.get_parameter(name).copy_(parameter)
 
 
-def resize_head(head: nn.Linear, classes: int) -> None:
+def resize_head(head: nn.Module, classes: int) -> None:
     """Give a head the size of a task; where that changes, its values are undefined.
 
     :param head: of the model, changed in place.
     :param classes: its number of outputs from now on.
     """
-    if head.weight.shape[0] == classes:
+    layer: Any = head
+    set_outputs(layer, classes)
+    if layer.weight.shape[0] == classes:
         return
-    head.out_features = classes
     for name in ("weight", "bias"):
-        parameter = head._parameters[name]
+        parameter = layer._parameters[name]
         if parameter is not None:
             resized = parameter.new_empty((classes, *parameter.shape[1:]))
-            head._parameters[name] = nn.Parameter(resized, parameter.requires_grad)
+            layer._parameters[name] = nn.Parameter(resized, parameter.requires_grad)
+
+
+def set_outputs(head: nn.Module, classes: int) -> None:
+    """Have a head say how many outputs it has.
+
+    :param head: a linear layer or a convolution.
+    :param classes: that many.
+    """
+    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", classes)
 
 
 def fails_behind(head: nn.Module, run: Callable[[], Tensor]) -> bool:
@@ -213,5 +292,6 @@ def not_the_head(
     )
 
 
-def _inside_attention(modules: dict[str, nn.Module], name: str) -> bool:
-    return isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+def _may_be_head(modules: dict[str, nn.Module], name: str, kinds: tuple[type, ...]) -> bool:
+    inside = isinstance(modules.get(name.rpartition(".")[0]), nn.MultiheadAttention)
+    return isinstance(modules[name], kinds) and not inside

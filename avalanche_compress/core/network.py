@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
 from avalanche_compress.core.checks import check_structure
-from avalanche_compress.core.conversion import padding_rows, sort_tensors
+from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors
 from avalanche_compress.core.experiences import classes_in, single_task_label
+from avalanche_compress.core.head_finding import HeadFinding
 from avalanche_compress.core.heads import (
     MASKED_LOGIT,
     fails_behind_head,
-    find_head,
+    find_heads,
     not_the_head,
     renew_head,
     replace_avalanche_heads,
@@ -25,7 +26,6 @@ from avalanche_compress.core.open_task import Call, OpenTask
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import (
-    NetworkState,
     StaticTensors,
     counters,
     reset_nonfinite,
@@ -48,7 +48,7 @@ from avalanche_compress.errors import (
 StoreFactory = Callable[[Place, str], WeightStore]
 
 
-class TaskNetwork(NetworkState, MultiTaskModule):
+class TaskNetwork(HeadFinding, MultiTaskModule):
     """Any model, made to learn task after task without forgetting.
 
     The model's modules stay as they are. Behind every weight matrix and kernel stands a
@@ -69,11 +69,13 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         the tasks' own.
     :param store: what to put behind each weight, ``store(place, name)``; by default a
         :class:`~avalanche_compress.MaskedStore`.
-    :param head: dotted name of the classifier, an ``nn.Linear``; by default the last one. Every
+    :param head: dotted name of the classifier, an ``nn.Linear`` or a convolution, or names of
+        several; by default those that are seen to give the logits of the first mini-batch. Every
         task has a head with as many outputs as it has classes.
     :param exclude: names of modules to keep out of compression; every task has its own float copy.
     :param include: names of further parameters to compress.
     :param compressed: names of exactly the parameters to compress, as an archive knows them.
+    :param example: inputs of one sample or more, by which the head is found at once.
     :raises UnsupportedModuleError: if a module cannot be kept per task, before anything is changed.
 
     >>> network = TaskNetwork(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -91,10 +93,11 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         model: nn.Module,
         store: StoreFactory | None = None,
         *,
-        head: str | None = None,
+        head: str | Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         include: Sequence[str] = (),
         compressed: Collection[str] | None = None,
+        example: Any = None,
     ):
         super().__init__()
         store = store_of_kind("masked") if store is None else store
@@ -106,40 +109,56 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             model = nn.Sequential(model)
         replaced = replace_avalanche_heads(model)
         try:
-            self.head_name, head_layer = find_head(model, head)
-            tensors = sort_tensors(model, self.head_name, include, exclude, compressed)
+            heads = find_heads(model, head)
+            tensors = sort_tensors(model, heads, include, exclude, compressed)
         except UnsupportedModuleError:
             for parent, name, classifier in replaced:
                 parent._modules[name] = classifier
             raise
-        self.options = {"head": self.head_name, "exclude": list(exclude), "include": list(include)}
+        self.options: dict[str, Any] = {"exclude": list(exclude), "include": list(include)}
         self.backbone = model
         self._takes_task = isinstance(model, MultiTaskModule)
         self._call = Caller(model)
-        self._head_place = Place(head_layer, "weight")  # in a tuple: not a second registration
-        self.stores = nn.ModuleDict(
-            {store_key(name): store(place, name) for name, place in tensors.shared.items()}
-        )
-        self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
-        self._moving = [
-            *(place for place in self.private.places if place.name in place.module._buffers),
-            *counters(model),
-        ]
-        self._static = StaticTensors(tensors.static)
-        self._completed = Completion(tensors.aliases, padding_rows(tensors))
+        self._convert(heads, tensors, store)
+        self._heads_seen = head is not None
         self.classes: dict[int, tuple[int, ...]] = {}
         self.statistics: dict[int, dict[str, Tensor]] = {}
         self.task_of: Callable[[Any], int] = single_task_label
         self.open_task: int | None = None
         self._open_classes: tuple[int, ...] = ()
         self._planned_reuse: Sequence[int] | None = None
-        self._structure = Structure(model)
+        if example is not None:
+            self.find_heads_with(example)
+
+    def _convert(self, heads: Sequence[str], tensors: Tensors, store: StoreFactory) -> None:
+        """Put stores behind the model's tensors.
+
+        :param heads: names of the layers that give the logits.
+        :param tensors: who keeps which.
+        :param store: what to put behind each weight.
+        """
+        modules = dict(self.backbone.named_modules())
+        self.head_names = list(heads)
+        self.options["head"] = heads[0] if len(heads) == 1 else list(heads)
+        # in tuples: not a second registration
+        self._head_places = [Place(modules[name], "weight") for name in heads]
+        self.stores = nn.ModuleDict(
+            {store_key(name): store(place, name) for name, place in tensors.shared.items()}
+        )
+        self.private = PrivateStore(list(tensors.private.values()), list(tensors.private))
+        self._moving = [
+            *(place for place in self.private.places if place.name in place.module._buffers),
+            *counters(self.backbone),
+        ]
+        self._static = StaticTensors(tensors.static)
+        self._completed = Completion(tensors.aliases, padding_rows(tensors))
+        self._structure = Structure(self.backbone)
         self.views = Views(
-            self._structure, head_layer, self.weight_stores, self.private, self._completed
+            self._structure, self.heads, self.weight_stores, self.private, self._completed
         )
         self._open = OpenTask(
-            model,
-            head_layer,
+            self.backbone,
+            self.heads,
             self._structure,
             self.views,
             self.weight_stores,
@@ -147,8 +166,6 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             self._static,
             self._completed,
         )
-        self._steps_are_checked = False
-        self._last_inputs: Any = None
 
     # ------------------------------------------------------------------ life of a task
 
@@ -231,7 +248,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             )
         self.check_open(task, reusable)
         self.check_frozen()
-        check_structure(self._structure, self.head)
+        check_structure(self._structure, self.heads)
         self._open.restart()
         if not self.classes:
             self._structure.retake()
@@ -241,8 +258,9 @@ class TaskNetwork(NetworkState, MultiTaskModule):
             store.open(self.tasks if reusable is None else reusable)
         self.open_task = task
         self._open_classes = numbers
-        if self.classes or self.head.weight.shape[0] != len(numbers):
-            renew_head(self.head, len(numbers))  # else the first task starts with the model's own
+        for head in self.heads:
+            if self.classes or head.weight.shape[0] != len(numbers):
+                renew_head(head, len(numbers))  # else the first task starts with the model's own
         for module in self.backbone.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase):
                 restart_statistics(module)
@@ -293,6 +311,7 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         """
         classes = classes_in(experience)
         if self.training:
+            self.find_heads_in(experience)
             self.open(self.task_of(experience), classes)
         self.max_class_label = max(self.max_class_label, max(classes, default=-1) + 1)
 
@@ -367,6 +386,8 @@ class TaskNetwork(NetworkState, MultiTaskModule):
         self.views.activate(*tasks)
 
     def _run_open(self, x: Any, task: int) -> Tensor:
+        if not self._heads_seen:
+            self._check_heads(x)
         call = self._call_of(task)
         try:
             return self._open.run(x, task, call)

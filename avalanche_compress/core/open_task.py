@@ -30,7 +30,7 @@ class OpenTask:
     """The forward pass of the task in training, by tensors that are substituted for the model's.
 
     :param model: that is trained.
-    :param head: its classifier.
+    :param heads: its classifier, or classifiers.
     :param structure: of the model.
     :param views: of its finished tasks.
     :param stores: behind its weights.
@@ -42,7 +42,7 @@ class OpenTask:
     def __init__(
         self,
         model: nn.Module,
-        head: nn.Linear,
+        heads: Sequence[nn.Module],
         structure: Structure,
         views: Views,
         stores: Sequence[WeightStore],
@@ -51,7 +51,7 @@ class OpenTask:
         completed: Completion,
     ):
         self._model = model
-        self._head = head
+        self._heads = list(heads)
         self._structure = structure
         self._views = views
         self._stores = list(stores)
@@ -107,7 +107,7 @@ class OpenTask:
         :param call: runs the model.
         """
         with torch.no_grad(), evaluating(self._model), Substitution(self.tensors()):
-            return fails_behind(self._head, lambda: call(self._model, x))
+            return fails_behind(self._heads[0], lambda: call(self._model, x))
 
     def tensors(self) -> list[tuple[Place, Tensor]]:
         """What the task computes with, whole and without gradients, by place in the model."""
@@ -174,7 +174,7 @@ class OpenTask:
     ) -> Tensor:
         """The first forward pass of a task's training, which is watched."""
         scratch = {store.name: store.scratch for store in self._stores}
-        step = FirstStep(self._structure, self._head, self._static.changed, scratch)
+        step = FirstStep(self._structure, self._heads, self._static.changed, scratch)
         tensors = [(place, step.reads.separate(tensor)) for place, tensor in tensors]
         with step.reads:
             logits = self._run(tensors, x, call)
@@ -199,6 +199,6 @@ class OpenTask:
 
     def _answer(self, model: nn.Module, x: Any, call: Call) -> Tensor:
         """Logits by a model in evaluation mode, with the same random numbers every time."""
-        device = self._head.weight.device
+        device = next(self._heads[0].parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             return call(model, x)

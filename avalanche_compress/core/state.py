@@ -92,7 +92,10 @@ class NetworkState(nn.Module):
     _static: StaticTensors
     _structure: Structure
     _open: OpenTask
-    _head_place: Place
+    _head_places: list[Place]
+    head_names: list[str]
+    set_heads: Callable[[list[str]], None]
+    _heads_seen: bool
     _open_classes: tuple[int, ...]
 
     @property
@@ -108,7 +111,17 @@ class NetworkState(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The model's classifier; it holds the parameters of the task in training."""
-        return self._head_place.module  # type: ignore[return-value]
+        return self._head_places[0].module  # type: ignore[return-value]
+
+    @property
+    def heads(self) -> list[nn.Linear]:
+        """All layers that give the logits, :attr:`head` being the first: linear or convolutions."""
+        return [place.module for place in self._head_places]  # type: ignore[misc]
+
+    @property
+    def head_name(self) -> str:
+        """Dotted name of :attr:`head`."""
+        return self.head_names[0]
 
     def moving_tensors(self) -> list[Tensor]:
         """What a forward pass in training moves: running statistics and other buffers of a task."""
@@ -164,6 +177,7 @@ class NetworkState(nn.Module):
             "statistics": {str(task): kept for task, kept in self.statistics.items()},
             "open_task": self.open_task,
             "open_classes": list(self._open_classes),
+            "heads": list(self.head_names),
             "head_rows": self.head.weight.shape[0],
             "max_class_label": self.max_class_label,
             "static_marks": dict(self._static.marks),
@@ -171,7 +185,8 @@ class NetworkState(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         # called before the children's tensors are loaded, so the head gets its size in time
-        resize_head(self.head, state["head_rows"])
+        for head in self.heads:
+            resize_head(head, state["head_rows"])
         self.classes = {int(task): tuple(numbers) for task, numbers in state["classes"].items()}
         self.statistics = {int(task): kept for task, kept in state["statistics"].items()}
         self.open_task = state["open_task"]
@@ -188,7 +203,11 @@ class NetworkState(nn.Module):
         :param args: further arguments of ``nn.Module.load_state_dict``, as ``kwargs``.
         :raises CorruptStreamError: if a task of a store is damaged, or a store lacks one.
         """
+        heads = state_dict.get("_extra_state", {}).get("heads", self.head_names)
         trial = copy.deepcopy(self)
+        for network in (trial, self):
+            if set(heads) != set(self.head_names):
+                network.set_heads(heads)
         try:
             super(NetworkState, trial).load_state_dict(state_dict, *args, **kwargs)
             for store in [trial.private, *trial.weight_stores]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -94,10 +94,10 @@ class Structure:
         """
         return Structure(self._modules[0]).copy(tensors)[0]
 
-    def differences(self, head: nn.Module) -> list[str]:
+    def differences(self, heads: Sequence[nn.Module]) -> list[str]:
         """Modules, parameters and buffers that came, went or were replaced, by dotted name.
 
-        :param head: the module whose parameters may change their number of rows.
+        :param heads: the modules whose parameters may change their number of rows.
         """
         twin_of, found = self._twin_of(), []
         names = {id(twin): name for name, twin in self._twins[0].named_modules()}
@@ -110,7 +110,7 @@ class Structure:
             skipped = module._non_persistent_buffers_set | twin._non_persistent_buffers_set
             for name in dict.fromkeys(name for m in (twin, module) for name, _ in slots_of(m)):
                 then, now = slot_of(twin, name), slot_of(module, name)
-                first = int(module is head)
+                first = int(module in heads)
                 if name not in skipped and (
                     then is None or now is None or then.shape[first:] != now.shape[first:]
                 ):

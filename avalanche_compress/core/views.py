@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.batches import logits_of
-from avalanche_compress.core.heads import restore_avalanche_heads
+from avalanche_compress.core.heads import restore_avalanche_heads, set_outputs
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure, independent_copy
@@ -53,7 +53,7 @@ class Views:
     tasks share is in memory once.
 
     :param structure: of the model.
-    :param head: its classifier.
+    :param heads: its classifier, or classifiers.
     :param stores: behind its weights.
     :param private: behind all else that a task has for itself.
     :param completed: has tensors stand in all places that read them.
@@ -62,13 +62,13 @@ class Views:
     def __init__(
         self,
         structure: Structure,
-        head: nn.Linear,
+        heads: Sequence[nn.Module],
         stores: Sequence[WeightStore],
         private: PrivateStore,
         completed: Completion,
     ):
         self._structure = structure
-        self._head = head
+        self._heads = list(heads)
         self._stores = list(stores)
         self._private = private
         self._completed = completed
@@ -122,8 +122,9 @@ class Views:
         with torch.inference_mode(False), torch.no_grad():
             tensors = self._completed(list(tensors))
             model, parts = self._structure.copy(tensors)
-        head: Any = parts[id(self._head)]
-        head.out_features = head.weight.shape[0]
+        for head in self._heads:
+            copied: Any = parts[id(head)]
+            set_outputs(copied, copied.weight.shape[0])
         return View(model, tensors, parts)
 
     def run_stacked(self, tasks: Sequence[int], x: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -140,7 +141,7 @@ class Views:
                 frame = self.of_tensors(self.active[tasks[0]].tensors)
                 self._stack = Stack(tuple(tasks), frame, _stacked(models))
             stack = self._stack
-            head = stack.frame.parts[id(self._head)]
+            head = stack.frame.parts[id(self._heads[0])]
 
             def run(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
                 with watching([head]) as (seen,):

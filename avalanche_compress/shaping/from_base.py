@@ -35,7 +35,7 @@ class FromBasePlugin(ShapingPlugin):
         else:
             start = self._given = [place.tensor.clone() for place in network.private.places]
         for place, tensor in zip(network.private.places, start):
-            if place.module is not network.head:
+            if place.module not in network.heads:
                 place.tensor.copy_(tensor)
 
 

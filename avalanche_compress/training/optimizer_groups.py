@@ -64,3 +64,18 @@ def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> N
                 members += [part for part in store.parameters() if id(part) not in known]
     for group, planned in zip(optimizer.param_groups, groups):
         group["params"] = planned
+
+
+def rejoin_groups(network: TaskNetwork, optimizer: Optimizer, former: set[int]) -> None:
+    """Let the optimiser follow when other layers are compressed than before.
+
+    :param network: whose stores are new in part.
+    :param optimizer: over its parameters.
+    :param former: ids of the parameters of the stores before.
+    """
+    now = {id(part) for store in network.weight_stores for part in store.parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [
+            part for part in group["params"] if id(part) not in former or id(part) in now
+        ]
+    join_groups(network, optimizer, plan_groups(network.backbone, optimizer))

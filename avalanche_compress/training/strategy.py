@@ -39,7 +39,7 @@ from avalanche_compress.shaping.validation import (
     iterate_batches,
     restart_comparisons,
 )
-from avalanche_compress.training.optimizer_groups import join_groups, plan_groups
+from avalanche_compress.training.optimizer_groups import join_groups, plan_groups, rejoin_groups
 from avalanche_compress.training.ownership import check_not_owned, former_owner, take_over
 from avalanche_compress.training.state import ResumableTraining
 from avalanche_compress.training.step_guard import StepGuard
@@ -166,6 +166,17 @@ class CompressedStrategy(ResumableTraining):
         """The model, with its type."""
         assert isinstance(self.model, TaskNetwork)
         return self.model
+
+    def follow_heads(self, find: Callable[[TaskNetwork], None]) -> None:
+        """Find the network's heads, and have the optimiser train what is compressed then.
+
+        :param find: changes the network's heads, or leaves them.
+        """
+        stores = self.network.weight_stores
+        find(self.network)
+        if stores != self.network.weight_stores:
+            former = {id(part) for store in stores for part in store.parameters()}
+            rejoin_groups(self.network, self.optimizer, former)
 
     def make_optimizer(self, **kwargs: Any) -> None:
         """Give the optimiser the open task's parameters, in place and without old state.
@@ -335,6 +346,7 @@ class CompressedStrategy(ResumableTraining):
     def task_begins(self) -> None:
         """Refuse an experience that cannot be trained on, before anything has changed."""
         self.network.check_experience(self.experience)
+        self.follow_heads(lambda network: network.find_heads_in(self.experience))
 
     def epochs_begin(self) -> None:
         """Refuse a criterion that cannot do with the task's classes; forget other tasks' epochs."""

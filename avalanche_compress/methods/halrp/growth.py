@@ -51,7 +51,7 @@ def base_parameters(network: TaskNetwork, classes: int | None = None) -> int:
     if network.tasks:
         classes = len(network.classes_of(network.tasks[0]))
     head = _head_parameters(network, 0 if classes is None else classes)
-    own = {id(parameter) for parameter in network.head.parameters()}
+    own = {id(parameter) for head in network.heads for parameter in head.parameters()}
     return head + sum(p.numel() for p in network.backbone.parameters() if id(p) not in own)
 
 
@@ -184,7 +184,9 @@ def _too_small(network: TaskNetwork, limit: str, needed: int, least: object) -> 
 
 def _counted_private(network: TaskNetwork, classes: int) -> int:
     """Norms, heads and parameters without a module: not the biases of perturbed layers."""
-    layers = {id(store.place.module) for store in network.weight_stores} | {id(network.head)}
+    layers = {id(store.place.module) for store in network.weight_stores} | {
+        id(head) for head in network.heads
+    }
     return _head_parameters(network, classes) + sum(
         place.tensor.numel()
         for place in network.private.places
@@ -193,4 +195,4 @@ def _counted_private(network: TaskNetwork, classes: int) -> int:
 
 
 def _head_parameters(network: TaskNetwork, classes: int) -> int:
-    return classes * sum(p.shape[1:].numel() for p in network.head.parameters())
+    return classes * sum(p.shape[1:].numel() for head in network.heads for p in head.parameters())

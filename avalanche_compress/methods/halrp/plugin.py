@@ -203,7 +203,7 @@ class PerturbationPlugin(FromBasePlugin):
 
     def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
         places = network.private.places  # the head of the start, of which nothing is used, is any
-        return {"_given": [None if p.module is network.head else p.tensor for p in places]}
+        return {"_given": [None if p.module in network.heads else p.tensor for p in places]}
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)

@@ -78,6 +78,7 @@ def _check(strategy: Any, state: Any) -> None:
     check_generators(state["generators"])
     _check_like("the flag to stop", strategy.told_to_stop, state["stop"])
     _check_like("the criterion", criterion_state(strategy), state["criterion"])
+    _follow_heads(strategy, state["network"])
     _check_network(network_of(strategy), state["network"])
     network, optimizer = copy.deepcopy((network_of(strategy), strategy.optimizer))
     network.load_state_dict(state["network"])
@@ -138,6 +139,15 @@ def _form(tensor: Tensor) -> str:
 # ---------------------------------------------------------------------------- network
 
 
+def _follow_heads(strategy: Any, state: dict[str, Any]) -> None:
+    """Let a strategy that has not trained yet take the layers for heads that were seen to be."""
+    extra = state.get("_extra_state")
+    names = extra.get("heads") if isinstance(extra, dict) else None
+    modules = dict(network_of(strategy).backbone.named_modules())
+    if isinstance(names, list) and names and all(name in modules for name in names):
+        strategy.follow_heads(lambda network: network.set_heads(names))
+
+
 def _check_network(network: TaskNetwork, state: dict[str, Any]) -> None:
     """Refuse tensors of another model, and a head that would take memory that is not there."""
     expected, found = _layout(network, network.state_dict()), _layout(network, state)
@@ -147,14 +157,15 @@ def _check_network(network: TaskNetwork, state: dict[str, Any]) -> None:
             f"it is the state of another model: {name} is {found.get(name)} in it and "
             f"{expected.get(name)} here",
         )
-    rows = state[f"backbone.{network.head_name}.weight"].shape[0]
-    _expect(state["_extra_state"]["head_rows"] == rows, f"its head has {rows} rows")
+    for name in network.head_names:
+        rows = state[f"backbone.{name}.weight"].shape[0]
+        _expect(state["_extra_state"]["head_rows"] == rows, f"its head has {rows} rows")
 
 
 def _layout(network: TaskNetwork, state: dict[str, Any]) -> dict[str, str]:
     """Type and shape of each tensor, as far as these are the same at all times."""
     varying = {name for name, _ in network.named_parameters() if name.startswith("stores.")}
-    head = f"backbone.{network.head_name}."
+    heads = tuple(f"backbone.{name}." for name in network.head_names)
     layout = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -162,7 +173,7 @@ def _layout(network: TaskNetwork, state: dict[str, Any]) -> dict[str, str]:
         elif name in varying:
             layout[name] = f"{value.dtype}"
         else:
-            layout[name] = f"{value.dtype} {list(value.shape[name.startswith(head) :])}"
+            layout[name] = f"{value.dtype} {list(value.shape[name.startswith(heads) :])}"
     return layout
 
 
