@@ -19,7 +19,8 @@ from avalanche_compress.inference.collecting import Collection, thresholds_name
 from avalanche_compress.inference.features import HEAD, Features
 from avalanche_compress.inference.rule import Kept, Rule
 from avalanche_compress.inference.rules import BATCH, rule_of
-from avalanche_compress.inference.unknown import UNKNOWN, check_rate, threshold_at
+from avalanche_compress.inference.unknown import check_rate, threshold_at
+from avalanche_compress.metrics.task_identity import REFUSED
 
 
 class Inferred(NamedTuple):
@@ -135,9 +136,9 @@ class TaskInference:
         :raises TaskInferenceError: for the entropy of a task of one class, and for a task labelled
             as unknown samples are.
         """
-        if self.unknown is not None and task == UNKNOWN:
+        if self.unknown is not None and task == REFUSED:
             raise TaskInferenceError(
-                f"a task is labelled {UNKNOWN}, and so are samples that unknown= refuses: give the "
+                f"a task is labelled {REFUSED}, and so are samples that unknown= refuses: give the "
                 "task another label."
             )
         self.rule.check_classes(task, classes)
@@ -172,7 +173,7 @@ class TaskInference:
             )
             found = torch.tensor(tasks, device=chosen.device)[chosen]
             if self.unknown is not None:
-                found[self._unknown(network, answers, decoded, chosen)] = UNKNOWN
+                found[self._unknown(network, answers, decoded, chosen)] = REFUSED
         return Inferred(logits, found)
 
     @torch.no_grad()

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from avalanche_compress.errors import TaskInferenceError
 
-UNKNOWN = -1
-"""The task of a sample that is refused."""
-
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Parts of a task's own samples that the thresholds which are kept refuse."""
 

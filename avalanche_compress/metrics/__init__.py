@@ -19,12 +19,13 @@ from avalanche_compress.metrics.order import (
     OrderRobustnessResult,
     order_robustness,
 )
-from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
+from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 
 __all__ = [
     "OrderRobustness",
     "OrderRobustnessError",
     "OrderRobustnessResult",
+    "RefusedSamples",
     "TaskIdAccuracy",
     "bits_per_weight",
     "capacity",

@@ -8,18 +8,19 @@ from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Mean
+from torch import Tensor
+
+REFUSED = -1
+"""The task of a sample that is refused as none of a known task."""
 
 
-class TaskIdAccuracy(PluginMetric[float]):
-    """Part of the evaluated samples whose task was inferred rightly, 0..1.
+class _OfInferredTasks(PluginMetric[float]):
+    """Part of the evaluated samples of which something holds, 0..1.
 
-    The right task is the position of the experience in its stream. Nothing is emitted where no task
-    was inferred: with task labels, or before the first task is finished.
+    Nothing is emitted where no task was inferred: with task labels, or before the first task is
+    finished.
 
     :param emit_at: ``"experience"`` or ``"stream"``.
-
-    >>> str(TaskIdAccuracy("stream"))
-    'TaskId_Acc_Stream'
     """
 
     def __init__(self, emit_at: str = "experience"):
@@ -47,9 +48,17 @@ class TaskIdAccuracy(PluginMetric[float]):
         inferred = getattr(strategy, "inferred_tasks", None)
         if inferred is None:
             return
-        right = inferred == strategy.experience.current_experience
-        self._mean.update(float(right.float().mean()), len(right))
-        self._samples += len(right)
+        holds = self.holds(strategy, inferred)
+        self._mean.update(float(holds.float().mean()), len(holds))
+        self._samples += len(holds)
+
+    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
+        """Of which samples it holds, ``(N,)`` bool.
+
+        :param strategy: that evaluates.
+        :param inferred: ``(N,)``, the task of each sample.
+        """
+        raise NotImplementedError
 
     def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
         return self._emitted(strategy) if self.emit_at == "experience" else []
@@ -64,8 +73,44 @@ class TaskIdAccuracy(PluginMetric[float]):
         name = get_metric_name(self, strategy, add_experience=at_experience, add_task=True)
         return [MetricValue(self, name, self.result(), strategy.clock.train_iterations)]
 
+    def _named(self, name: str) -> str:
+        return f"{name}_{'Exp' if self.emit_at == 'experience' else 'Stream'}"
+
+
+class TaskIdAccuracy(_OfInferredTasks):
+    """Part of the evaluated samples whose task was inferred rightly, 0..1.
+
+    The right task is the position of the experience in its stream; a refused sample has none.
+
+    :param emit_at: ``"experience"`` or ``"stream"``.
+
+    >>> str(TaskIdAccuracy("stream"))
+    'TaskId_Acc_Stream'
+    """
+
+    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
+        return inferred == strategy.experience.current_experience
+
     def __str__(self) -> str:
-        return f"TaskId_Acc_{'Exp' if self.emit_at == 'experience' else 'Stream'}"
+        return self._named("TaskId_Acc")
+
+
+class RefusedSamples(_OfInferredTasks):
+    """Part of the evaluated samples that ``unknown=`` refused, 0..1.
+
+    Of a learned task that is what refusal costs, of one that was never learned what it is worth.
+
+    :param emit_at: ``"experience"`` or ``"stream"``.
+
+    >>> str(RefusedSamples())
+    'Refused_Exp'
+    """
+
+    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
+        return inferred == REFUSED
+
+    def __str__(self) -> str:
+        return self._named("Refused")
 
 
 def task_id_metrics(*, experience: bool = True, stream: bool = True) -> list[TaskIdAccuracy]:

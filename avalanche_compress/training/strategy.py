@@ -30,7 +30,7 @@ from avalanche_compress.host.refused_plugins import check_plugins
 from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
 from avalanche_compress.inference.task_inference import TaskInference
-from avalanche_compress.metrics.task_identity import TaskIdAccuracy, task_id_metrics
+from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
 from avalanche_compress.shaping.task_loss import Known, TaskLoss, loss_by_task, task_loss
@@ -56,7 +56,8 @@ class CompressedStrategy(ResumableTraining):
 
     With ``task_inference`` no labels are needed, and those that there are play no role: the task in
     training is the position of its experience in the stream, evaluation infers every sample's, and
-    :class:`~avalanche_compress.TaskIdAccuracy` is reported with what the evaluator reports.
+    :class:`~avalanche_compress.TaskIdAccuracy` is reported with what the evaluator reports, and
+    with ``TaskInference(unknown=...)`` :class:`~avalanche_compress.RefusedSamples`.
 
     :param model: a plain ``nn.Module`` or a :class:`TaskNetwork`.
     :param optimizer: over the model's parameters.
@@ -158,7 +159,7 @@ class CompressedStrategy(ResumableTraining):
             **base_kwargs,
         )
         if task_inference is not None:
-            _report_task_identity(self.evaluator)
+            _report_task_identity(self.evaluator, task_inference.unknown is not None)
         take_over(network, self)
 
     @property
@@ -365,10 +366,13 @@ class CompressedStrategy(ResumableTraining):
             self.task_inference.collect(self.network, self.network.tasks[-1], batches, held_out)
 
 
-def _report_task_identity(evaluator: EvaluationPlugin) -> None:
+def _report_task_identity(evaluator: EvaluationPlugin, refuses: bool) -> None:
     """Accuracy without labels says little unless one knows how often the task was right."""
     if not any(isinstance(metric, TaskIdAccuracy) for metric in evaluator.metrics):
         evaluator.metrics = [*evaluator.metrics, *task_id_metrics()]
+    if refuses and not any(isinstance(metric, RefusedSamples) for metric in evaluator.metrics):
+        refused = [RefusedSamples(place) for place in ("experience", "stream")]
+        evaluator.metrics = [*evaluator.metrics, *refused]
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -218,6 +218,20 @@ def test_streams_without_task_labels_are_learned(stream, rule):
     assert 1.5 / (TASKS * PER_TASK) < accuracy <= task_id + 1e-6
 
 
+def test_refused_samples_are_reported_of_learned_tasks_and_of_others():
+    benchmark = old_style()
+    inference = TaskInference("triangular@first", unknown=0.05)
+    strategy = make(task_inference=inference, plugins=[ValidationPlugin(0.3)])
+    strategy.train(benchmark.train_stream[0])
+    results = strategy.eval(benchmark.test_stream)
+    refused = [
+        next(value for name, value in results.items() if "Refused_Exp" in name and part in name)
+        for part in ("Exp000", "Exp001", "Exp002")
+    ]
+    assert refused[0] < 0.4 and min(refused[1:]) > 0.6
+    assert not any("Refused" in name for name in make().eval(old_style((0, 1, 2)).test_stream))
+
+
 def test_labels_play_no_role_where_tasks_are_inferred():
     strategy = learned(old_style(labels=(7, 5, 6)), "entropy", train_epochs=1)
     assert strategy.network.tasks == [0, 1, 2]
