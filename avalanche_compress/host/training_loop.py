@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from typing import Any, Callable
 
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_compress.core.batches import moved_to
+from avalanche_compress.errors import nearest
 from avalanche_compress.host.callbacks import StepCallbacks
 
 
@@ -22,6 +25,10 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
         epoch_boundary()       before the first epoch and after each
         task_ends()            after the last epoch, before any plugin sees its end
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__init__ = _with_known_options(cls, cls.__init__)  # type: ignore[method-assign]
 
     def training_begins(self) -> None:
         """``train`` was called."""
@@ -76,3 +83,24 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.task_ends()
         super()._after_training_exp(**kwargs)
+
+
+def _with_known_options(cls: type, init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says what a name that it does not know may have been meant for.
+
+    Avalanche refuses the same names without a proposal.
+    """
+
+    @functools.wraps(init)
+    def checked(*arguments: Any, **options: Any) -> None:
+        known = [
+            name
+            for base in cls.mro()[:-1]
+            for name in inspect.signature(base.__init__).parameters  # type: ignore[misc]
+        ]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{cls.__name__} has no option {name!r}{nearest(name, known)}.")
+        init(*arguments, **options)
+
+    return checked

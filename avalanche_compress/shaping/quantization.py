@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,19 @@ _MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
 
 
+class QuantizationOptions(TypedDict, total=False):
+    """Options of :class:`QuantizationPlugin`."""
+
+    bits: int | str
+    method: str
+    tolerance: float
+    private_bits: int | None
+    max_bits: int
+    per_layer: bool
+    codebook_finetune_epochs: int
+
+
+@dataclass(eq=False)
 class QuantizationPlugin(ShapingPlugin):
     """Replaces the values that a task newly keeps by codes of few bits, layer by layer.
 
@@ -71,47 +84,39 @@ class QuantizationPlugin(ShapingPlugin):
     4
     """
 
+    bits: int | str = "auto"
+    method: str = "kmeans"
+    tolerance: float = 0.5
+    private_bits: int | None = None
+    max_bits: int = 8
+    per_layer: bool = False
+    codebook_finetune_epochs: int = 0
+
     stage = Stage.QUANTISE
 
-    def __init__(
-        self,
-        bits: int | str = "auto",
-        *,
-        method: str = "kmeans",
-        tolerance: float = 0.5,
-        private_bits: int | None = None,
-        max_bits: int = 8,
-        per_layer: bool = False,
-        codebook_finetune_epochs: int = 0,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if method not in _QUANTISERS:
-            raise TaskStateError(f"method={method!r} must be one of {sorted(_QUANTISERS)}.")
-        least = _LEAST_BITS[method]
-        widths = {"bits": bits, "max_bits": max_bits, "private_bits": private_bits}
-        for name, width in widths.items():
+        if self.method not in _QUANTISERS:
+            raise TaskStateError(f"method={self.method!r} must be one of {sorted(_QUANTISERS)}.")
+        least = _LEAST_BITS[self.method]
+        for name in ("bits", "max_bits", "private_bits"):
+            width = getattr(self, name)
             if (name, width) in (("bits", "auto"), ("private_bits", None)):
                 continue
             if not isinstance(width, int) or not least <= width <= 16:
                 raise TaskStateError(
-                    f"{name}={width!r} must be an int from {least} to 16 for method={method!r}."
+                    f"{name}={width!r} must be an int from {least} to 16 for "
+                    f"method={self.method!r}."
                 )
-        if not tolerance >= 0:
+        if not self.tolerance >= 0:
             raise TaskStateError(
-                f"tolerance={tolerance} percentage points cannot be negative: it is the loss of "
-                "accuracy that few bits may cost."
+                f"tolerance={self.tolerance} percentage points cannot be negative: it is the loss "
+                "of accuracy that few bits may cost."
             )
-        if codebook_finetune_epochs < 0:
+        if self.codebook_finetune_epochs < 0:
             raise TaskStateError(
-                f"codebook_finetune_epochs={codebook_finetune_epochs} cannot be negative."
+                f"codebook_finetune_epochs={self.codebook_finetune_epochs} cannot be negative."
             )
-        self.bits = bits
-        self.method = method
-        self.private_bits = private_bits
-        self.tolerance = tolerance
-        self.max_bits = max_bits
-        self.per_layer = per_layer
-        self.codebook_finetune_epochs = codebook_finetune_epochs
 
     @property
     def most_bits(self) -> int:

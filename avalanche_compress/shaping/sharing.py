@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from avalanche_compress.shaping.validation import load_batches
 SHARING = ("all", "similar", "none")
 
 
+@dataclass(eq=False)
 class SharingPlugin(SupervisedPlugin):
     """Lets a new task read the weights of all earlier tasks, of the similar ones, or of none.
 
@@ -43,19 +45,21 @@ class SharingPlugin(SupervisedPlugin):
     'similar'
     """
 
+    sharing: str = "all"
+    threshold: float = 0.5
+    memory: int = 100
+
     state_attributes = ()
 
-    def __init__(self, sharing: str = "all", *, threshold: float = 0.5, memory: int = 100):
+    def __post_init__(self) -> None:
         super().__init__()
-        if sharing not in SHARING:
-            raise TaskStateError(f"sharing={sharing!r} must be one of {SHARING}.")
-        if not 0 <= threshold <= 1 or memory < 2:
+        if self.sharing not in SHARING:
+            raise TaskStateError(f"sharing={self.sharing!r} must be one of {SHARING}.")
+        if not 0 <= self.threshold <= 1 or self.memory < 2:
             raise TaskStateError(
-                f"threshold={threshold} must lie in 0..1 and memory={memory} be at least 2 samples."
+                f"threshold={self.threshold} must lie in 0..1 and memory={self.memory} be at least "
+                "2 samples."
             )
-        self.sharing = sharing
-        self.threshold = threshold
-        self.memory = memory
         self._probe: list[Tensor] = []
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

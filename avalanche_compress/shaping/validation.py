@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from avalanche_compress.shaping.plugin import ShapingPlugin
 from avalanche_compress.shaping.task_loss import task_loss
 
 
+@dataclass(eq=False)
 class ValidationPlugin(ShapingPlugin):
     """Sets a seeded part of each experience's training data aside; the test stream is never used.
 
@@ -36,23 +38,21 @@ class ValidationPlugin(ShapingPlugin):
     0.1
     """
 
+    fraction: float = 0.1
+    seed: int = 0
+    keep_best: bool = False
+
     state_attributes = ("_best",)
 
-    def __init__(self, fraction: float = 0.1, seed: int = 0, *, keep_best: bool = False):
+    def __post_init__(self) -> None:
         super().__init__()
-        if not 0 < fraction < 1:
+        if not 0 < self.fraction < 1:
             raise ValidationDataError(
-                f"fraction={fraction} of the training data cannot be set aside: "
+                f"fraction={self.fraction} of the training data cannot be set aside: "
                 "give a number between 0 and 1, such as 0.1."
             )
-        self.fraction = fraction
-        self.seed = seed
-        self.keep_best = keep_best
         self._best: tuple[float, list[Tensor]] | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
-
-    def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
-        return {"_best": (0.0, _trained_tensors(network))}
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         dataset = strategy.adapted_dataset

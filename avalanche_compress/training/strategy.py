@@ -29,6 +29,7 @@ from avalanche_compress.errors import (
 from avalanche_compress.host.refused_plugins import check_plugins
 from avalanche_compress.host.strategy import criterion_of
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
+from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.norms import NormPlugin
@@ -40,6 +41,7 @@ from avalanche_compress.shaping.validation import (
     restart_comparisons,
 )
 from avalanche_compress.training.optimizer_groups import join_groups, plan_groups, rejoin_groups
+from avalanche_compress.training.options import takes_over
 from avalanche_compress.training.ownership import check_not_owned, former_owner, take_over
 from avalanche_compress.training.state import ResumableTraining
 from avalanche_compress.training.step_guard import StepGuard
@@ -80,7 +82,7 @@ class CompressedStrategy(ResumableTraining):
     :param plugins: the user's plugins.
     :param evaluator: metrics and loggers.
     :param eval_every: epochs between evaluations during training, -1 for none.
-    :param base_kwargs: further arguments of Avalanche's ``SupervisedTemplate``.
+    :param base_kwargs: further options of Avalanche's ``SupervisedTemplate``.
     :raises TaskStateError: if a given TaskNetwork has other stores than the method needs, or it is
         unclear which group of the optimiser a parameter that was left out belongs to; in training,
         if a strategy that was built later has taken the model over.
@@ -94,6 +96,7 @@ class CompressedStrategy(ResumableTraining):
     optimized_param_id: Any
     _task_loss: TaskLoss
 
+    @takes_over(TrainingLoop)
     def __init__(
         self,
         *,

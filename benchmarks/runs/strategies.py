@@ -18,6 +18,7 @@ from avalanche.training.supervised import PackNet as AvalanchePackNet
 from torch import nn
 
 from avalanche_compress import (
+    CompressedStrategy,
     PackNet,
     Position,
     QuantizationPlugin,
@@ -120,8 +121,8 @@ class StrategyEntry:
     def known(self) -> Mapping[str, Any]:
         """The hyper-parameters by name, with their defaults.
 
-        >>> STRATEGIES["lwf"].known(), STRATEGIES["wsn"].known()
-        ({'alpha': 1.0, 'temperature': 2.0}, {'bits': None, 'density': 0.5, 'post_prune_epochs': 0})
+        >>> STRATEGIES["lwf"].known(), STRATEGIES["lora"].known()["rank"]
+        ({'alpha': 1.0, 'temperature': 2.0}, 4)
         """
         if self.hyper_parameters is None:
             return _defaults(self.build, leave_out={"settings"})
@@ -383,7 +384,7 @@ def packnet(settings: RunSettings, **own_arguments: Any) -> Learner:
 
 def ours(strategy_class: Callable[..., Any]) -> StrategyEntry:
     """The entry of a strategy of avalanche_compress: a recipe may set what its class names."""
-    of_the_run = {"model", "optimizer", "plugins", "seed", "tasks"}
+    of_the_run = {"seed", "tasks", *inspect.signature(CompressedStrategy).parameters}
     own = {"bits": None, **_defaults(strategy_class, leave_out=of_the_run)}
     build = partial(compressed, strategy_class)
     return StrategyEntry(build, holds_out=True, infers=True, hyper_parameters=own)

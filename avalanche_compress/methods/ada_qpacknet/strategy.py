@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from avalanche.core import SupervisedPlugin
+from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.ada_qpacknet.reference import (
@@ -13,10 +12,15 @@ from avalanche_compress.methods.ada_qpacknet.reference import (
     ReferenceQuantization,
 )
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
-from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin
-from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.methods.subnetworks.plugin import MaskingOptions, MaskingPlugin
+from avalanche_compress.shaping.quantization import QuantizationOptions, QuantizationPlugin
 from avalanche_compress.shaping.validation import validation_unless_given
+from avalanche_compress.training.options import StrategyOptions, split_options, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class AdaQPackNetOptions(MaskingOptions, QuantizationOptions, StrategyOptions, total=False):
+    """Options of :class:`AdaQPackNet` that are those of its parts."""
 
 
 class AdaQPackNet(CompressedStrategy):
@@ -35,23 +39,15 @@ class AdaQPackNet(CompressedStrategy):
     ``method``, ``tolerance``, ``max_bits``, ``per_layer`` and ``codebook_finetune_epochs`` have no
     meaning then. Its random redraw of free weights and its decisions on test data are not followed.
 
-    Needs task labels, or ``task_inference=``. All other arguments as in
-    :class:`CompressedStrategy`.
+    Needs task labels, or ``task_inference=``. All other options are those of
+    :class:`~avalanche_compress.MaskingPlugin`, whose ``density`` is a part of each layer's open
+    weights and whose ``seed`` is also that of the split,
+    :class:`~avalanche_compress.QuantizationPlugin` and :class:`CompressedStrategy`.
 
-    :param density: part of each layer's open weights that a task keeps, a :class:`DensityRange` it
-        is drawn from, or a :class:`DensitySearch`; see :class:`MaskingPlugin`.
-    :param post_prune_epochs: last epochs of ``train_epochs``, in which only kept weights train.
-    :param bits: bits of a value, or ``"auto"``; see :class:`QuantizationPlugin`.
-    :param method: ``"kmeans"`` (non-linear) or ``"fixed_point"`` (linear).
-    :param tolerance: accuracy that quantisation may cost, in percentage points.
-    :param max_bits: most bits of a value with ``bits="auto"``; weights with fewer left are closed.
-    :param per_layer: search widths layer by layer.
-    :param codebook_finetune_epochs: of training for the centroids.
     :param capacity_policy: when no weights are left: ``"raise"``, ``"grow_copy"`` or
         ``"reuse_frozen"``; see :class:`SlottedStore`.
     :param validation_fraction: training data set aside for these decisions, unless ``plugins``
         holds a :class:`ValidationPlugin`.
-    :param seed: of the split and of random densities.
     :param reference_compat: do as the public code does.
 
     >>> import torch
@@ -62,48 +58,35 @@ class AdaQPackNet(CompressedStrategy):
     []
     """
 
+    @takes_over(
+        MaskingPlugin,
+        QuantizationPlugin,
+        CompressedStrategy,
+        density=0.4,
+        post_prune_epochs=1,
+        per_layer=True,
+        codebook_finetune_epochs=1,
+    )
     def __init__(
         self,
         *,
-        model: Any,
-        optimizer: Any,
-        density: Density = 0.4,
-        post_prune_epochs: int = 1,
-        bits: int | str = "auto",
-        method: str = "kmeans",
-        tolerance: float = 0.5,
-        max_bits: int = 8,
-        per_layer: bool = True,
-        codebook_finetune_epochs: int = 1,
         capacity_policy: str = "raise",
         validation_fraction: float = 0.1,
-        seed: int = 0,
         reference_compat: bool = False,
-        plugins: list[SupervisedPlugin] | None = None,
-        **base_kwargs: Any,
-    ):
-        shaping = validation_unless_given(plugins, validation_fraction, seed)
+        **options: Unpack[AdaQPackNetOptions],
+    ) -> None:
+        (masking, bits), others = split_options(options, MaskingPlugin, QuantizationPlugin)
+        seed = options.get("seed", 0)
+        shaping = validation_unless_given(options.get("plugins"), validation_fraction, seed)
         if reference_compat:
-            shaping += [ReferenceMasking(density, seed=seed), ReferenceQuantization(bits)]
-        else:
             shaping += [
-                MaskingPlugin(density, post_prune_epochs=post_prune_epochs, seed=seed),
-                QuantizationPlugin(
-                    bits,
-                    method=method,
-                    tolerance=tolerance,
-                    max_bits=max_bits,
-                    per_layer=per_layer,
-                    codebook_finetune_epochs=codebook_finetune_epochs,
-                ),
+                ReferenceMasking(options.get("density", 0.4), seed=seed),
+                ReferenceQuantization(options.get("bits", "auto")),
             ]
+        else:
+            shaping += [MaskingPlugin(**masking), QuantizationPlugin(**bits)]
         super().__init__(
-            model=model,
-            optimizer=optimizer,
-            store=partial(SlottedStore, policy=capacity_policy),
-            shaping=shaping,
-            plugins=plugins,
-            **base_kwargs,
+            store=partial(SlottedStore, policy=capacity_policy), shaping=shaping, **others
         )
 
 

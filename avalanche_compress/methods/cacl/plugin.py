@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Tuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -31,6 +31,25 @@ _Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
 _Bounds = Dict[Tensor, OrthogonalityBound]
 
 
+class FactorizationOptions(TypedDict, total=False):
+    """Options of :class:`FactorizationPlugin`."""
+
+    lambda_orth: float
+    lambda_sparse: float
+    energy: float
+    sparsity: str
+    reg_interval: int
+    reg_scope: str
+    truncation: str
+    energy_scope: str
+    grow: str
+    grow_from: int
+    rank: int | float | str
+    init: str
+    residual: float
+
+
+@dataclass(eq=False)
 class FactorizationPlugin(ShapingPlugin):
     """Trains each weight as terms ``U diag|sigma| V`` and keeps the few that matter.
 
@@ -68,66 +87,53 @@ class FactorizationPlugin(ShapingPlugin):
     3e-05
     """
 
+    lambda_orth: float = 1.0
+    lambda_sparse: float = 0.1
+    energy: float = 3e-5
+    sparsity: str = "hoyer"
+    reg_interval: int = 32
+    reg_scope: str = "all"
+    truncation: str = "raw"
+    energy_scope: str = "new"
+    grow: str = "avg"
+    grow_from: int = 1
+    rank: int | float | str = 1.0
+    init: str = "svd"
+    residual: float = 0.0
+
     stage = Stage.PRUNE
 
-    def __init__(
-        self,
-        lambda_orth: float = 1.0,
-        lambda_sparse: float = 0.1,
-        *,
-        energy: float = 3e-5,
-        sparsity: str = "hoyer",
-        reg_interval: int = 32,
-        reg_scope: str = "all",
-        truncation: str = "raw",
-        energy_scope: str = "new",
-        grow: str = "avg",
-        grow_from: int = 1,
-        rank: int | float | str = 1.0,
-        init: str = "svd",
-        residual: float = 0.0,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if not 0 <= energy < 1:
+        if not 0 <= self.energy < 1:
             raise TaskStateError(
-                f"energy={energy} must be at least 0 and below 1: it is the part of a layer's "
+                f"energy={self.energy} must be at least 0 and below 1: it is the part of a layer's "
                 "energy that truncation may lose."
             )
-        if not (rank == "full" or _is_count(rank) or _is_part(rank)):
+        if not (self.rank == "full" or _is_count(self.rank) or _is_part(self.rank)):
             raise TaskStateError(
-                f"rank={rank!r} must be an int of at least 1, a float above 0 and up to 1 (a part "
-                "of the break-even rank), or 'full'."
+                f"rank={self.rank!r} must be an int of at least 1, a float above 0 and up to 1 (a "
+                "part of the break-even rank), or 'full'."
             )
-        if not _is_count(reg_interval):
-            raise TaskStateError(f"reg_interval={reg_interval!r} must be an int of at least 1.")
-        if not (isinstance(grow_from, int) and grow_from >= 0):
-            raise TaskStateError(f"grow_from={grow_from!r} must be an int of at least 0.")
-        if not (lambda_orth >= 0 and lambda_sparse >= 0 and residual >= 0):
+        if not _is_count(self.reg_interval):
             raise TaskStateError(
-                f"lambda_orth={lambda_orth}, lambda_sparse={lambda_sparse} and "
-                f"residual={residual} cannot be negative."
+                f"reg_interval={self.reg_interval!r} must be an int of at least 1."
+            )
+        if not (isinstance(self.grow_from, int) and self.grow_from >= 0):
+            raise TaskStateError(f"grow_from={self.grow_from!r} must be an int of at least 0.")
+        if not (self.lambda_orth >= 0 and self.lambda_sparse >= 0 and self.residual >= 0):
+            raise TaskStateError(
+                f"lambda_orth={self.lambda_orth}, lambda_sparse={self.lambda_sparse} and "
+                f"residual={self.residual} cannot be negative."
             )
         check_known(
-            sparsity=(sparsity, SPARSITY),
-            reg_scope=(reg_scope, REG_SCOPES),
-            truncation=(truncation, TRUNCATION),
-            energy_scope=(energy_scope, ENERGY_SCOPES),
-            grow=(grow, GROWTH),
-            init=(init, INITS),
+            sparsity=(self.sparsity, SPARSITY),
+            reg_scope=(self.reg_scope, REG_SCOPES),
+            truncation=(self.truncation, TRUNCATION),
+            energy_scope=(self.energy_scope, ENERGY_SCOPES),
+            grow=(self.grow, GROWTH),
+            init=(self.init, INITS),
         )
-        self.lambda_orth = lambda_orth
-        self.lambda_sparse = lambda_sparse
-        self.energy = energy
-        self.sparsity = sparsity
-        self.reg_interval = reg_interval
-        self.reg_scope = reg_scope
-        self.truncation = truncation
-        self.energy_scope = energy_scope
-        self.grow = grow
-        self.grow_from = grow_from
-        self.rank = rank
-        self.init = init
-        self.residual = residual
         self._frozen: list[_Frozen] = []
         self._bounds: _Bounds = {}
         # by weight: what the frozen terms of the last task added up to, and their sections

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+
+from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.cacl.plugin import FactorizationPlugin
+from avalanche_compress.methods.cacl.plugin import FactorizationOptions, FactorizationPlugin
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
+from avalanche_compress.training.options import StrategyOptions, split_options, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class CACLOptions(FactorizationOptions, StrategyOptions, total=False):
+    """Options of :class:`CACL`."""
+
+    decomposition: str
+    storage: str
 
 
 class CACL(CompressedStrategy):
@@ -21,27 +30,10 @@ class CACL(CompressedStrategy):
     and is truncated when its training ends. Factors at few bits: add a
     :class:`~avalanche_compress.QuantizationPlugin` to ``plugins``.
 
-    Needs task labels, or ``task_inference=``. Arguments not named here as in
-    :class:`~avalanche_compress.FactorizationPlugin` and :class:`CompressedStrategy`. The factors
-    join their weight's optimiser group, so ``weight_decay`` acts on them too.
-
-    :param lambda_orth: weight of the orthogonality penalty.
-    :param lambda_sparse: weight of the sparsity penalty; the paper's values are 0.1 and 0.4.
-    :param energy: part of a layer's energy that truncation may lose.
-    :param sparsity: ``"hoyer"``, ``"hoyer_square"`` or ``"l1"``.
-    :param reg_interval: steps after which the orthogonality penalty is computed anew.
-    :param reg_scope: ``"all"`` or ``"new"``.
-    :param truncation: ``"raw"`` or ``"exact"``.
-    :param energy_scope: ``"new"`` or ``"cumulative"``.
-    :param grow: ``"avg"``, ``"r0"``, ``"mean_task"``, ``"fixed"`` or ``"none"``.
-    :param grow_from: finished tasks before the network may grow.
-    :param rank: terms of the first task: an int, a part of the break-even rank, or ``"full"``.
-    :param init: ``"svd"`` of the model's weights, which keeps a pretrained one; ``"orthogonal"``
-        or, as in the public code, ``"random"``.
-    :param residual: strength of a later task's new terms when it starts; 1 in the public code.
-    :param decomposition: ``"channel"`` or ``"spatial"``, see
-        :class:`~avalanche_compress.FactoredStore`.
-    :param storage: ``"auto"`` or ``"factors"``.
+    Needs task labels, or ``task_inference=``. Options are those of
+    :class:`~avalanche_compress.FactorizationPlugin`, :class:`~avalanche_compress.FactoredStore` and
+    :class:`CompressedStrategy`. The factors join their weight's optimiser group, so
+    ``weight_decay`` acts on them too.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -51,49 +43,13 @@ class CACL(CompressedStrategy):
     2
     """
 
-    def __init__(
-        self,
-        *,
-        model: Any,
-        optimizer: Any,
-        lambda_orth: float = 1.0,
-        lambda_sparse: float = 0.1,
-        energy: float = 3e-5,
-        sparsity: str = "hoyer",
-        reg_interval: int = 32,
-        reg_scope: str = "all",
-        truncation: str = "raw",
-        energy_scope: str = "new",
-        grow: str = "avg",
-        grow_from: int = 1,
-        rank: int | float | str = 1.0,
-        init: str = "svd",
-        residual: float = 0.0,
-        decomposition: str = "channel",
-        storage: str = "auto",
-        **base_kwargs: Any,
-    ):
-        factorization = FactorizationPlugin(
-            lambda_orth,
-            lambda_sparse,
-            energy=energy,
-            sparsity=sparsity,
-            reg_interval=reg_interval,
-            reg_scope=reg_scope,
-            truncation=truncation,
-            energy_scope=energy_scope,
-            grow=grow,
-            grow_from=grow_from,
-            rank=rank,
-            init=init,
-            residual=residual,
-        )
+    @takes_over(FactorizationPlugin, FactoredStore, CompressedStrategy)
+    def __init__(self, **options: Unpack[CACLOptions]) -> None:
+        (plugin, store), others = split_options(options, FactorizationPlugin, FactoredStore)
         super().__init__(
-            model=model,
-            optimizer=optimizer,
-            store=partial(FactoredStore, decomposition=decomposition, storage=storage),
-            shaping=[factorization],
-            **base_kwargs,
+            store=partial(FactoredStore, **store),
+            shaping=[FactorizationPlugin(**plugin)],
+            **others,
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Sequence, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,6 +41,29 @@ IMPORTANCE_DATA = ("train", "validation")
 SVD_METHODS = ("auto", "gram", "randomised", "exact")
 
 
+class PerturbationOptions(TypedDict, total=False):
+    """Options of :class:`PerturbationPlugin`."""
+
+    approx_rate: float
+    warmup_epochs: int | float
+    max_rank: int
+    min_rank: int
+    rank_method: str
+    importance: str
+    importance_data: str
+    l1: float
+    l2: float
+    scale_center: float
+    growth_bound: float | None
+    tasks: int | None
+    per_task_budget: int | None
+    prune_floor: float
+    post_prune_epochs: int
+    svd: str
+    als_iters: int
+
+
+@dataclass(eq=False)
 class PerturbationPlugin(FromBasePlugin):
     """Turns each task's weights into small perturbations of a base while the task is trained.
 
@@ -91,86 +115,68 @@ class PerturbationPlugin(FromBasePlugin):
     3
     """
 
+    approx_rate: float = 0.9
+    warmup_epochs: int | float = 1
+    max_rank: int = 100
+    min_rank: int = 1
+    rank_method: str = "importance"
+    importance: str = "mean_sq"
+    importance_data: str = "train"
+    l1: float = 1e-4
+    l2: float = 1e-4
+    scale_center: float = 1.0
+    growth_bound: float | None = None
+    tasks: int | None = None
+    per_task_budget: int | None = None
+    prune_floor: float = 1e-5
+    post_prune_epochs: int = 0
+    svd: str = "auto"
+    als_iters: int = 1
+
     stage = Stage.PRUNE
     state_attributes = (*FromBasePlugin.state_attributes, "_perturbed", "_pruned")
 
-    def __init__(
-        self,
-        approx_rate: float = 0.9,
-        *,
-        warmup_epochs: int | float = 1,
-        max_rank: int = 100,
-        min_rank: int = 1,
-        rank_method: str = "importance",
-        importance: str = "mean_sq",
-        importance_data: str = "train",
-        l1: float = 1e-4,
-        l2: float = 1e-4,
-        scale_center: float = 1.0,
-        growth_bound: float | None = None,
-        tasks: int | None = None,
-        per_task_budget: int | None = None,
-        prune_floor: float = 1e-5,
-        post_prune_epochs: int = 0,
-        svd: str = "auto",
-        als_iters: int = 1,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if not 0 < approx_rate <= 1:
+        if not 0 < self.approx_rate <= 1:
             raise TaskStateError(
-                f"approx_rate={approx_rate} must be above 0 and at most 1: it is the part of the "
-                "components' worth that is kept, and 1 keeps all."
+                f"approx_rate={self.approx_rate} must be above 0 and at most 1: it is the part of "
+                "the components' worth that is kept, and 1 keeps all."
             )
-        if not (_is_count(warmup_epochs) or _is_part(warmup_epochs)):
+        if not (_is_count(self.warmup_epochs) or _is_part(self.warmup_epochs)):
             raise TaskStateError(
-                f"warmup_epochs={warmup_epochs!r} must be an int of at least 1, or a float between "
-                "0 and 1 (a part of the strategy's epochs)."
+                f"warmup_epochs={self.warmup_epochs!r} must be an int of at least 1, or a float "
+                "between 0 and 1 (a part of the strategy's epochs)."
             )
-        if not (0 <= min_rank <= max_rank and max_rank > 0):
+        if not (0 <= self.min_rank <= self.max_rank and self.max_rank > 0):
             raise TaskStateError(
-                f"min_rank={min_rank} and max_rank={max_rank} must be 0 <= min_rank <= max_rank "
-                f"and max_rank at least 1: give max_rank={max(1, min_rank)} or more."
+                f"min_rank={self.min_rank} and max_rank={self.max_rank} must be 0 <= min_rank <= "
+                f"max_rank and max_rank at least 1: give max_rank={max(1, self.min_rank)} or more."
             )
         check_known(
-            rank_method=(rank_method, RANK_METHODS),
-            importance=(importance, IMPORTANCE),
-            importance_data=(importance_data, IMPORTANCE_DATA),
-            svd=(svd, SVD_METHODS),
+            rank_method=(self.rank_method, RANK_METHODS),
+            importance=(self.importance, IMPORTANCE),
+            importance_data=(self.importance_data, IMPORTANCE_DATA),
+            svd=(self.svd, SVD_METHODS),
         )
-        for name, number in (
-            ("l1", l1),
-            ("l2", l2),
-            ("prune_floor", prune_floor),
-            ("post_prune_epochs", post_prune_epochs),
-        ):
-            if not number >= 0:
-                raise TaskStateError(f"{name}={number} cannot be negative: give 0 to do without.")
-        if not isfinite(scale_center):
+        for name in ("l1", "l2", "prune_floor", "post_prune_epochs"):
+            if not getattr(self, name) >= 0:
+                raise TaskStateError(
+                    f"{name}={getattr(self, name)} cannot be negative: give 0 to do without."
+                )
+        if not isfinite(self.scale_center):
             raise TaskStateError(
-                f"scale_center={scale_center} must be a finite number: 1 draws r and s to the base."
+                f"scale_center={self.scale_center} must be a finite number: 1 draws r and s to the "
+                "base."
             )
-        if als_iters < 1:
-            raise TaskStateError(f"als_iters={als_iters} must be at least 1.")
-        self.limit = GrowthLimit(growth_bound, tasks, per_task_budget)
-        if rank_method == "budget" and not self.limit.given:
+        if self.als_iters < 1:
+            raise TaskStateError(f"als_iters={self.als_iters} must be at least 1.")
+        self.limit = GrowthLimit(self.growth_bound, self.tasks, self.per_task_budget)
+        if self.rank_method == "budget" and not self.limit.given:
             raise TaskStateError(
                 "rank_method='budget' spends what growth_bound= or per_task_budget= allows: give "
                 "one of them, such as growth_bound=0.2."
             )
-        self.approx_rate = approx_rate
-        self.warmup_epochs = warmup_epochs
-        self.max_rank = max_rank
-        self.min_rank = min_rank
-        self.rank_method = rank_method
-        self.importance = importance
-        self.importance_data = importance_data
-        self.l1 = l1
-        self.l2 = l2
-        self.scale_center = scale_center
-        self.prune_floor = prune_floor
-        self.post_prune_epochs = post_prune_epochs
-        self.svd = svd
-        self.als_iters = als_iters
         self._perturbed = False
         self._pruned = False
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from dataclasses import dataclass
+from typing import Any, Sequence, TypedDict
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
@@ -13,6 +14,14 @@ from avalanche_compress.shaping.plugin import Stage, stores_of
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 
 
+class AdaptationOptions(TypedDict, total=False):
+    """Options of :class:`AdaptationPlugin`."""
+
+    rank: int
+    budget: int | None
+
+
+@dataclass(eq=False)
 class AdaptationPlugin(FromBasePlugin):
     """Gives each task a rank, the same for all layers, and lets it start from the base.
 
@@ -30,16 +39,18 @@ class AdaptationPlugin(FromBasePlugin):
     8
     """
 
+    rank: int = 4
+    budget: int | None = None
+
     stage = Stage.PRUNE  # nothing is pruned, but what was trained is checked before it is kept
 
-    def __init__(self, rank: int = 4, *, budget: int | None = None):
+    def __post_init__(self) -> None:
         super().__init__()
+        rank, budget = self.rank, self.budget
         if not (isinstance(rank, int) and rank >= 1):
             raise TaskStateError(f"rank={rank!r} must be an int of at least 1.")
         if budget is not None and not (isinstance(budget, int) and budget >= 1):
             raise TaskStateError(f"budget={budget!r} bytes must be an int of at least 1, or None.")
-        self.rank = rank
-        self.budget = budget
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)

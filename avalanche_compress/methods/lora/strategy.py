@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+
+from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.lora.plugin import AdaptationPlugin
+from avalanche_compress.methods.lora.plugin import AdaptationOptions, AdaptationPlugin
 from avalanche_compress.methods.lora.store import AdaptedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.training.options import StrategyOptions, split_options, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class LoRAOptions(AdaptationOptions, StrategyOptions, total=False):
+    """Options of :class:`LoRA`."""
+
+    base: str
+    alpha: float
 
 
 class LoRA(CompressedStrategy):
@@ -20,15 +29,9 @@ class LoRA(CompressedStrategy):
     only through the base. Factors at few bits: add a
     :class:`~avalanche_compress.QuantizationPlugin` to ``plugins``.
 
-    Needs task labels, or ``task_inference=``. Arguments not named here as in
+    Needs task labels, or ``task_inference=``. Options are those of
+    :class:`~avalanche_compress.AdaptationPlugin`, :class:`~avalanche_compress.AdaptedStore` and
     :class:`CompressedStrategy`. B and A join their weight's optimiser group.
-
-    :param rank: of every task, see :class:`~avalanche_compress.AdaptationPlugin`.
-    :param budget: bytes of compressed weights that a task may add, None for no limit.
-    :param alpha: strength of the products, and with Adam their learning rate in proportion to that
-        of all else, see :class:`~avalanche_compress.AdaptedStore`.
-    :param base: ``"first"`` task, or ``"given"``: the model as it is, for pretrained ones. A given
-        base is stored once for all tasks.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -38,23 +41,11 @@ class LoRA(CompressedStrategy):
     2
     """
 
-    def __init__(
-        self,
-        *,
-        model: Any,
-        optimizer: Any,
-        rank: int = 4,
-        budget: int | None = None,
-        alpha: float = 8.0,
-        base: str = "first",
-        **base_kwargs: Any,
-    ):
+    @takes_over(AdaptationPlugin, AdaptedStore, CompressedStrategy)
+    def __init__(self, **options: Unpack[LoRAOptions]) -> None:
+        (plugin, store), others = split_options(options, AdaptationPlugin, AdaptedStore)
         super().__init__(
-            model=model,
-            optimizer=optimizer,
-            store=partial(AdaptedStore, base=base, alpha=alpha),
-            shaping=[AdaptationPlugin(rank, budget=budget)],
-            **base_kwargs,
+            store=partial(AdaptedStore, **store), shaping=[AdaptationPlugin(**plugin)], **others
         )
 
 

@@ -6,10 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Mapping, Sequence
 
+from typing_extensions import Unpack
+
 from avalanche_compress.core.registry import Method, register_method
 from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.training.options import StrategyOptions, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
 
 
@@ -22,7 +25,7 @@ class PackNet(CompressedStrategy):
     has its own head, biases and norms, weight decay and any optimiser leave frozen weights alone,
     and the user's plugins, periodic evaluation and checkpoints work.
 
-    Needs task labels, or ``task_inference=``. All other arguments as in
+    Needs task labels, or ``task_inference=``. All other options are those of
     :class:`CompressedStrategy`.
 
     :param prune_proportion: part of the free weights that a task gives up, 0..1: a float, a list by
@@ -37,24 +40,16 @@ class PackNet(CompressedStrategy):
     []
     """
 
+    @takes_over(CompressedStrategy)
     def __init__(
         self,
         *,
-        model: Any,
-        optimizer: Any,
         prune_proportion: Density = 0.5,
         post_prune_epochs: int = 0,
-        **base_kwargs: Any,
-    ):
-        super().__init__(
-            model=model,
-            optimizer=optimizer,
-            store=MaskedStore,
-            shaping=[
-                MaskingPlugin(complement(prune_proportion), post_prune_epochs=post_prune_epochs)
-            ],
-            **base_kwargs,
-        )
+        **options: Unpack[StrategyOptions],
+    ) -> None:
+        masking = MaskingPlugin(complement(prune_proportion), post_prune_epochs=post_prune_epochs)
+        super().__init__(store=MaskedStore, shaping=[masking], **options)
 
 
 class _Complement:

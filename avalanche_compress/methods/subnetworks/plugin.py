@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence, Union
+from typing import Any, Callable, Mapping, Sequence, TypedDict, Union
 
 import torch
 
@@ -99,6 +99,18 @@ Density = Union[
 """Given, drawn, or searched for."""
 
 
+class MaskingOptions(TypedDict, total=False):
+    """Options of :class:`MaskingPlugin`."""
+
+    density: Density
+    post_prune_epochs: int
+    prune_rounds: int
+    prune_fraction: float
+    prune_tolerance: float
+    seed: int
+
+
+@dataclass(eq=False)
 class MaskingPlugin(ShapingPlugin):
     """Gives every task a sub-network: by magnitude after training, or by learned scores.
 
@@ -130,34 +142,27 @@ class MaskingPlugin(ShapingPlugin):
     0.4
     """
 
+    density: Density = 0.5
+    post_prune_epochs: int = 0
+    prune_rounds: int = 0
+    prune_fraction: float = 0.2
+    prune_tolerance: float = 0.2
+    seed: int = 0
+
     stage = Stage.PRUNE
     state_attributes = ("_random", "_pruned")
 
-    def __init__(
-        self,
-        density: Density = 0.5,
-        *,
-        post_prune_epochs: int = 0,
-        prune_rounds: int = 0,
-        prune_fraction: float = 0.2,
-        prune_tolerance: float = 0.2,
-        seed: int = 0,
-    ):
+    def __post_init__(self) -> None:
         super().__init__()
-        if post_prune_epochs < 0 or prune_rounds < 0 or prune_tolerance < 0:
+        if self.post_prune_epochs < 0 or self.prune_rounds < 0 or self.prune_tolerance < 0:
             raise TaskStateError(
                 "post_prune_epochs, prune_rounds and prune_tolerance count something and cannot be "
-                f"negative: they are {post_prune_epochs}, {prune_rounds} and {prune_tolerance}."
+                f"negative: they are {self.post_prune_epochs}, {self.prune_rounds} and "
+                f"{self.prune_tolerance}."
             )
-        if not 0 < prune_fraction < 1:
-            raise TaskStateError(f"prune_fraction={prune_fraction} must lie between 0 and 1.")
-        self.density = density
-        self.post_prune_epochs = post_prune_epochs
-        self.prune_rounds = prune_rounds
-        self.prune_fraction = prune_fraction
-        self.prune_tolerance = prune_tolerance
-        self.seed = seed
-        self._random = random.Random(seed)
+        if not 0 < self.prune_fraction < 1:
+            raise TaskStateError(f"prune_fraction={self.prune_fraction} must lie between 0 and 1.")
+        self._random = random.Random(self.seed)
         self._pruned = False
 
     def density_at(self, position: int, name: str) -> float:

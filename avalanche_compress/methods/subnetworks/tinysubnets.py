@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from avalanche.core import SupervisedPlugin
+from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin, start_scores
+from avalanche_compress.methods.subnetworks.plugin import (
+    MaskingOptions,
+    MaskingPlugin,
+    start_scores,
+)
 from avalanche_compress.methods.subnetworks.store import MaskedStore
-from avalanche_compress.shaping.quantization import QuantizationPlugin
+from avalanche_compress.shaping.quantization import QuantizationOptions, QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
 from avalanche_compress.shaping.validation import validation_unless_given
+from avalanche_compress.training.options import StrategyOptions, split_options, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class TinySubNetsOptions(MaskingOptions, QuantizationOptions, StrategyOptions, total=False):
+    """Options of :class:`TinySubNets` that are those of its parts."""
 
 
 class TinySubNets(CompressedStrategy):
@@ -24,22 +32,15 @@ class TinySubNets(CompressedStrategy):
     ``tolerance``. Weights of earlier tasks are read as they are, so nothing is forgotten: the
     public code quantises them again, which this does not.
 
-    Needs task labels, or ``task_inference=``. All other arguments as in
-    :class:`CompressedStrategy`.
+    Needs task labels, or ``task_inference=``. All other options are those of
+    :class:`~avalanche_compress.MaskingPlugin`, whose ``seed`` is also that of the split,
+    :class:`~avalanche_compress.QuantizationPlugin` and :class:`CompressedStrategy`.
 
-    :param density: as in :class:`WSN`.
-    :param post_prune_epochs: as in :class:`WSN`.
     :param score_init: as in :class:`WSN`.
-    :param bits: bits of a value, or ``"auto"``; see :class:`QuantizationPlugin`.
-    :param tolerance: accuracy that quantisation may cost, in percentage points.
-    :param prune_rounds: rounds of post-training pruning, see :class:`MaskingPlugin`.
-    :param prune_fraction: part of a layer's own weights that a round drops.
-    :param prune_tolerance: accuracy that a round may cost, in percentage points.
     :param sharing: ``"all"``, ``"similar"`` or ``"none"``; see :class:`SharingPlugin`.
     :param similarity_threshold: least similarity for ``"similar"``.
     :param validation_fraction: training data set aside for these decisions, unless ``plugins``
         holds a :class:`ValidationPlugin`.
-    :param seed: of the split and of the choice of layers.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -49,46 +50,28 @@ class TinySubNets(CompressedStrategy):
     []
     """
 
+    @takes_over(MaskingPlugin, QuantizationPlugin, CompressedStrategy, prune_rounds=20)
     def __init__(
         self,
         *,
-        model: Any,
-        optimizer: Any,
-        density: Density = 0.5,
-        post_prune_epochs: int = 0,
         score_init: str = "magnitude",
-        bits: int | str = "auto",
-        tolerance: float = 0.5,
-        prune_rounds: int = 20,
-        prune_fraction: float = 0.2,
-        prune_tolerance: float = 0.2,
         sharing: str = "all",
         similarity_threshold: float = 0.5,
         validation_fraction: float = 0.1,
-        seed: int = 0,
-        plugins: list[SupervisedPlugin] | None = None,
-        **base_kwargs: Any,
-    ):
-        shaping: list[SupervisedPlugin] = [
-            *validation_unless_given(plugins, validation_fraction, seed),
-            SharingPlugin(sharing, threshold=similarity_threshold),
-            MaskingPlugin(
-                density,
-                post_prune_epochs=post_prune_epochs,
-                prune_rounds=prune_rounds,
-                prune_fraction=prune_fraction,
-                prune_tolerance=prune_tolerance,
-                seed=seed,
-            ),
-            QuantizationPlugin(bits, tolerance=tolerance),
-        ]
+        **options: Unpack[TinySubNetsOptions],
+    ) -> None:
+        (masking, bits), others = split_options(options, MaskingPlugin, QuantizationPlugin)
         super().__init__(
-            model=model,
-            optimizer=optimizer,
             store=partial(MaskedStore, scored=True),
-            shaping=shaping,
-            plugins=plugins,
-            **base_kwargs,
+            shaping=[
+                *validation_unless_given(
+                    options.get("plugins"), validation_fraction, options.get("seed", 0)
+                ),
+                SharingPlugin(sharing, threshold=similarity_threshold),
+                MaskingPlugin(**masking),
+                QuantizationPlugin(**bits),
+            ],
+            **others,
         )
         start_scores(self.network, score_init)
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+
+from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
-from avalanche_compress.methods.subnetworks.plugin import Density, MaskingPlugin, start_scores
+from avalanche_compress.methods.subnetworks.plugin import (
+    MaskingOptions,
+    MaskingPlugin,
+    start_scores,
+)
 from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.training.options import StrategyOptions, split_options, takes_over
 from avalanche_compress.training.strategy import CompressedStrategy
+
+
+class WSNOptions(MaskingOptions, StrategyOptions, total=False):
+    """Options of :class:`WSN` that are those of its parts."""
 
 
 class WSN(CompressedStrategy):
@@ -17,13 +27,11 @@ class WSN(CompressedStrategy):
     ``W_t = M_t * V`` with ``M_t`` the weights of largest ``|score|``; scores and free weights are
     trained together, weights of earlier tasks can be chosen but not changed.
 
-    Needs task labels, or ``task_inference=``. All other arguments as in
-    :class:`CompressedStrategy`. The scores join their weight's optimiser group.
-
-    :param density: part of each layer's weights that a task uses, 0..1: a float, a list by
-        position of the task, a function of it, or a mapping from a weight's name.
-    :param post_prune_epochs: last epochs in which the mask is fixed and only weights train. 0 is
-        the paper's way; 1 spares the weights the noise of a mask that changes with every step.
+    Needs task labels, or ``task_inference=``. Options are those of
+    :class:`~avalanche_compress.MaskingPlugin` and :class:`CompressedStrategy`; ``density`` is the
+    part of each layer's weights that a task uses, and ``post_prune_epochs=0`` the paper's way: 1
+    spares the weights the noise of a mask that changes with every step. The scores join their
+    weight's optimiser group.
 
     :param score_init: how scores start, ``"magnitude"`` or ``"random"``; see
         :func:`~avalanche_compress.methods.subnetworks.plugin.start_scores`.
@@ -36,22 +44,11 @@ class WSN(CompressedStrategy):
     5
     """
 
-    def __init__(
-        self,
-        *,
-        model: Any,
-        optimizer: Any,
-        density: Density = 0.5,
-        post_prune_epochs: int = 0,
-        score_init: str = "magnitude",
-        **base_kwargs: Any,
-    ):
+    @takes_over(MaskingPlugin, CompressedStrategy)
+    def __init__(self, *, score_init: str = "magnitude", **options: Unpack[WSNOptions]) -> None:
+        (masking,), others = split_options(options, MaskingPlugin)
         super().__init__(
-            model=model,
-            optimizer=optimizer,
-            store=partial(MaskedStore, scored=True),
-            shaping=[MaskingPlugin(density, post_prune_epochs=post_prune_epochs)],
-            **base_kwargs,
+            store=partial(MaskedStore, scored=True), shaping=[MaskingPlugin(**masking)], **others
         )
         start_scores(self.network, score_init)
 
