@@ -302,7 +302,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     _check_names(parser, "strategy", given.strategies, STRATEGIES)
     _check_names(parser, "stream", given.streams, STREAMS)
     _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
-    _check_names(parser, "rule", given.inference, [*RULES, *(f"{rule}_batch" for rule in RULES)])
+    known = [_without_layer(rule) for rule in RULES]
+    _check_names(parser, "rule", [_without_layer(rule) for rule in given.inference], known)
     _check_scenarios(parser, given)
     if given.out.exists() and not given.out.is_dir():
         parser.error(f"--out is {given.out}, which is a file: give a folder.")
@@ -392,6 +393,11 @@ def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace)
     for strategy in given.strategies:
         if not set(given.scenario) & _scenarios(strategy):
             parser.error(f"{strategy} needs task labels at test: it has no class scenario.")
+
+
+def _without_layer(rule: str) -> str:
+    """The name of a rule, which may have a layer and ``_batch`` behind it."""
+    return rule.removesuffix("_batch").partition("@")[0]
 
 
 def _check_names(

@@ -39,8 +39,8 @@ from benchmarks.runs.settings import RunSettings
 
 Metrics = Dict[str, float]
 
-RULES = ("entropy", "energy", "prototype")
-"""How our strategies infer tasks, sample by sample; each may have ``_batch`` behind it."""
+RULES = ("entropy", "energy", "prototype", "gaussian@first", "triangular@first", "ridge@first")
+"""How our strategies infer tasks, sample by sample, unless other rules or layers are asked for."""
 
 
 @dataclass(frozen=True)

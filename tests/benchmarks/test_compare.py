@@ -173,6 +173,13 @@ def test_class_scenario_has_a_row_per_rule_and_leaves_out_who_needs_labels():
     assert len({key.slug for key in options.runs()}) == len(options.runs())
 
 
+def test_rules_may_name_a_layer_and_vote():
+    given = ["triangular", "ridge@body.1+head", "gaussian@first_batch"]
+    options = compare.parse(["--scenario", "class", "--inference", *given, "--strategies", "wsn"])
+    assert [key.inference for key in options.runs()] == given
+    assert len({key.slug for key in options.runs()}) == 3
+
+
 def test_both_scenarios_end_to_end(tmp_path, capsys):
     arguments = ["--strategies", "naive", "replay", "wsn", "--scenario", "task", "class"]
     arguments += ["--inference", "prototype", "--epochs", "2", "--out", str(tmp_path)]
