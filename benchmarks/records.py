@@ -33,7 +33,7 @@ _TABLE = re.compile(r"<!-- table: (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL
 _START = "<!-- table:"
 
 
-class RecordsError(ValueError):
+class RecordsError(ResultsError):
     """Records or marks that cannot be understood; the message says where and what to do."""
 
 

@@ -86,7 +86,7 @@ def train(name: str) -> bytes:
         train_epochs=2,
         evaluator=None,
     )
-    for experience in _stream().train_stream:
+    for experience in stream(TASKS).train_stream:
         strategy.train(experience)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
@@ -94,9 +94,13 @@ def train(name: str) -> bytes:
         return path.read_bytes()
 
 
-def _stream() -> Any:
+def stream(tasks: int) -> Any:
+    """A benchmark of noise, with two classes a task.
+
+    :param tasks: how many.
+    """
     generator = torch.Generator().manual_seed(0)
     data = [
-        (torch.randn(30, *SHAPE, generator=generator), torch.arange(30) % 2) for _ in range(TASKS)
+        (torch.randn(30, *SHAPE, generator=generator), torch.arange(30) % 2) for _ in range(tasks)
     ]
-    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=list(range(TASKS)))
+    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=list(range(tasks)))

@@ -1,13 +1,12 @@
-"""Damage archives of every kind in every way: each has to load exactly or say what is wrong.
+"""Damage files of every kind in every way: each is read exactly or says what is wrong with it.
 
-Run ``python -m benchmarks.fuzz --count 20000 --seed 0``. A process of its own, whose memory is
-limited, loads each file, computes with every task of it, in an order of the case's own, and reads
-all at once. What counts as a failure:
+Run ``python -m benchmarks.fuzz --count 20000 --seed 0``, or with ``--kinds archives`` for one of
+them: archives, training states, results, records. A process of its own, whose memory is limited,
+reads each file and does with it what users do. What counts as a failure:
 
 - any error but the named ones, or the end of the process,
 - more time or memory than an honest file takes by far,
-- other weights without an error, where the checksum was not computed anew,
-- a task that is refused when it is used, in a file that is sound when all is read at once.
+- other content without an error, where a checksum was not computed again.
 
 A file that somebody has changed and sealed with a new checksum may hold other weights; it may not
 do any harm. Case n of a seed is always the same: ``--first n --count 1`` repeats it.
@@ -16,64 +15,41 @@ do any harm. Case n of a seed is always the same: ``--first n --count 1`` repeat
 from __future__ import annotations
 
 import argparse
-import hashlib
 import multiprocessing
 import resource
 import tempfile
 import time
+import warnings
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 
-from avalanche_compress import (
-    ArchiveError,
-    TaskInferenceError,
-    TaskNetwork,
-    infer,
-    load_archive,
-    save_archive,
-)
-from avalanche_compress.codec import CorruptStreamError
-from benchmarks.stress.examples import EXAMPLES, build_model, inputs, train
-from benchmarks.stress.mutations import MUTATIONS, mutate
+from benchmarks.stress.archives import ARCHIVES
+from benchmarks.stress.cases import OUTCOMES, Case, Target
+from benchmarks.stress.run_files import RESULTS, RUN_RECORDS
+from benchmarks.stress.states import STATES
 
-REFUSED, EXACT, OTHER = "refused", "exact", "other weights"
-OUTCOMES = (REFUSED, EXACT, OTHER)
-"""What may become of a file; whatever else happens is a failure."""
+TARGETS = {target.name: target for target in (ARCHIVES, STATES, RESULTS, RUN_RECORDS)}
 SECONDS = 10.0
-"""The most that a file may take."""
+"""The longest that a file is waited for."""
+LONGEST = 2.0
+"""The most of the processor's seconds that a file may take."""
 MEGABYTES = 256
 """The most memory that a file may take, beyond what the process had before."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A damaged file.
-
-    :param example: the archive that it was.
-    :param other: the archive that parts of it may come from.
-    :param mutation: what was done to it.
-    """
-
-    number: int
-    example: str
-    other: str
-    mutation: str
-    data: bytes = field(repr=False)
-
-
-@dataclass(frozen=True)
 class Result:
-    """What became of it.
+    """What became of a case.
 
-    :param outcome: one of :data:`OUTCOMES`, or what went wrong.
+    :param outcome: one of :data:`~benchmarks.stress.cases.OUTCOMES`, or what went wrong.
+    :param seconds: of the processor.
+    :param megabytes: of memory at most, beyond what the process had before; 0 where nobody knows.
     """
 
     number: int
@@ -81,113 +57,86 @@ class Result:
     mutation: str
     outcome: str
     seconds: float
+    megabytes: float = 0.0
 
 
-def make_case(seed: int, number: int, archives: dict[str, bytes]) -> Case:
+def make_case(seed: int, number: int, files: dict[str, bytes], target: Target = ARCHIVES) -> Case:
     """Case ``number`` of a seed.
 
     :param seed: any.
     :param number: any.
-    :param archives: valid files by name.
+    :param files: valid ones by name.
+    :param target: their kind.
     """
     random = Random(f"{seed}/{number}")
-    example, other = random.choice(list(archives)), random.choice(list(archives))
-    mutation = random.choice(MUTATIONS)
-    data = mutate(mutation, random, archives[example], archives[other])
+    example, other = random.choice(list(files)), random.choice(list(files))
+    mutation = random.choice(target.mutations)
+    data = target.mutate(mutation, random, files[example], files[other])
     return Case(number, example, other, mutation, data)
 
 
-def run_case(case: Case, digests: dict[str, str], folder: Path) -> Result:
-    """Load a damaged file, compute with it, write it again.
+def run_case(
+    case: Case, expected: Mapping[str, Any], folder: Path, target: Target = ARCHIVES
+) -> Result:
+    """Read a damaged file and do with it what users do.
 
     :param case: it.
-    :param digests: what each valid file holds.
-    :param folder: for the file.
+    :param expected: what each valid file holds.
+    :param folder: for a folder of the file's own.
+    :param target: its kind.
     """
-    path = folder / "archive"
-    path.write_bytes(case.data)
-    began = time.perf_counter()
-    try:
-        outcome = _outcome(case, {digests[case.example], digests[case.other]}, path)
-    except Exception as error:
-        outcome = f"{type(error).__name__}: {error}"[:200]
-    return Result(case.number, case.example, case.mutation, outcome, time.perf_counter() - began)
-
-
-def digest_of(network: TaskNetwork) -> str:
-    """All that a network holds and computes, as one number.
-
-    :param network: loaded.
-    """
-    digest = hashlib.sha256(repr((network.classes, network.max_class_label)).encode())
-    for name, tensor in network.static_tensors().items():
-        digest.update(name.encode() + tensor.numpy().tobytes())
-    for task in network.tasks:
-        kept = [store.committed(task) for store in network.weight_stores]
-        kept += network.private.committed(task)
-        kept += network.statistics.get(task, {}).values()
-        kept.append(network(inputs(), task))
-        for tensor in kept:
-            digest.update(tensor.detach().numpy().tobytes())
-        for store in network.weight_stores:
-            digest.update(repr((store.stored_values(task), store.value_bits(task))).encode())
-    return digest.hexdigest()
-
-
-def _outcome(case: Case, expected: set[str], path: Path) -> str:
-    build = partial(build_model, case.example)
-    try:
-        network = load_archive(path, build)
-    except ArchiveError as error:
-        return REFUSED if str(path) in str(error) else f"an error that names no file: {error}"
-    sound = _is_sound(network)
-    with torch.no_grad():
+    before, began = _restart_peak(), time.process_time()
+    with tempfile.TemporaryDirectory(dir=folder) as own_folder:
         try:
-            for task in Random(case.number).sample(network.tasks, len(network.tasks)):
-                network.activate(task)
-            digest = digest_of(network)
-        except CorruptStreamError as error:
-            return f"sound at once, and then: {error}" if sound else REFUSED
-        if network.statistics:
-            with suppress(TaskInferenceError):
-                infer(network, inputs(), "prototype")
-        if network.tasks:
-            network.materialise(network.tasks[-1], form="auto")(inputs())
-    save_archive(network, path)
-    if digest_of(load_archive(path, build)) != digest:
-        return "written again, it held something else"
-    if digest in expected:  # of a splice, the beginning may be empty
-        return EXACT
-    return OTHER if case.mutation.startswith("sealed") else "silently other weights"
+            outcome = target.outcome(case, expected, Path(own_folder))
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error}"[:200]
+    seconds, megabytes = time.process_time() - began, max(0.0, _peak() - before)
+    if seconds > LONGEST:
+        outcome = f"{seconds:.1f} s of the processor"
+    return Result(case.number, case.example, case.mutation, outcome, seconds, megabytes)
 
 
-def _is_sound(network: TaskNetwork) -> bool:
+def _restart_peak() -> float:
+    """Let the process's peak be what it has now: MB, 0 where the system does not tell."""
     try:
-        network.verify()
-    except CorruptStreamError:
-        return False
-    return True
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0.0
+    return _peak()
+
+
+def _peak() -> float:
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 # ---------------------------------------------------------------------------- processes
 
 
 def run(
-    seed: int, first: int, count: int, archives: dict[str, bytes], digests: dict[str, str]
+    seed: int,
+    first: int,
+    count: int,
+    files: dict[str, bytes],
+    expected: Mapping[str, Any],
+    target: Target = ARCHIVES,
 ) -> Iterator[Result]:
     """Run cases in a process whose memory is limited; a new one takes over when it dies.
 
     :param seed: of the mutations.
     :param first: number of the first case.
     :param count: how many.
-    :param archives: valid files by name.
-    :param digests: what they hold.
+    :param files: valid ones by name.
+    :param expected: what they hold.
+    :param target: their kind.
     """
     context = multiprocessing.get_context("spawn")
     number, end = first, first + count
     while number < end:
         ours, theirs = context.Pipe(duplex=False)
-        arguments = (theirs, seed, number, end, archives, digests)
+        arguments = (theirs, seed, number, end, files, expected, target.name)
         process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -203,7 +152,7 @@ def run(
                     pass
             else:
                 outcome = f"not done after {SECONDS:g} s"
-            case = make_case(seed, number, archives)
+            case = make_case(seed, number, files, target)
             yield Result(number, case.example, case.mutation, outcome, SECONDS)
             number += 1
             break
@@ -216,18 +165,21 @@ def _work(
     seed: int,
     first: int,
     end: int,
-    archives: dict[str, bytes],
-    digests: dict[str, str],
+    files: dict[str, bytes],
+    expected: Mapping[str, Any],
+    kind: str,
 ) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    target = TARGETS[kind]
     with tempfile.TemporaryDirectory() as folder:
-        warm_up = next(iter(archives))
-        run_case(Case(0, warm_up, warm_up, "none", archives[warm_up]), digests, Path(folder))
+        for name, data in files.items():  # what a first use makes for good is none of a case's
+            run_case(Case(0, name, name, "none", data), expected, Path(folder), target)
         _limit_memory()
         connection.send("ready")
         for number in range(first, end):
-            case = make_case(seed, number, archives)
-            connection.send(run_case(case, digests, Path(folder)))
+            case = make_case(seed, number, files, target)
+            connection.send(run_case(case, expected, Path(folder), target))
 
 
 def _limit_memory() -> None:
@@ -249,41 +201,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--count", type=int, default=20_000, metavar="N")
+    parser.add_argument(
+        "--count", type=int, default=20_000, metavar="N", help="of all kinds together"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument(
-        "--first", type=int, default=0, metavar="N", help="number of the first case"
+        "--first", type=int, default=0, metavar="N", help="number of the first case of a kind"
     )
+    parser.add_argument("--kinds", nargs="+", choices=TARGETS, default=list(TARGETS))
     given = parser.parse_args(arguments)
+    shares = [given.count * n // len(given.kinds) for n in range(len(given.kinds) + 1)]
+    failed = 0
+    for kind, before, after in zip(given.kinds, shares, shares[1:]):
+        failed += _fuzz(TARGETS[kind], given.seed, given.first, after - before)
+    return 1 if failed else 0
+
+
+def _fuzz(target: Target, seed: int, first: int, count: int) -> int:
+    """Damage files of one kind; how many cases failed."""
     began = time.monotonic()
-    archives = {name: train(name) for name in EXAMPLES}
-    digests = digests_of(archives)
-    print(f"{len(archives)} archives, {sum(map(len, archives.values()))} bytes")
-    results = list(run(given.seed, given.first, given.count, archives, digests))
+    files = target.examples()
+    expected = target.expect(files)
+    print(f"{len(files)} {target.name}, {sum(map(len, files.values()))} bytes")
+    results = list(run(seed, first, count, files, expected, target))
     print(table(results))
     slowest = max(results, key=lambda result: result.seconds)
+    largest = max(results, key=lambda result: result.megabytes)
     print(
-        f"slowest: case {slowest.number}, {1000 * slowest.seconds:.0f} ms; memory limit: "
-        f"{MEGABYTES} MB; all: {time.monotonic() - began:.0f} s"
+        f"slowest: case {slowest.number}, {1000 * slowest.seconds:.0f} ms; largest: case "
+        f"{largest.number}, {largest.megabytes:.0f} MB; memory limit: {MEGABYTES} MB; all: "
+        f"{time.monotonic() - began:.0f} s"
     )
     failures = [result for result in results if result.outcome not in OUTCOMES]
     for result in failures[:30]:
         print(f"case {result.number}: {result.example}, {result.mutation}: {result.outcome}")
-    return 1 if failures else 0
-
-
-def digests_of(archives: dict[str, bytes]) -> dict[str, str]:
-    """What valid files hold.
-
-    :param archives: by name.
-    """
-    digests = {}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name, data in archives.items():
-            path = Path(folder) / name
-            path.write_bytes(data)
-            digests[name] = digest_of(load_archive(path, partial(build_model, name)))
-    return digests
+    return len(failures)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -302,7 +254,7 @@ def table(results: Sequence[Result]) -> str:
     )
     rows = {
         mutation: [counts[mutation, outcome] for outcome in (*OUTCOMES, "failed")]
-        for mutation in MUTATIONS
+        for mutation in dict.fromkeys(result.mutation for result in results)
     }
     rows = {mutation: [sum(row), *row] for mutation, row in rows.items() if any(row)}
     rows["all"] = [sum(column) for column in zip(*rows.values())]

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from avalanche_compress import load_archive
+from benchmarks.stress import archives as archives_module
 from benchmarks.stress import fuzz
+from benchmarks.stress.archives import ARCHIVES, digests_of
+from benchmarks.stress.cases import EXACT, OUTCOMES, REFUSED, Case
 from benchmarks.stress.examples import EXAMPLES, build_model, train
-from benchmarks.stress.fuzz import (
-    EXACT,
-    OUTCOMES,
-    REFUSED,
-    Case,
-    digests_of,
-    main,
-    make_case,
-    run_case,
-)
+from benchmarks.stress.fuzz import TARGETS, main, make_case, run_case
 from benchmarks.stress.mutations import parse
 
 
@@ -40,6 +35,39 @@ def test_hundreds_of_damaged_archives_are_refused_or_do_no_harm(archives, digest
     assert sum(result.outcome == REFUSED for result in results) > 250
     assert max(result.seconds for result in results) < fuzz.SECONDS
     assert {result.example for result in results} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("states", 60), ("results", 200), ("records", 100)])
+def test_other_damaged_files_are_refused_or_do_no_harm(kind, count, tmp_path, recwarn):
+    target = TARGETS[kind]
+    files = target.examples()
+    if kind == "states":
+        files = {name: files[name] for name in ("packnet", "halrp")}
+    expected = target.expect(files)
+    for name, data in files.items():
+        sound = run_case(Case(0, name, name, "none", data), expected, tmp_path, target)
+        assert sound.outcome == EXACT
+    results = [
+        run_case(make_case(2, n, files, target), expected, tmp_path, target) for n in range(count)
+    ]
+    assert [result for result in results if result.outcome not in OUTCOMES] == []
+    assert sum(result.outcome == REFUSED for result in results) > count // 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_takes_too_long_counts_as_a_failure(archives, digests, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "LONGEST", 1e-6)
+    case = Case(0, "wsn", "wsn", "truncated", archives["wsn"])
+    assert "s of the processor" in run_case(case, digests, tmp_path).outcome
+
+
+def test_time_and_memory_of_each_case_are_measured(tmp_path):
+    def hungry(case, expected, folder):
+        return EXACT if len(b"x" * 40_000_000) else ""
+
+    target = replace(ARCHIVES, outcome=hungry)
+    result = run_case(Case(0, "a", "a", "none", b""), {}, tmp_path, target)
+    assert result.outcome == EXACT and 30 < result.megabytes < 80 and result.seconds > 0
 
 
 def test_a_case_is_the_same_whenever_it_is_made(archives):
@@ -73,21 +101,21 @@ def test_an_error_that_is_not_named_counts_as_a_failure(
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(fuzz, "load_archive", fail)
+    monkeypatch.setattr(archives_module, "load_archive", fail)
     outcome = outcome_of("wsn", "truncated", archives["wsn"], digests, tmp_path)
     assert outcome not in OUTCOMES and type(error).__name__ in outcome
 
 
 def test_the_command_runs_in_a_process_of_its_own_and_counts(monkeypatch, capsys):
-    monkeypatch.setattr(fuzz, "EXAMPLES", {"wsn": None, "cacl": None})
-    assert main(["--count", "30", "--seed", "5"]) == 0
+    monkeypatch.setattr(archives_module, "EXAMPLES", {"wsn": None, "cacl": None})
+    assert main(["--count", "30", "--seed", "5", "--kinds", "archives"]) == 0
     printed = capsys.readouterr().out
     assert "2 archives" in printed and "memory limit" in printed
     (total,) = [line.split() for line in printed.splitlines() if line.startswith("all ")]
     assert int(total[1]) == 30 and int(total[-1]) == 0
 
 
-def work_badly(connection, seed, first, end, archives, digests):
+def work_badly(connection, seed, first, end, files, expected, kind):
     """What a process does that dies of the first case and hangs at the second."""
     connection.send("ready")
     if first == 0:
@@ -97,10 +125,10 @@ def work_badly(connection, seed, first, end, archives, digests):
 
 def test_a_process_that_dies_or_hangs_is_a_failure_and_replaced(archives, monkeypatch):
     monkeypatch.setattr(fuzz, "_work", work_badly)
-    monkeypatch.setattr(fuzz, "SECONDS", 0.5)
+    monkeypatch.setattr(fuzz, "SECONDS", 3.0)
     results = list(fuzz.run(0, 0, 2, archives, {}))
     assert [result.number for result in results] == [0, 1]
-    assert [result.outcome for result in results] == ["the process died", "not done after 0.5 s"]
+    assert [result.outcome for result in results] == ["the process died", "not done after 3 s"]
 
 
 @pytest.mark.parametrize(("name", "sparse"), [("packnet_wide", True), ("wsn_wide", False)])
