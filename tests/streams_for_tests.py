@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
 from avalanche_compress import (
@@ -13,27 +12,16 @@ from avalanche_compress import (
     save_archive,
     save_checkpoint,
 )
+from benchmarks.stress.small_training import small_stream
 
 CLASSES = 2
 
 OURS = {method.name: method.build for method in registered_methods()}
 
 
-def make_stream(tasks: int = 3, samples: int = 60, seed: int = 0, shape=(1, 8, 8), labels=None):
+def make_stream(tasks: int = 3, samples: int = 60, shape=(1, 8, 8), labels=None, seed: int = 0):
     """``tasks`` experiences of two classes each, separable by their means, with task labels."""
-    generator = torch.Generator().manual_seed(seed)
-    train, test = [], []
-    for _ in range(tasks):
-        means = torch.randn(CLASSES, *shape, generator=generator)
-        for part, count in ((train, samples), (test, samples // 2)):
-            y = torch.arange(count) % CLASSES
-            x = means[y] + 0.7 * torch.randn(count, *shape, generator=generator)
-            part.append((x, y))
-    return tensors_benchmark(
-        train_tensors=train,
-        test_tensors=test,
-        task_labels=list(range(tasks)) if labels is None else labels,
-    )
+    return small_stream(tasks, samples, shape, labels, seed)
 
 
 def mlp(width: int = 24) -> nn.Module:

@@ -54,14 +54,14 @@ def test_the_page_says_what_was_found():
 
 
 def test_every_plugin_of_avalanche_is_on_the_page():
-    named = {name for name, own in vars(stock).items() if _is_plugin(own)}
+    named = {name for name, kind in vars(stock).items() if _is_plugin(kind)}
     helpers = {"SupervisedPlugin", "EvaluationPlugin", "TrainGeneratorAfterExpPlugin"}
     text = PAGE.read_text()
     assert {name for name in named - helpers if f"`{name}`" not in text} == set()
 
 
-def _is_plugin(own):
-    return isinstance(own, type) and issubclass(own, BasePlugin)
+def _is_plugin(kind):
+    return isinstance(kind, type) and issubclass(kind, BasePlugin)
 
 
 # ------------------------------------------------------------------ the checks can fail

@@ -33,6 +33,7 @@ from avalanche_compress import (
 )
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.methods.cacl.maths import free_rank
+from benchmarks.stress import small_training
 
 PAGE = (Path(__file__).parent.parent / "docs" / "misuse.md").read_text()
 SAMPLES = 40
@@ -66,10 +67,7 @@ def experiences(*data, labels=None):
 
 def samples(count=SAMPLES, classes=(0, 1), seed=0):
     """Inputs around a mean for each class, and targets."""
-    generator = torch.Generator().manual_seed(seed)
-    positions = torch.arange(count) % len(classes)
-    means = torch.randn(len(classes), 1, 8, 8, generator=generator)
-    x = means[positions] + 0.5 * torch.randn(count, 1, 8, 8, generator=generator)
+    x, positions = small_training.samples(count, len(classes), seed, shape=(1, 8, 8))
     return x, torch.tensor(classes)[positions]
 
 
@@ -81,7 +79,7 @@ def flat(tree, name=""):
         parts = enumerate(tree)
     else:
         return {name: tree.detach().clone() if isinstance(tree, Tensor) else tree}
-    return {k: v for key, own in parts for k, v in flat(own, f"{name}/{key}").items()}
+    return {k: v for key, part in parts for k, v in flat(part, f"{name}/{key}").items()}
 
 
 def everything(strategy):
@@ -100,13 +98,13 @@ def everything(strategy):
 
 def assert_same(before, after):
     assert before.keys() == after.keys()
-    for name, own in before.items():
+    for name, value in before.items():
         other = after[name]
-        if isinstance(own, Tensor):
-            same = own.shape == other.shape
-            same = same and torch.allclose(own, other, rtol=0, atol=0, equal_nan=True)
+        if isinstance(value, Tensor):
+            same = value.shape == other.shape
+            same = same and torch.allclose(value, other, rtol=0, atol=0, equal_nan=True)
         else:
-            same = own == other
+            same = value == other
         assert same, f"{name} changed"
 
 
@@ -142,8 +140,8 @@ def learn_on(strategy, experience, expected):
     strategy.train(experience)
     assert strategy.network.tasks == expected and strategy.network.open_task is None
     assert torch.equal(old, old_logits(strategy))
-    for own in strategy.network.parameters():
-        assert bool(own.isfinite().all())
+    for parameter in strategy.network.parameters():
+        assert bool(parameter.isfinite().all())
 
 
 class Case(NamedTuple):
@@ -336,16 +334,16 @@ def groups(method, errors):
         strategy.train(stream().train_stream[0])
         learn_on(strategy, stream().train_stream[1], [0, 1])
         for group in optimizer.param_groups:
-            assert len({id(own) for own in group["params"]}) == len(group["params"])
-        in_optimizer = {id(own) for group in optimizer.param_groups for own in group["params"]}
-        assert {id(own) for own in model.parameters()} <= in_optimizer
+            assert len({id(p) for p in group["params"]}) == len(group["params"])
+        in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        assert {id(p) for p in model.parameters()} <= in_optimizer
 
-    matrices = [i for i, own in enumerate(conv_net().parameters()) if own.dim() > 1]
-    train(lambda _, own: own[2:])  # the only group takes what was left out
+    matrices = [i for i, p in enumerate(conv_net().parameters()) if p.dim() > 1]
+    train(lambda _, ps: ps[2:])  # the only group takes what was left out
     train(
-        lambda _, own: [
-            {"params": [own[i] for i in matrices], "weight_decay": 0.1},
-            {"params": [p for i, p in enumerate(own) if i not in matrices], "lr": 0.01},
+        lambda _, ps: [
+            {"params": [ps[i] for i in matrices], "weight_decay": 0.1},
+            {"params": [p for i, p in enumerate(ps) if i not in matrices], "lr": 0.01},
         ]
     )
     model = conv_net()
@@ -413,8 +411,8 @@ def similarity(method, errors):
     x, y = samples(seed=1)
     x[:] = float("nan")
     errors(lambda: strategy.train(experiences(samples(), (x, y))[1]), strategy)
-    (own,) = strategy.network.statistics.values()
-    kept = own.pop("similarity")
+    (statistics,) = strategy.network.statistics.values()
+    kept = statistics.pop("similarity")
     for hostile in (
         None,
         torch.full_like(kept, float("nan")),
@@ -424,10 +422,10 @@ def similarity(method, errors):
         torch.zeros(0),
     ):
         if hostile is not None:
-            own["similarity"] = hostile
+            statistics["similarity"] = hostile
         errors(lambda: strategy.train(stream().train_stream[1]), strategy)
-    own["similarity"] = kept
-    sharing = next(own for own in strategy.plugins if isinstance(own, SharingPlugin))
+    statistics["similarity"] = kept
+    sharing = next(p for p in strategy.plugins if isinstance(p, SharingPlugin))
     few = SimpleNamespace(model=strategy.network, adapted_dataset=[samples(1)])
     errors(lambda: sharing.after_train_dataset_adaptation(few), strategy)
     learn_on(strategy, stream().train_stream[1], [0, 1])
@@ -485,8 +483,8 @@ class Spoil(SupervisedPlugin):
 
     @torch.no_grad()
     def _spoil(self, strategy):
-        for own in strategy.network.parameters():
-            own.view(-1)[:1] = float("nan")
+        for parameter in strategy.network.parameters():
+            parameter.view(-1)[:1] = float("nan")
 
 
 @case("weights-that-are-not-finite")
@@ -501,9 +499,9 @@ def spoiled_weights(method, errors):
             strategy.train(stream().train_stream[0])
         task = int(finished)
         for spoil.when in ("step", "end"):
-            sections = [dict(own.sections) for own in strategy.network.weight_stores]
+            sections = [dict(s.sections) for s in strategy.network.weight_stores]
             errors(partial(strategy.train, stream().train_stream[task]))
-            assert sections == [dict(own.sections) for own in strategy.network.weight_stores]
+            assert sections == [dict(s.sections) for s in strategy.network.weight_stores]
             assert strategy.network.tasks == list(range(task))
         spoil.when = None
         old = old_logits(strategy) if finished else None
@@ -664,7 +662,7 @@ def evaluation(method, errors):
 
 
 def _widths(state):
-    return {name: own for name, own in state.items() if name.endswith("max_class_label")}
+    return {name: value for name, value in state.items() if name.endswith("max_class_label")}
 
 
 @case("copies-and-pickles")
@@ -688,7 +686,7 @@ def copies(method, errors):
     save_archive(strategy.network, folder / "archive")
     loaded = load_archive(folder / "archive", mlp)
     twins = copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))
-    learn_the_same([make(method, own, train_epochs=2) for own in (loaded, *twins)], 2)
+    learn_the_same([make(method, network, train_epochs=2) for network in (loaded, *twins)], 2)
 
 
 @case("a-damaged-state-dict")
@@ -705,14 +703,14 @@ def damaged_state(method, errors):
     cut = {**finished, "1": finished["1"][:-1]}
     lacking = {"0": finished["0"]}
     for tampered in (cut, lacking):
-        own = {**last, "finished": tampered} if "finished" in last else tampered
-        bad = {**good, names[-1]: own}
+        changed = {**last, "finished": tampered} if "finished" in last else tampered
+        bad = {**good, names[-1]: changed}
         before = everything(strategy)
         with pytest.raises(CorruptStreamError) as caught:
             strategy.network.load_state_dict(bad)
         assert_same(before, everything(strategy))
         errors.raised.append(f"CorruptStreamError: {caught.value}")
-    missing = {name: own for name, own in good.items() if name != names[-1]}
+    missing = {name: value for name, value in good.items() if name != names[-1]}
     before = everything(strategy)
     with pytest.raises(RuntimeError, match="Missing key"):
         strategy.network.load_state_dict(missing)
@@ -741,7 +739,7 @@ def quotes(text, method):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "method"), [(name, own) for name, it in CASES.items() for own in it.methods]
+    ("name", "method"), [(name, method) for name, it in CASES.items() for method in it.methods]
 )
 def test_the_page_says_what_happens(name, method, tmp_path):
     torch.manual_seed(0)

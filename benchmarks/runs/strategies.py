@@ -317,20 +317,20 @@ class Joint:
 
 def independent(settings: RunSettings) -> Learner:
     """One plain network per task, see :class:`Independent`."""
-    own = Independent(settings)
-    return Learner(own.train, own.eval, own.stored_bytes, save=own.save, load=own.load)
+    nets = Independent(settings)
+    return Learner(nets.train, nets.eval, nets.stored_bytes, save=nets.save, load=nets.load)
 
 
 def joint(settings: RunSettings) -> Learner:
     """All tasks at once, see :class:`Joint`."""
-    own = Joint(settings)
-    whole = _learner(settings, own.strategy, own.stored_bytes)
+    together = Joint(settings)
+    whole = _learner(settings, together.strategy, together.stored_bytes)
 
     def load(folder: Path, finished: int) -> Position:
-        own.remember(finished)
+        together.remember(finished)
         return whole.load(folder, finished)
 
-    return replace(whole, train=own.train, eval=own.eval, load=load)
+    return replace(whole, train=together.train, eval=together.eval, load=load)
 
 
 # --- Ours ----------------------------------------------------------------------------------------
@@ -385,9 +385,9 @@ def packnet(settings: RunSettings, **own_arguments: Any) -> Learner:
 def ours(strategy_class: Callable[..., Any]) -> StrategyEntry:
     """The entry of a strategy of avalanche_compress: a recipe may set what its class names."""
     of_the_run = {"seed", "tasks", *inspect.signature(CompressedStrategy).parameters}
-    own = {"bits": None, **_defaults(strategy_class, leave_out=of_the_run)}
+    known = {"bits": None, **_defaults(strategy_class, leave_out=of_the_run)}
     build = partial(compressed, strategy_class)
-    return StrategyEntry(build, holds_out=True, infers=True, hyper_parameters=own)
+    return StrategyEntry(build, holds_out=True, infers=True, hyper_parameters=known)
 
 
 def _validation(settings: RunSettings) -> list[SupervisedPlugin]:

@@ -43,12 +43,12 @@ def task_inference(backbone: str, batch: int) -> list[Figure]:
     figures = []
     repeats = 3 * ROUNDS if backbone == "mlp" else ROUNDS
     for name, infer in ways.items():
-        own, reference = [], []
+        seconds, reference = [], []
         for _ in range(repeats):
-            own.append(seconds_of(partial(infer, network, x)))
+            seconds.append(seconds_of(partial(infer, network, x)))
             reference.append(seconds_of(lambda: [model(x) for model in plain]))
         what = f"inference by {name}, {backbone}, batch {batch}"
-        figures.append(figure_of(what, own[1:], f"{TASKS} plain passes", reference[1:]))
+        figures.append(figure_of(what, seconds[1:], f"{TASKS} plain passes", reference[1:]))
     return figures
 
 
@@ -58,9 +58,9 @@ def threshold(count: int = 1_000_000) -> Figure:
     :param count: scores.
     """
     scores = torch.rand(count, generator=torch.Generator().manual_seed(0))
-    own = [seconds_of(lambda: kth_smallest(scores, count // 2)) for _ in range(ROUNDS)]
+    seconds = [seconds_of(lambda: kth_smallest(scores, count // 2)) for _ in range(ROUNDS)]
     reference = [seconds_of(lambda: scores.kthvalue(count // 2)) for _ in range(ROUNDS)]
-    return figure_of(f"kth_smallest, {count:,} values", own, "torch.kthvalue", reference)
+    return figure_of(f"kth_smallest, {count:,} values", seconds, "torch.kthvalue", reference)
 
 
 def kmeans(count: int = 1_000_000) -> list[Figure]:
@@ -125,9 +125,9 @@ def rank_estimation(rank: int = 100) -> list[Figure]:
 
 def _ranks(tuned: Sequence[torch.Tensor], base: Sequence[torch.Tensor], rank: int) -> list[int]:
     found = []
-    for own, frozen in zip(tuned, base):
-        r, s = least_squares_scalings(own, frozen)
-        found.append(leading_svd(_matrix(own - scale_weight(frozen, r, s)), rank))
+    for weight, frozen in zip(tuned, base):
+        r, s = least_squares_scalings(weight, frozen)
+        found.append(leading_svd(_matrix(weight - scale_weight(frozen, r, s)), rank))
     return select_ranks(
         [svd.singular_values for svd in found],
         torch.ones(len(found)),

@@ -71,7 +71,7 @@ def quick(images: Images, kind: str) -> list[Figure]:
     """
     return [
         *epochs(images, kind, batch=10, rounds=5, count=3_000),
-        *epochs(images, kind, batch=256, rounds=5, count=30_000),
+        *epochs(images, kind, batch=256, rounds=5, count=20_000),
         evaluation("mlp", 1),
         evaluation("mlp", 256),
     ]

@@ -246,7 +246,7 @@ def _like_steps(steps: Sequence[float], tasks: int) -> list[float]:
     """Those of all steps that do the same work: of the newest tasks' last epochs."""
     first = max(min(1, tasks - 1), tasks - LOOKS)
     ends = range((first + 1) * EPOCHS * STEPS, tasks * EPOCHS * STEPS + 1, EPOCHS * STEPS)
-    return [own for end in ends for own in steps[end - STEPS : end]]
+    return [step for end in ends for step in steps[end - STEPS : end]]
 
 
 def _use(path: Path, task: int) -> None:
@@ -262,10 +262,10 @@ def held_bytes(network: TaskNetwork) -> int:
     network.zero_grad()
     gc.collect()
     total, storages = 0, set()
-    for own in _reachable(network):
-        total += sys.getsizeof(own)
-        if isinstance(own, torch.Tensor) and not own.is_meta:
-            storage = own.untyped_storage()
+    for held in _reachable(network):
+        total += sys.getsizeof(held)
+        if isinstance(held, torch.Tensor) and not held.is_meta:
+            storage = held.untyped_storage()
             if storage.data_ptr() not in storages:
                 storages.add(storage.data_ptr())
                 total += storage.nbytes()
@@ -277,9 +277,9 @@ def _reachable(root: Any) -> Iterator[Any]:
     code = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
     seen, waiting = {id(root)}, [root]
     while waiting:
-        own = waiting.pop()
-        yield own
-        for other in gc.get_referents(own):
+        found = waiting.pop()
+        yield found
+        for other in gc.get_referents(found):
             if id(other) not in seen and not isinstance(other, code):
                 seen.add(id(other))
                 waiting.append(other)
@@ -329,15 +329,15 @@ def _table(moments: Sequence[Moment]) -> Table:
         )
     table = Table(title=title)
     times = ("step", "open", "close", "activate", "save", "load_first", "load_middle", "load_last")
-    headings = (f"{own.replace('_', ' ')} ms" for own in times)
+    headings = (f"{name.replace('_', ' ')} ms" for name in times)
     for heading in ("tasks", "held", "archive", "optimised", *headings):
         table.add_column(heading, justify="right")
-    for own in moments:
+    for moment in moments:
         table.add_row(
-            str(own.tasks),
-            f"{own.held_bytes:,}",
-            f"{own.archive_bytes:,}",
-            str(own.optimised),
-            *(f"{getattr(own, time_):.3g}" for time_ in times),
+            str(moment.tasks),
+            f"{moment.held_bytes:,}",
+            f"{moment.archive_bytes:,}",
+            str(moment.optimised),
+            *(f"{getattr(moment, name):.3g}" for name in times),
         )
     return table

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 import torch
-from avalanche.benchmarks import tensors_benchmark
 from torch import Tensor, nn
 
 from avalanche_compress import registered_methods, save_archive
+from benchmarks.stress.small_training import small_stream
 
 SHAPE = (1, 6, 6)
 TASKS = 3
@@ -95,12 +95,8 @@ def train(name: str) -> bytes:
 
 
 def stream(tasks: int) -> Any:
-    """A benchmark of noise, with two classes a task.
+    """A benchmark of small images, with two classes a task.
 
     :param tasks: how many.
     """
-    generator = torch.Generator().manual_seed(0)
-    data = [
-        (torch.randn(30, *SHAPE, generator=generator), torch.arange(30) % 2) for _ in range(tasks)
-    ]
-    return tensors_benchmark(train_tensors=data, test_tensors=data, task_labels=list(range(tasks)))
+    return small_stream(tasks, 30, SHAPE)

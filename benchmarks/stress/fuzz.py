@@ -135,17 +135,17 @@ def run(
     context = multiprocessing.get_context("spawn")
     number, end = first, first + count
     while number < end:
-        ours, theirs = context.Pipe(duplex=False)
-        arguments = (theirs, seed, number, end, files, expected, target.name)
+        reader, writer = context.Pipe(duplex=False)
+        arguments = (writer, seed, number, end, files, expected, target.name)
         process = context.Process(target=_work, args=arguments, daemon=True)
         process.start()
-        theirs.close()
-        ours.recv()  # it is ready
+        writer.close()
+        reader.recv()  # it is ready
         while number < end:
             outcome = "the process died"
-            if ours.poll(SECONDS):
+            if reader.poll(SECONDS):
                 try:
-                    yield ours.recv()
+                    yield reader.recv()
                     number += 1
                     continue
                 except EOFError:

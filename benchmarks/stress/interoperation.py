@@ -1,4 +1,4 @@
-"""What works beside what: every strategy with Avalanche's plugins, loggers, metrics and benchmarks.
+"""What works together: every strategy with Avalanche's plugins, loggers, metrics and benchmarks.
 
 Run ``python -m benchmarks.interoperation`` to try everything and write docs/interoperation.md. A
 case that does not do what it is for ends the command with its error.
@@ -29,7 +29,7 @@ METHODS: Sequence[Method] = registered_methods()
 PAGE = Path(__file__).parents[2] / "docs" / "interoperation.md"
 
 INTRODUCTION = """\
-# What works beside what
+# What works together
 
 Every strategy with what Avalanche 0.6 brings. `python -m benchmarks.interoperation` tries all of it
 and writes this page; the tests try it, too. A combination *works* if two or three tasks are
@@ -112,8 +112,8 @@ def page(outcomes: Sequence[Sequence[Sequence[Outcome]]]) -> str:
     :param outcomes: of each section, case and strategy.
     """
     parts = [INTRODUCTION]
-    for section, own in zip(SECTIONS, outcomes):
-        parts.append(f"## {section.title}\n\n{section.about}\n\n{_table(section.cases, own)}")
+    for section, results in zip(SECTIONS, outcomes):
+        parts.append(f"## {section.title}\n\n{section.about}\n\n{_table(section.cases, results)}")
     return "\n".join(parts)
 
 
@@ -122,8 +122,8 @@ def _table(cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]]) -> str:
     reasons: list[str] = []
     titles = [method.strategy.__name__ for method in METHODS]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
-    for case, own in zip(cases, outcomes):
-        cells = [_cell(result, reasons) for result in own]
+    for case, results in zip(cases, outcomes):
+        cells = [_cell(result, reasons) for result in results]
         lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])

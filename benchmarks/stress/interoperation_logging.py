@@ -141,7 +141,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _scalars(folder: Path) -> dict[str, list[float]]:
     board = EventAccumulator(str(folder)).Reload()
-    return {tag: [own.value for own in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return {tag: [event.value for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
 def _right(run: Logged, task: int) -> float:
@@ -198,7 +198,7 @@ def check_tensorboard(name: str) -> None:
 def check_wandb(name: str) -> None:
     """Every number, offline."""
     run = logged(name)
-    numbers = {k: v for own in run.metrics for k, v in own.items() if isinstance(v, float)}
+    numbers = {k: v for metrics in run.metrics for k, v in metrics.items() if isinstance(v, float)}
     assert len(numbers) > 20
     for metric, value in numbers.items():
         assert _close(run.summary[metric], value), metric
@@ -210,11 +210,11 @@ def check_wandb(name: str) -> None:
 def check_accuracy(name: str) -> None:
     """Those of the logits, for each task and all of them."""
     run = logged(name)
-    own = [_right(run, task) for task in range(TASKS)]
-    for task, accuracy in enumerate(own):
+    accuracies = [_right(run, task) for task in range(TASKS)]
+    for task, accuracy in enumerate(accuracies):
         assert _close(run.metrics[-1][exp_name("Top1_Acc_Exp", task)], accuracy)
     stream = run.metrics[-1][f"Top1_Acc_Stream/eval_phase/test_stream/Task{TASKS - 1:03d}"]
-    assert _close(stream, sum(own) / TASKS) and stream > 0.6  # something was learned
+    assert _close(stream, sum(accuracies) / TASKS) and stream > 0.6  # something was learned
 
 
 def check_loss(name: str) -> None:
@@ -228,16 +228,16 @@ def check_loss(name: str) -> None:
 def check_forgetting(name: str) -> None:
     """Zero, exactly, for each finished task after each later one."""
     for after, metrics in enumerate(logged(name).metrics):
-        own = [metrics.get(exp_name("ExperienceForgetting", task)) for task in range(after)]
-        assert own == [0.0] * after
+        found = [metrics.get(exp_name("ExperienceForgetting", task)) for task in range(after)]
+        assert found == [0.0] * after
     assert logged(name).metrics[-1]["StreamForgetting/eval_phase/test_stream"] == 0
 
 
 def check_bwt(name: str) -> None:
     """Zero, exactly."""
     for after, metrics in enumerate(logged(name).metrics):
-        own = [metrics.get(exp_name("ExperienceBWT", task)) for task in range(after)]
-        assert own == [0.0] * after
+        found = [metrics.get(exp_name("ExperienceBWT", task)) for task in range(after)]
+        assert found == [0.0] * after
     assert logged(name).metrics[-1]["StreamBWT/eval_phase/test_stream"] == 0
 
 

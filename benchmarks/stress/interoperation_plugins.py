@@ -1,4 +1,4 @@
-"""Avalanche's plugins beside every strategy: those that work do what they are for."""
+"""Avalanche's plugins with every strategy: those that work do what they are for."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "MemoryFeCAMUpdate": stock.MemoryFeCAMUpdate,
     "FeCAMOracle": stock.FeCAMOracle,
 }
-"""The plugins of Avalanche's that cannot work beside frozen sub-networks."""
+"""The plugins of Avalanche's that cannot work with frozen sub-networks."""
 
 CASES = [
     Case("`LRSchedulerPlugin`", check_scheduler),

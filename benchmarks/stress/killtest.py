@@ -223,7 +223,7 @@ def _timed(job: Job) -> tuple[RunResult, list[_Moment]]:
     """A run that is left alone, and when it came to its positions."""
     training = _Training(job)
     began = time.monotonic()
-    reached = [_Moment(own, time.monotonic() - began) for own in training.positions()]
+    reached = [_Moment(at, time.monotonic() - began) for at in training.positions()]
     return training.result(), [*reached, _Moment(_END, time.monotonic() - began)]
 
 
@@ -234,7 +234,7 @@ def _place(timeline: Sequence[_Moment], seconds: float) -> _Moment:
     >>> _place(timeline, 3.5)
     _Moment(position=Position(experience=0, epochs=0), seconds=1.5)
     """
-    position, reached = next(own for own in reversed(timeline) if own.seconds <= seconds)
+    position, reached = next(at for at in reversed(timeline) if at.seconds <= seconds)
     return _Moment(position, seconds - reached)
 
 

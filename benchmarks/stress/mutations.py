@@ -1,6 +1,6 @@
 """Ways to damage an archive, by accident or with intent.
 
-Accidents change bytes; the checksum has to notice. An intruder computes the checksum anew, so that
+Accidents change bytes; the checksum has to notice. An intruder computes a new checksum, so that
 what has been changed reaches the decoders behind it: this file knows the format on its own, from
 the outside, and shares no code with who reads archives but integers and strings of bytes.
 """
@@ -361,7 +361,7 @@ ATTACKS: dict[str, Attack] = {
     "tasks": attack_tasks,
     "manifest": attack_manifest,
 }
-"""What somebody may do who computes the checksum anew; both archives are theirs to change."""
+"""What somebody may do who computes a new checksum; both archives are theirs to change."""
 
 MUTATIONS: list[str] = [*ACCIDENTS, "tensors swapped", *(f"sealed: {name}" for name in ATTACKS)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 import torch
 from avalanche.benchmarks import tensors_benchmark
@@ -35,30 +35,47 @@ class Case:
     refused: type[CompressError] | None = None
 
 
-def samples(count: int, classes: int, seed: int, draw: int = 0) -> tuple[Tensor, Tensor]:
-    """Inputs (N, 16) around a random mean for each class, and their classes (N,).
+def samples(
+    count: int, classes: int = 2, seed: int = 0, draw: int = 0, shape: Sequence[int] = (INPUTS,)
+) -> tuple[Tensor, Tensor]:
+    """Inputs (N, *shape) around a random mean for each class, and their classes (N,).
 
     :param count: N.
     :param classes: how many, in turn.
     :param seed: of the means.
     :param draw: of the samples around them.
+    :param shape: of an input.
     """
-    means = torch.randn(classes, INPUTS, generator=torch.Generator().manual_seed(seed))
-    noise = torch.randn(count, INPUTS, generator=torch.Generator().manual_seed(100 + draw))
+    means = torch.randn(classes, *shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, *shape, generator=torch.Generator().manual_seed(100 + draw))
     y = torch.arange(count) % classes
     return means[y] + 0.5 * noise, y
 
 
-def small_stream(tasks: int = 2) -> Any:
+def small_stream(
+    tasks: int = 2,
+    count: int = 24,
+    shape: Sequence[int] = (INPUTS,),
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Any:
     """A benchmark of Avalanche's with task labels, two classes a task.
 
     :param tasks: how many.
+    :param count: samples of a task to train on, and half as many to test on.
+    :param shape: of an input.
+    :param labels: of the tasks; None for their positions.
+    :param seed: of all samples.
     """
-    return tensors_benchmark(
-        train_tensors=[samples(24, 2, task) for task in range(tasks)],
-        test_tensors=[samples(12, 2, task, draw=1) for task in range(tasks)],
-        task_labels=list(range(tasks)),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    train, test = [], []
+    for _ in range(tasks):
+        means = torch.randn(2, *shape, generator=generator)
+        for part, size in ((train, count), (test, count // 2)):
+            y = torch.arange(size) % 2
+            part.append((means[y] + 0.7 * torch.randn(size, *shape, generator=generator), y))
+    labels = list(range(tasks)) if labels is None else labels
+    return tensors_benchmark(train, test, task_labels=labels)
 
 
 def build(
@@ -101,7 +118,7 @@ def learn(
     x = torch.randn(20, INPUTS)
     known: dict[int, Tensor] = {}
     for position, experience in enumerate(experiences):
-        given = {k: own(experience) if callable(own) else own for k, own in arguments.items()}
+        given = {k: v(experience) if callable(v) else v for k, v in arguments.items()}
         strategy.train(experience, **given)
         then()
         now = all_logits(strategy, x)

@@ -131,8 +131,8 @@ def test_settings_are_the_small_ones_then_the_variants_then_the_callers():
         variants={"other": {"b": 2, "c": 2, "plugins": [partial(QuantizationPlugin, 4)]}},
     )  # fmt: skip
     first, second = (method.build(method.variants["other"], c=3, plugins=["x"]) for _ in range(2))
-    plugin, own = first.arguments.pop("plugins")
-    assert first.arguments == {"a": 1, "b": 2, "c": 3} and own == "x"
+    plugin, theirs = first.arguments.pop("plugins")
+    assert first.arguments == {"a": 1, "b": 2, "c": 3} and theirs == "x"
     assert isinstance(plugin, QuantizationPlugin) and plugin is not second.arguments["plugins"][0]
     assert method.build().arguments == {"a": 1, "b": 1, "c": 1, "plugins": []}
 

@@ -23,7 +23,7 @@ def test_steps_are_compared_that_do_the_same_work(tasks, first):
     """Steps of last epochs, and of the first task only if there is no other."""
     names = [(t, e) for t in range(tasks) for e in range(scale.EPOCHS) for _ in range(scale.STEPS)]
     last = scale.EPOCHS - 1
-    expected = [own for own in names if own[0] >= first and own[1] == last]
+    expected = [name for name in names if name[0] >= first and name[1] == last]
     assert scale._like_steps(names, tasks) == expected
 
 
@@ -52,7 +52,7 @@ def test_a_late_task_takes_turns_with_a_second_one(monkeypatch):
     figure = scale.in_turns("growing", tasks=4, turns=3)
     early = ((1, 0), (2, 1))
     late = [((number, number - 1),) for number in (1, 2, 3, 4, 5, 6)]
-    expected = (*late[:3], *(part for own in late[3:] for part in (early, own)))
+    expected = (*late[:3], *(part for task in late[3:] for part in (early, task)))
     assert GrowingSteps.trained == sum(expected, ())
     assert (figure.milliseconds, figure.reference_milliseconds, figure.ratio) == (5e3, 2e3, 2.5)
     assert figure.what == "growing step, mlp, batch 32, task 4"
@@ -63,7 +63,7 @@ def test_the_file_has_the_moments_and_the_steps_in_turns(monkeypatch, tmp_path):
     path = tmp_path / "figures.json"
     scale.main(["--tasks", "1", "2", "--strategies", "packnet", "--json", str(path)])
     figures = json.loads(path.read_text())
-    assert [own["tasks"] for own in figures["moments"]] == [1, 2]
+    assert [moment["tasks"] for moment in figures["moments"]] == [1, 2]
     for tasks, step in zip((1, 2), figures["steps"]):
         assert step["what"] == f"packnet step, mlp, batch 32, task {tasks}"
         assert step["reference"] == "task 2"

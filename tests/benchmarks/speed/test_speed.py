@@ -114,7 +114,7 @@ def test_a_gpu_is_timed_where_there_is_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(training, "steps", lambda *given, device: [(given[0], device)])
     backbones = ("mlp", "lenet", "alexnet", "resnet18")
-    assert training.on_gpu() == [(own, "cuda") for own in backbones]
+    assert training.on_gpu() == [(backbone, "cuda") for backbone in backbones]
 
 
 def test_every_figure_is_a_time_and_a_ratio(figures):

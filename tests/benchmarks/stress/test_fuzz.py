@@ -137,7 +137,7 @@ def test_masks_of_wide_examples_are_coded_as_those_of_large_networks_are(
 ):
     (tmp_path / "file").write_bytes(archives[name])
     network = load_archive(tmp_path / "file", partial(build_model, name))
-    (store,) = (own for own in network.weight_stores if own.name == "hidden.weight")
+    (store,) = (store for store in network.weight_stores if store.name == "hidden.weight")
     wrote = [store.stored_values(task) for task in network.tasks]
     size = store.shape.numel()
     assert size >= 4096 and (max(wrote) * 16 <= size) is sparse
