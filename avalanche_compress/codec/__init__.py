@@ -17,7 +17,14 @@ from avalanche_compress.codec.quantise import (
     quantise_entropy,
     quantise_fixed_point,
 )
-from avalanche_compress.codec.selection import kept_count, kth_smallest, magnitude_mask, top_mask_
+from avalanche_compress.codec.selection import (
+    kept_count,
+    kth_smallest,
+    magnitude_mask,
+    top_mask_,
+    top_threshold,
+    where_top,
+)
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
 from avalanche_compress.codec.values import (
     Codebook,
@@ -65,7 +72,9 @@ __all__ = [
     "saves_work",
     "skip_values",
     "top_mask_",
+    "top_threshold",
     "unpack_bits",
     "unpack_mask",
+    "where_top",
     "write_values",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,21 +37,28 @@ SAMPLE = 4096
 def _kth_smallest(values: np.ndarray, k: int) -> np.floating:
     """The k-th smallest; of many values, by those between two of a sample.
 
-    Floyd and Rivest (CACM 1975). Four to six times faster than a partition of all of them, and ten
+    Floyd and Rivest (CACM 1975). Two to six times faster than a partition of all of them, and ten
     times faster than ``torch.kthvalue``.
     """
-    if len(values) < 2 * SAMPLE:
-        return np.partition(values, k - 1)[k - 1]
+    if len(values) < 4 * SAMPLE:
+        return _partitioned(values, k - 1)
     sample = values[:: len(values) // SAMPLE]
     # three standard deviations of the rank in the sample, sqrt(n) / 2 at most
     place, margin = k / len(values) * len(sample), 1.5 * len(sample) ** 0.5
     low, high = max(int(place - margin), 0), min(int(place + margin), len(sample) - 1)
-    ends = np.partition(sample, (low, high))[[low, high]]
-    below = np.count_nonzero(values < ends[0])
-    between = values.compress((values >= ends[0]) & (values <= ends[1]))
+    inside = values >= _partitioned(sample, low)
+    below = len(values) - np.count_nonzero(inside)
+    inside &= values <= _partitioned(sample, high)
+    between = values.take(np.flatnonzero(inside))
     if not below < k <= below + len(between):  # a sample that is not like the whole
-        return np.partition(values, k - 1)[k - 1]
-    return np.partition(between, k - 1 - below)[k - 1 - below]
+        return _partitioned(values, k - 1)
+    return _partitioned(between, k - 1 - below)
+
+
+def _partitioned(values: np.ndarray, place: int) -> np.floating:
+    # one place at a time: NumPy has a vectorised selection for one, which is many times faster
+    smallest: np.floating = np.partition(values, place)[place]
+    return smallest
 
 
 def kept_count(density: float, count: int) -> int:
@@ -80,12 +89,42 @@ def top_mask_(magnitude: Tensor, density: float) -> Tensor:
     >>> top_mask_(torch.tensor([0.9, 0.1, 0.4, 0.7]), 0.5).tolist()
     [1.0, 0.0, 0.0, 1.0]
     """
+    # in place the comparison gives floats: on a CPU 5 times faster than a bool and a cast
+    return magnitude.ge_(top_threshold(magnitude, density))
+
+
+def top_threshold(magnitude: Tensor, density: float) -> Tensor | float:
+    """The least magnitude that is among the largest.
+
+    :param magnitude: float tensor of any shape.
+    :param density: fraction to keep, 0..1 (see :func:`kept_count`).
+    :return: on a GPU a scalar there, so that nobody waits for it; -inf where all are kept.
+
+    >>> top_threshold(torch.tensor([0.5, 0.125, 0.25, 0.75]), 0.5)
+    0.5
+    """
     count = magnitude.numel()
     kept = kept_count(density, count)
-    if kept == count:
-        return magnitude.fill_(1)
-    # in place the comparison gives floats: on a CPU 5 times faster than a bool and a cast
-    return magnitude.ge_(_threshold(magnitude, count - kept + 1))
+    return -math.inf if kept == count else _threshold(magnitude, count - kept + 1)
+
+
+def where_top(values: Tensor, scores: Tensor, threshold: Tensor | float) -> Tensor:
+    """The values whose score has a magnitude of the threshold or more, others 0.
+
+    :param values: of any shape.
+    :param scores: of this shape.
+    :param threshold: see :func:`top_threshold`.
+
+    >>> where_top(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-0.5, 0.2, 0.4]), 0.4).tolist()
+    [1.0, 0.0, 3.0]
+    """
+    scores = scores.detach()
+    if isinstance(threshold, float) and values.dtype == scores.dtype == torch.float32:
+        # one pass: torch drops the values of magnitudes up to a bound, the next number below
+        below = float(np.nextafter(np.float32(threshold), np.float32(-math.inf)))
+        kept: Tensor = torch.ops.aten.hardshrink_backward(values, scores, below)
+        return kept
+    return values * (scores.abs() >= threshold)
 
 
 def magnitude_mask(values: Tensor, prune_fraction: float) -> Tensor:

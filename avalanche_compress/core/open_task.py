@@ -55,6 +55,9 @@ class OpenTask:
         self._structure = structure
         self._views = views
         self._stores = list(stores)
+        self._by_kind: dict[type[WeightStore], list[WeightStore]] = {}
+        for store in stores:
+            self._by_kind.setdefault(type(store), []).append(store)
         self._private = private
         self._static = static
         self._completed = completed
@@ -143,10 +146,12 @@ class OpenTask:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _trained_tensors(self) -> list[tuple[Place, Tensor]]:
         """What the layers compute with: differentiable in what the task may change."""
-        weights = [
-            (s.place, s.loan() if s.scratch.requires_grad else s.weight().detach())
-            for s in self._stores
-        ]
+        weights: list[tuple[Place, Tensor]] = []
+        for kind, stores in self._by_kind.items():
+            trained = [store for store in stores if store.scratch.requires_grad]
+            weights += zip((store.place for store in trained), kind.loans(trained))
+        untrained = (store for store in self._stores if not store.scratch.requires_grad)
+        weights += ((store.place, store.weight().detach()) for store in untrained)
         return self._completed(weights)
 
     def _run(self, tensors: list[tuple[Place, Tensor]], x: Any, call: Call) -> Tensor:

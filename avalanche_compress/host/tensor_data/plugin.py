@@ -9,7 +9,13 @@ import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from avalanche_compress.host.tensor_data import NoTensorsError, Samples, read_samples
 
@@ -105,33 +111,70 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         inner = _torch_loader(self._loader)
-        return iter(
-            DataLoader(
-                self._batches,
-                sampler=inner.batch_sampler,
-                batch_size=None,
-                collate_fn=_unchanged,
-                generator=inner.generator,
-            )
-        )
+        iter(DataLoader([0], generator=inner.generator))  # type: ignore[arg-type]  # draws a number
+        return self._batches.cut(inner.batch_sampler)
 
 
-class _Batches(Dataset):
-    """Indexed by all samples of a mini-batch."""
+CHUNK_BYTES = 1 << 20
+"""Inputs that are taken at once, for as many mini-batches as that is."""
+ALIGNMENT = 64
+"""Bytes that a mini-batch's inputs begin at a multiple of, as tensors of their own do.
+
+A matrix product may take other roads, which round otherwise, at other addresses.
+"""
+
+
+class _Batches:
+    """Cuts mini-batches from samples.
+
+    :param samples: of all mini-batches.
+    :param device: where they are wanted.
+    """
 
     def __init__(self, samples: Samples, device: torch.device):
         self._samples = samples
         self._columns = [column.to(device) for column in samples.columns]
         self._device = device
+        first = samples.inputs(torch.zeros(min(1, len(samples)), dtype=torch.int64))
+        self._sample_bytes = first.numel() * first.element_size()
         self.last_column: Tensor | None = None
 
-    def __getitem__(self, batch: list[int]) -> list[Tensor]:
-        index = torch.tensor(batch)
-        inputs = self._samples.inputs(index).to(self._device)
-        index = index.to(self._device)
-        columns = [column.index_select(0, index) for column in self._columns]
-        self.last_column = columns[-1]
-        return [inputs, *columns]
+    def cut(self, sampler: Any) -> Iterator[list[Tensor]]:
+        """The mini-batches of a sampler.
+
+        :param sampler: gives a list of indices for each.
+        """
+        for index, size in self._chunks(sampler):
+            inputs = self._samples.inputs(index).to(self._device)
+            index = index.to(self._device)
+            parts = [inputs, *(column.index_select(0, index) for column in self._columns)]
+            # tensors of their own: what changes one in place is nothing to the others
+            for batch in zip(*(part.unsafe_split(size) for part in parts)):
+                self.last_column = batch[-1]
+                yield list(batch)
+
+    def _chunks(self, sampler: Any) -> Iterator[tuple[Tensor, int]]:
+        """Indices of one mini-batch or several, and how many of them a mini-batch has."""
+        if not _draws_at_once(sampler):
+            yield from ((torch.tensor(batch), len(batch)) for batch in sampler)
+            return
+        size, order = sampler.batch_size, torch.tensor(list(sampler.sampler))
+        if sampler.drop_last:
+            order = order[: len(order) - len(order) % size]
+        batch_bytes = max(1, size * self._sample_bytes)
+        batches = 1 if batch_bytes % ALIGNMENT else max(1, CHUNK_BYTES // batch_bytes)
+        for index in order.split(size * batches):
+            yield index, size
+
+
+def _draws_at_once(sampler: Any) -> bool:
+    """Whether all random numbers of an epoch are drawn when its first mini-batch is asked for."""
+    if type(sampler) is not BatchSampler or type(sampler.batch_size) is not int:
+        return False
+    samples: Any = sampler.sampler
+    if type(samples) is RandomSampler:
+        return samples.generator is None
+    return type(samples) is SequentialSampler
 
 
 def _ends_with_task_labels(dataset: Any) -> bool:
@@ -179,7 +222,3 @@ def _check_only_collates(loader: Any, groups: int) -> None:
     if loader.num_workers and groups > 1:
         # they run ahead, so that numbers for the small groups' next rounds are drawn earlier
         raise NoTensorsError("worker processes draw the samples of several groups")
-
-
-def _unchanged(batch: list[Tensor]) -> list[Tensor]:
-    return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -20,11 +21,17 @@ from avalanche_compress.codec import (
     read_values,
     recall_mask,
     top_mask_,
+    top_threshold,
+    where_top,
     write_values,
 )
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError
-from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, gradient_where
+from avalanche_compress.methods.subnetworks.subnetwork import (
+    SubnetworkStore,
+    gradient_where,
+    in_groups,
+)
 
 _NOBODY = torch.iinfo(torch.int32).max
 _LEAP = 32
@@ -136,13 +143,19 @@ class MaskedStore(SubnetworkStore):
             with torch.no_grad():
                 self.scratch.masked_fill_(self.free != 0, 0.0)
 
-    def weight(self) -> Tensor:
-        if self.scores is None or self._mask is not None:
-            return super().weight()
-        weight: Tensor = _ScoredWeight.apply(
-            self.frozen, self.trainable, self.scratch, self.scores, self._learned_mask()
-        )
-        return weight
+    @classmethod
+    def loans(cls, stores: Sequence[Any]) -> list[Tensor]:
+        learned = [store for store in stores if store.scores is not None and store._mask is None]
+        if not learned:
+            return super().loans(stores)
+        if len(learned) < len(stores):
+            return [store.weight() for store in stores]
+        weights: list[Tensor] = []
+        for group in in_groups(stores):
+            thresholds = [top_threshold(store._magnitude(), store.density) for store in group]
+            tensors = ((s.frozen, s.trainable, s.scratch, s.scores) for s in group)
+            weights += _ScoredWeights.apply(thresholds, *chain.from_iterable(tensors))
+        return weights
 
     def fix_mask(self, mask: Tensor) -> None:
         super().fix_mask(mask)
@@ -248,16 +261,16 @@ class MaskedStore(SubnetworkStore):
         return None if known < 0 else self._mask_at(known).view(torch.uint8).index_select(0, used)
 
     def _unfixed_mask(self) -> Tensor:
-        return super()._unfixed_mask() if self.scores is None else self._learned_mask() != 0
+        if self.scores is None:
+            return super()._unfixed_mask()
+        return top_mask_(self._magnitude(), self.density) != 0
 
-    def _learned_mask(self) -> Tensor:
-        """1.0 at the best-scored weights of those that the task may use, else 0.0."""
+    def _magnitude(self) -> Tensor:
+        """What the scores of weights are compared by, -inf for those that the task may not use."""
         assert self.scores is not None
         magnitude = self.scores.detach().abs()
-        if self._available is not None:
-            # below every magnitude, and check_open saw to it that enough others are there
-            magnitude += self._barred(self._available)
-        return top_mask_(magnitude, self.density)
+        # below every magnitude, and check_open saw to it that enough others are there
+        return magnitude if self._available is None else magnitude + self._barred(self._available)
 
     def _barred(self, available: Tensor) -> Tensor:
         """0 where the task may use a weight, else -inf; adding is 8 times faster than a choice."""
@@ -352,24 +365,36 @@ def _reset_nonfinite(scores: Tensor, weight: Tensor) -> None:
         scores.copy_(torch.where(finite, scores, _initial_scores(weight)))
 
 
-class _ScoredWeight(torch.autograd.Function):
-    """``M (frozen + trainable * scratch)``, straight through M's threshold to the scores.
+class _ScoredWeights(torch.autograd.Function):
+    """``M (frozen + trainable * scratch)`` of several weights, straight through to the scores.
 
     dL/dscratch = g M trainable and dL/dscores = g (frozen + trainable * scratch) sign(scores) at
-    all positions, kept or not (WSN, Kang et al. 2022).
+    all positions, kept or not (WSN, Kang et al. 2022). Where a task may use no weight, frozen and
+    trainable are 0, so that M may be 1 there.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, frozen: Tensor, trainable: Tensor, scratch: Tensor, scores: Tensor, mask: Tensor
-    ) -> Tensor:
-        weight = torch.addcmul(frozen, trainable, scratch)
-        ctx.save_for_backward(weight, mask, trainable, scores)
-        return weight * mask
+        ctx: Any, thresholds: Sequence[Tensor | float], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a weight that nothing was computed with has none
+        frozen, trainable, scratch, scores = (tensors[part::4] for part in range(4))
+        weights = list(map(torch.addcmul, frozen, trainable, scratch))
+        ctx.thresholds = thresholds
+        ctx.save_for_backward(*weights, *trainable, *scores)
+        return tuple(map(where_top, weights, scores, thresholds))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        weight, mask, trainable, scores = ctx.saved_tensors
-        to_scratch = gradient_where(trainable, gradient * mask)
-        to_scores = torch.sign(scores).mul_(weight).mul_(gradient)
-        return None, None, to_scratch, to_scores, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        count, saved = len(gradients), ctx.saved_tensors
+        weights, trainable, scores = (saved[part * count : (part + 1) * count] for part in range(3))
+        found: list[Tensor | None] = [None]
+        for gradient, weight, free, score, threshold in zip(
+            gradients, weights, trainable, scores, ctx.thresholds
+        ):
+            if gradient is None:
+                found += [None] * 4
+                continue
+            to_scratch = gradient_where(free, where_top(gradient, score, threshold))
+            found += [None, None, to_scratch, torch.sign(score).mul_(weight).mul_(gradient)]
+        return tuple(found)

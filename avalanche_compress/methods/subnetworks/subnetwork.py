@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Sequence
+from itertools import chain
+from typing import Any, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,8 +58,15 @@ class SubnetworkStore(WeightStore):
         """The slots that the open task may write (bool), whatever its mask keeps of them."""
 
     def weight(self) -> Tensor:
-        weight: Tensor = _MaskedWeight.apply(self.frozen, self.trainable, self.scratch)
-        return weight
+        return self.loans([self])[0]
+
+    @classmethod
+    def loans(cls, stores: Sequence[Any]) -> list[Tensor]:
+        weights: list[Tensor] = []
+        for group in in_groups(stores):
+            tensors = ((store.frozen, store.trainable, store.scratch) for store in group)
+            weights += _MaskedWeights.apply(*chain.from_iterable(tensors))
+        return weights
 
     @property
     def mask(self) -> Tensor:
@@ -187,20 +195,50 @@ class SubnetworkStore(WeightStore):
         return mask.view(self.frozen.shape).to(self.frozen.device)
 
 
-class _MaskedWeight(torch.autograd.Function):
-    """``frozen + trainable * scratch``, dL/dscratch = g trainable."""
+GROUP_SIZE = 1 << 20
+"""Weights that are computed by one function of autograd, if they are several tensors."""
+
+
+def in_groups(stores: Sequence[SubnetworkStore]) -> Iterator[list[SubnetworkStore]]:
+    """Small weights together: a function costs as much time as the passes over 20,000 numbers.
+
+    :param stores: any.
+    """
+    group: list[SubnetworkStore] = []
+    size = 0
+    for store in stores:
+        size += store.scratch.numel()
+        if group and size > GROUP_SIZE:
+            yield group
+            group, size = [], store.scratch.numel()
+        group.append(store)
+    if group:
+        yield group
+
+
+class _MaskedWeights(torch.autograd.Function):
+    """``frozen + trainable * scratch`` of several weights, dL/dscratch = g trainable."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, frozen: Tensor, trainable: Tensor, scratch: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(trainable)
-        return torch.addcmul(frozen, trainable, scratch)
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        ctx.set_materialize_grads(False)  # a weight that nothing was computed with has none
+        frozen, trainable, scratch = (tensors[part::3] for part in range(3))
+        ctx.save_for_backward(*trainable)
+        return tuple(map(torch.addcmul, frozen, trainable, scratch))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        (trainable,) = ctx.saved_tensors
-        return None, None, gradient_where(trainable, gradient)
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        found: list[Tensor | None] = []
+        for trainable, gradient in zip(ctx.saved_tensors, gradients):
+            found += [
+                None,
+                None,
+                None if gradient is None else gradient_where(trainable, gradient),
+            ]
+        return tuple(found)
+
+
+_LIFT = {dtype: torch.tensor(1e-13, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 def gradient_where(trainable: Tensor, gradient: Tensor) -> Tensor:
@@ -216,4 +254,6 @@ def gradient_where(trainable: Tensor, gradient: Tensor) -> Tensor:
     """
     if gradient.device.type != "cpu":
         return gradient * trainable
-    return torch.addcmul(gradient.new_tensor(1e-13), gradient, trainable)
+    lift = _LIFT.get(gradient.dtype)
+    lift = gradient.new_tensor(1e-13) if lift is None else lift
+    return torch.addcmul(lift, gradient, trainable)

@@ -82,6 +82,6 @@ register_method(
         TinySubNets,
         partial(MaskedStore, scored=True),
         small={"density": 0.5, "bits": 4},
-        variants={"similar": {"sharing": "similar", "prune_rounds": 1}},
+        variants={"similar": {"sharing": "similar", "density": 0.3, "prune_rounds": 1}},
     )
 )
