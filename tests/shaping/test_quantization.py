@@ -24,7 +24,7 @@ from avalanche_compress import (
     ValidationPlugin,
 )
 from avalanche_compress.codec import quantise_codebook
-from avalanche_compress.shaping.codebook_training import train_centroids
+from avalanche_compress.shaping.codebook_training import STEP, train_centroids
 
 FLOAT = 32
 
@@ -150,6 +150,25 @@ def test_a_layer_that_keeps_nothing_is_no_obstacle():
     assert widths(network)[1] == 3
 
 
+def test_of_layers_that_lose_the_same_the_larger_is_lowered_first():
+    """Its bits weigh more; whichever of the two layers of the model it is."""
+    for build in (
+        mlp,
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 90), nn.Linear(90, 2)),
+    ):
+        network = TaskNetwork(build())
+        network.open(0, [0, 1])
+        counts = [store.kept_values()[0].numel() for store in network.weight_stores]
+
+        def loss(found):  # at 3 bits nothing is lost; the budget allows one of the two to have 2
+            return 0.0 if FLOAT in found else sum(0.4 * max(0, 3 - bits) for bits in found)
+
+        plugin = QuantizationPlugin("auto", per_layer=True)
+        plugin.shape(SimpleNamespace(model=network, plugins=[Scripted(loss)]))
+        larger = counts.index(max(counts))
+        assert widths(network)[larger] == 2 and widths(network)[1 - larger] == 3
+
+
 # ------------------------------------------------------------------ training of codebooks
 
 
@@ -202,6 +221,32 @@ def test_training_codebooks_lowers_the_loss_and_keeps_the_codes():
         assert torch.equal(old[0].codes, new[0].codes)
         assert not torch.equal(old[0].centroids, new[0].centroids)
         assert torch.equal(store.kept_values()[0], new[0].decode())
+
+
+def test_steps_of_centroids_fall_linearly_to_zero_from_a_part_of_the_layers_size():
+    """Under a gradient of one sign Adam's step is the learning rate itself."""
+    network = TaskNetwork(mlp())
+    network.open(0, [0, 1])
+    stores = network.weight_stores
+    before = [[quantise_codebook(v, bits=2) for v in store.kept_values()] for store in stores]
+    for store, values in zip(stores, before):
+        store.keep_values(values)
+    seen = []
+
+    def losses():
+        for _ in range(8):
+            network.zero_grad(set_to_none=True)
+            seen.append([store.kept_values()[0].clone() for store in stores])
+            yield sum(store.weight().sum() for store in stores)
+
+    after = train_centroids(stores, before, losses(), 8)
+    seen.append([values[0].decode() for values in after])
+    for index, (book,) in enumerate(before):
+        size = STEP * float(book.decode().square().mean().sqrt())
+        for step, (now, following) in enumerate(zip(seen, seen[1:])):
+            moved = now[index] - following[index]
+            expected = torch.full_like(moved, size * (1 - step / 8))
+            torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-7)
 
 
 def train_one(stream, plugins, model=mlp, tasks=1, store=MaskedStore, exclude=()):

@@ -231,6 +231,19 @@ def test_a_task_starts_from_the_newest_one_where_that_kept_weights():
     assert torch.equal(store.weight().detach(), own)
 
 
+@pytest.mark.parametrize("reusable", [[3], [1], [3, 1], [1, 3], [8, 1], [3, 8, 1]])
+def test_a_task_starts_from_the_last_learned_of_those_it_may_read_and_from_no_other(reusable):
+    """Whatever the order in which they are named, and whatever their labels."""
+    store, weights = store_of(10, 10), {}
+    for task in (3, 8, 1):
+        weights[task] = learn(store, task, bits=4, density=0.4)
+    own = store.scratch.detach().clone()
+    store.open(reusable)
+    newest = next(task for task in (1, 8, 3) if task in reusable)
+    expected = torch.where(store.mask_of(newest), weights[newest], own)
+    assert torch.equal(store.scratch, expected)
+
+
 def test_non_finite_values_are_refused():
     store = store_of()
     store.open([])

@@ -44,7 +44,7 @@ def strategy_of(network, *plugins):
     return SimpleNamespace(model=network, plugins=list(plugins), loss=torch.zeros(1).double())
 
 
-def train(stream, plugins, model=mlp, tasks=3, optimizer=torch.optim.Adam, **options):
+def train(stream, plugins, model=mlp, tasks=3, optimizer=torch.optim.Adam, epochs=1, **options):
     """Naive with a converted network: what a user of the plugin alone writes."""
     torch.manual_seed(0)
     network = TaskNetwork(model(), partial(FactoredStore, **options))
@@ -52,7 +52,7 @@ def train(stream, plugins, model=mlp, tasks=3, optimizer=torch.optim.Adam, **opt
         model=network,
         optimizer=optimizer(network.parameters(), lr=5e-3),
         train_mb_size=16,
-        train_epochs=1,
+        train_epochs=epochs,
         evaluator=None,
         plugins=plugins,
     )
@@ -205,6 +205,22 @@ def test_a_step_reads_no_finished_task(scope, monkeypatch):
     count = Count()
     train(make_stream(4), [FactorizationPlugin(reg_scope=scope), count], tasks=4)
     assert count.in_steps == 0 and len(reads) > 0
+
+
+def test_a_bound_is_never_older_than_its_epoch():
+    """The penalty of every epoch's first step is computed from the terms as they are then."""
+    gaps = []
+
+    class Watch(SupervisedPlugin):
+        def before_backward(self, strategy, **kwargs):
+            if strategy.clock.train_epoch_iterations == 0:
+                plain = strategy._criterion(strategy.mb_output, strategy.mb_y)
+                exact = naive_penalty(strategy.model, 1.0, 0.0, "all")
+                gaps.append(float(strategy.loss - plain - exact))
+
+    plugin = FactorizationPlugin(lambda_sparse=0.0, reg_interval=10_000)
+    train(make_stream(2, samples=160), [plugin, Watch()], tasks=2, epochs=3)
+    assert gaps == pytest.approx([0] * 6, abs=1e-5)
 
 
 def test_training_with_the_penalties_makes_rows_more_orthonormal_and_sigma_sparser():

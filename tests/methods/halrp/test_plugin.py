@@ -10,7 +10,7 @@ import pytest
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
-from avalanche.training.plugins import LRSchedulerPlugin
+from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from streams_for_tests import conv_net, logits, make_stream, mlp
 from torch import nn
 from torch.nn import functional as F
@@ -507,6 +507,44 @@ def test_the_best_epoch_has_the_last_phases_form():
     strategy = build(epochs=5, post_prune_epochs=1, growth_bound=0.3, plugins=[validation, Watch()])
     train(strategy, samples=120)
     assert growth(strategy.network)["reference"] <= 0.3
+
+
+def test_the_best_epoch_is_one_of_those_after_the_weight_was_perturbed():
+    """A warm-up that was better is no candidate: its weights are of another form."""
+    weights = []
+
+    class Scripted(ValidationPlugin):
+        def loss(self, strategy):
+            return [1.0, 3.0, 2.0, 4.0][len(weights) % 4]
+
+    class Watch(SupervisedPlugin):
+        def after_training_epoch(self, strategy, **kwargs):
+            stores = strategy.network.weight_stores
+            weights.append([store.weight().detach().clone() for store in stores])
+
+    plugins = [Scripted(0.3, keep_best=True), Watch()]
+    strategy = build(epochs=4, max_rank=1, prune_floor=0.0, plugins=plugins)
+    train(strategy, samples=120)
+    for store, first, best in zip(strategy.network.weight_stores, weights[0], weights[6]):
+        torch.testing.assert_close(store.committed(0), first)
+        torch.testing.assert_close(store.committed(1), best)
+
+
+@pytest.mark.parametrize("phase", ["perturbed", "pruned"])
+def test_early_stopping_forgets_its_best_epoch_when_the_weight_takes_another_form(phase):
+    forgotten = []
+
+    class Stop(EarlyStoppingPlugin):
+        def before_training_epoch(self, strategy, **kwargs):
+            forgotten.append(self.best_val)
+            self.best_val = 100.0
+
+    stop = Stop(100, "train_stream")
+    strategy = build(epochs=4, post_prune_epochs=1, plugins=[stop])
+    train(strategy)
+    changed = {"perturbed": 1, "pruned": 3}[phase]
+    assert forgotten[4 + changed] is None
+    assert forgotten[4 + 2] == 100.0  # nothing has changed before this one
 
 
 def test_old_private_tensors_are_where_the_next_task_starts_only_if_they_are_the_bases():

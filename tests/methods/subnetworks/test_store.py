@@ -158,6 +158,41 @@ def test_pruned_weights_start_the_next_task_at_zero():
     assert (store.scratch[store.free != 0] == 0).all()
 
 
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("reusable", [[], [0]])
+def test_free_weights_start_at_zero_next_to_old_ones_and_go_on_where_nothing_old_is_read(
+    scored, reusable
+):
+    """Scored ones always go on: their mask chooses them, whatever they are."""
+    store = store_of(scored=scored)
+    store.density = 0.4
+    store.open([])
+    if not scored:
+        store.prune(0.5)
+    finish(store, 0)
+    with torch.no_grad():
+        trained, free = store.scratch.normal_().clone(), store.free != 0
+    store.open(reusable)
+    zeroed = bool(reusable) and not scored
+    expected = torch.zeros_like(trained) if zeroed else trained
+    assert bool(free.any()) and torch.equal(store.scratch[free], expected[free])
+    assert torch.equal(store.scratch[~free], trained[~free])
+
+
+def test_a_scored_weight_that_may_read_nothing_computes_with_free_weights_alone():
+    store = store_of(scored=True)
+    store.density = 0.3
+    store.open([])
+    finish(store, 0)
+    used = store.free == 0
+    assert bool(used.any())
+    store.open([])
+    assert not bool((store.mask & used).any()) and not bool(store.weight()[used].any())
+    store.open([0])
+    assert bool((store.mask & used).any())
+    assert torch.equal(store.weight()[store.mask & used], store.value[store.mask & used])
+
+
 def test_sharing_decides_what_a_task_may_read():
     store = store_of(10, 10)
     masks = []
