@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.structure import Structure, independent_copy
-from avalanche_compress.core.substitution import Substitution
+from avalanche_compress.core.substitution import Substitution, forget_derived
 from avalanche_compress.errors import TaskStateError, UnsupportedModuleError
 
 _MOST_NAMES = 4
@@ -23,10 +23,11 @@ ROUNDING = 0.75
 """This part of a type's digits must agree where one weight is evaluated twice: sums of some
 thousand terms may have been added up in another order (6e-6 of the largest logit in float32)."""
 Run = Callable[[nn.Module], Tensor]
+Tensors = Sequence["tuple[Place, Tensor]"]
 
 
 class ReadsPastAttributes(TorchFunctionMode):
-    """While it lasts, notes which of some parameters a function of torch is given.
+    """While it lasts, this notes which of some parameters a function of torch is given.
 
     Where a model's weights are substituted, a model that reads a parameter did not read it as an
     attribute of its module.
@@ -37,17 +38,24 @@ class ReadsPastAttributes(TorchFunctionMode):
     def __init__(self, parameters: dict[str, Tensor]):
         super().__init__()
         self.names: set[str] = set()
+        self.without_gradients = False
+        """Whether a substituted tensor was read where no gradients are recorded."""
+        self._substituted: set[int] = set()
         spans = sorted((*_span(tensor), name) for name, tensor in parameters.items())
         self._spans = [span for span in spans if span[0] < span[1]]
         self._starts = [start for start, *_ in self._spans]
 
-    def separate(self, tensor: Tensor) -> Tensor:
-        """A tensor of the same values that is not in the memory of one of the parameters.
+    def separated(self, tensors: Sequence[tuple[Place, Tensor]]) -> list[tuple[Place, Tensor]]:
+        """Tensors that are substituted for the parameters, none of them in a parameter's memory.
 
-        :param tensor: any; gradients reach it.
+        :param tensors: by place; gradients reach them.
         """
-        shared = not isinstance(tensor, DeferredWeight) and self._name_of(tensor) is not None
-        return tensor.clone() if shared else tensor
+        made = [
+            (place, tensor.clone() if self._name_of(tensor) is not None else tensor)
+            for place, tensor in tensors
+        ]
+        self._substituted = {id(tensor) for _, tensor in made}
+        return made
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -55,13 +63,20 @@ class ReadsPastAttributes(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, (Tensor, tuple, list)):  # else it was asked for a shape or a device
             for value in tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor) and not isinstance(value, DeferredWeight):
-                    name = self._name_of(value)
-                    if name is not None:
-                        self.names.add(name)
+                if isinstance(value, Tensor):
+                    self._note(value)
         return result
 
+    def _note(self, tensor: Tensor) -> None:
+        if id(tensor) in self._substituted and not torch.is_grad_enabled():
+            self.without_gradients = True
+        name = self._name_of(tensor)
+        if name is not None:
+            self.names.add(name)
+
     def _name_of(self, tensor: Tensor) -> str | None:
+        if isinstance(tensor, DeferredWeight):  # it has no memory
+            return None
         start, end = _span(tensor)
         index = bisect_right(self._starts, start) - 1
         if index < 0 or start == end or start >= self._spans[index][1]:
@@ -85,6 +100,8 @@ class FirstStep:
     :param heads: its classifier, or classifiers.
     :param changed_static: names of the shared tensors that have changed.
     :param scratch: the parameters behind which stores stand, by name.
+    :param is_first_task: whether the model has not passed for an earlier one, so that its code is
+        tried out, too.
     """
 
     def __init__(
@@ -93,25 +110,29 @@ class FirstStep:
         heads: Sequence[nn.Module],
         changed_static: Callable[[], list[str]],
         scratch: dict[str, Tensor],
+        is_first_task: bool,
     ):
         self._structure = structure
         self._heads = list(heads)
         self._changed_static = changed_static
+        self._is_first_task = is_first_task
         self.reads = ReadsPastAttributes(scratch)
 
-    def check(self, task: int, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> None:
+    def check(self, task: int, weights: Tensors, private: Tensors, run: Run) -> None:
         """Refuse the model if a finished task would not answer as it does now.
 
         :param task: in training.
-        :param tensors: that it computes with, by place.
+        :param weights: compressed ones that it computes with, by place.
+        :param private: all else that the task has for itself, by place.
         :param run: has a model answer the step's mini-batch.
         :raises UnsupportedModuleError: naming all that was found.
         """
+        tensors = [*weights, *private]
         found = [
             _reassembled(self._structure.differences(self._heads)) or self._growing(task),
             _moving(self._changed_static()),
-            self._outside(tensors, run),
-            self._read_past(tensors, run),
+            self._outside(tensors, run) or self._drifting(tensors, run),
+            self._aliased() or self._read_past(weights, run),
         ]
         if any(found):
             raise UnsupportedModuleError(
@@ -120,6 +141,8 @@ class FirstStep:
 
     def _growing(self, task: int) -> str:
         """Rehearses the next task's adaptation, Avalanche's hook by which modules grow."""
+        if not self._is_first_task or not self._structure.has_method("adaptation"):
+            return ""
         model = independent_copy(self._structure.copy_of_now([]))[0].train()
         parts: list[Any] = [part for part in model.modules() if hasattr(part, "adaptation")]
         before, label, classes = _outline(model), task + 1, [2, 3]
@@ -144,7 +167,7 @@ class FirstStep:
             "weights of its own"
         )
 
-    def _outside(self, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> str:
+    def _outside(self, tensors: Tensors, run: Run) -> str:
         names = self._structure.changed_attributes()
         if not names:
             return ""
@@ -157,34 +180,60 @@ class FirstStep:
             f"its module out of compression with {_exclude(names)}"
         )
 
-    def _read_past(self, tensors: Sequence[tuple[Place, Tensor]], run: Run) -> str:
-        names = sorted(self.reads.names)
+    def _drifting(self, tensors: Tensors, run: Run) -> str:
+        if not self._is_first_task:
+            return ""
+        model = self._structure.copy(tensors)[0]
+        first = _answer(model, run)
+        if first is None or _gap(first, run(model)) <= _rounding(first):
+            return ""
+        return (
+            "a second evaluation of the same samples answers otherwise than the first, so that no "
+            "answer could be kept: let evaluation change nothing that answers depend on, and draw "
+            "random numbers by torch"
+        )
+
+    def _aliased(self) -> str:
+        names = self._structure.views_of_parameters()
         if not names:
             return ""
-        other = [(place, tensor * 1.5 + 0.01) for place, tensor in tensors]
-        substituted, parts = self._structure.copy([])
-        places = [(Place(parts[id(module)], name), tensor) for (module, name), tensor in other]
-        right = self._structure.copy(other)[0]
-        with Substitution(places):
-            if not differ(right, substituted, run):
-                return ""
         return (
-            f"its forward pass reads {_few(names)} past the attribute (by parameters(), by an "
-            "alias), where the task's weight is not: read it as an attribute of its module, or "
-            f"keep that module out of compression with {_exclude(names)}"
+            f"{_few(names)} is a view of a parameter, which no task has of its own: keep the "
+            "parameter itself, and take the view in the forward pass"
+        )
+
+    def _read_past(self, weights: Tensors, run: Run) -> str:
+        """Has the model compute with other weights, by substitution and in their true places."""
+        if not self._is_first_task and not self.reads.names:
+            return ""
+        other = [(place, tensor * 1.5 + 0.01) for place, tensor in weights]
+        there = self._structure.copy(other)[0]
+        model, parts = self._structure.copy([])
+        places = [(Place(parts[id(module)], name), tensor) for (module, name), tensor in other]
+        with Substitution(places), self.reads:
+            forget_derived(model)
+            if not differ(there, model, run):
+                return ""
+        names = sorted(self.reads.names)
+        which, where = (_few(names), _exclude(names)) if names else ("a weight", "exclude=")
+        return (
+            f"its forward pass reads {which} past the attribute (by parameters(), by an alias), "
+            "where the task's weight is not: read it as an attribute of its module, or keep that "
+            f"module out of compression with {where}"
         )
 
 
-def check_structure(structure: Structure, heads: Sequence[nn.Module]) -> None:
+def check_structure(task: int, structure: Structure, heads: Sequence[nn.Module]) -> None:
     """Refuse a model whose modules are not those that it was converted with.
 
+    :param task: to be trained or finished.
     :param structure: of the model.
     :param heads: its classifier, or classifiers.
     :raises UnsupportedModuleError: naming what came, went or was replaced.
     """
     found = _reassembled(structure.differences(heads))
     if found:
-        raise UnsupportedModuleError(f"no further task can be trained: {found}.")
+        raise UnsupportedModuleError(f"task {task} cannot be kept: {found}.")
 
 
 def check_answers(task: int, expected: Tensor, logits: Tensor) -> None:
@@ -196,13 +245,19 @@ def check_answers(task: int, expected: Tensor, logits: Tensor) -> None:
     :raises TaskStateError: if they differ.
     """
     gap = _gap(logits, expected)
-    if gap > torch.finfo(logits.dtype).eps ** ROUNDING * float(expected.abs().max()):
+    if gap > _rounding(expected):
         raise TaskStateError(
             f"task {task} is not finished: read back from its bytes it answers the last training "
             f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}). "
             "Something that the model computes with is outside its parameters and buffers, or was "
             "changed after its store had kept it."
         )
+
+
+def _rounding(logits: Tensor) -> float:
+    """By how much two evaluations of one task may differ."""
+    scale = float(logits.abs().max()) if logits.numel() else 0.0
+    return float(torch.finfo(logits.dtype).eps) ** ROUNDING * scale
 
 
 def differ(one: nn.Module, other: nn.Module, run: Run) -> bool:

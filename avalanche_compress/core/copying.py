@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import OrderedDict
 from functools import lru_cache
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 UNCHANGEABLE = (
     *(type(None), bool, int, float, complex, str, bytes, type, BuiltinFunctionType, ModuleType),
@@ -18,6 +22,7 @@ UNCHANGEABLE = (
 """Types of values that copies may share."""
 _OF_EVERY_MODULE = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl")
 _OF_RECURRENT_LAYERS = ("_flat_weights", "_flat_weight_refs")
+_COMPUTING_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _DEPTH = 4
 """How many functions within each other are looked into."""
 
@@ -30,7 +35,7 @@ def copy_modules(
     As ``copy.deepcopy`` makes them with that memo; but no class's own way to be copied is used (it
     may register what it holds again), a value that cannot be copied is shared, functions follow
     what they refer to, and hooks are the original's, so that those that are registered later run
-    too. Recurrent layers have to have their flat weights set.
+    too (but see :func:`copy_pre_hooks`). Recurrent layers have to have their flat weights set.
 
     :param modules: all of a model, the root first.
     :param memo: what stands for a tensor, by its id; copies are added.
@@ -51,6 +56,26 @@ def copy_modules(
         for name, value in plain_attributes(module).items():
             fields[name] = _copied(value, memo)
     return copies
+
+
+def copy_pre_hooks(
+    module: nn.Module, made: nn.Module, memo: dict[int, Any], known: Mapping[int, Any]
+) -> None:
+    """Give a copied module those hooks that now run before the original's forward pass.
+
+    Those by which torch computes a weight from other parameters are left out if they came later:
+    a copy has the parameters of before.
+
+    :param module: the original.
+    :param made: its copy.
+    :param memo: of :func:`copy_modules`.
+    :param known: hooks of before.
+    """
+    made._forward_pre_hooks = OrderedDict(
+        (key, _remapped(hook, memo))
+        for key, hook in module._forward_pre_hooks.items()
+        if key in known or not isinstance(hook, _COMPUTING_WEIGHTS)
+    )
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

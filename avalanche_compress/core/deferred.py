@@ -39,11 +39,11 @@ class DeferredWeight(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor, compose: Callable[[], Tensor], apply: Callable[..., Any]) -> Any:
-        own = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        weight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, like.shape, dtype=like.dtype, device=like.device, requires_grad=True
         )
-        own.__dict__.update(_compose=compose, _apply=apply, _whole=None)
-        return own
+        weight.__dict__.update(_compose=compose, _apply=apply, _whole=None)
+        return weight
 
     @classmethod
     def __torch_function__(

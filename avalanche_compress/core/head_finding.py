@@ -78,7 +78,7 @@ class HeadFinding(NetworkState):
         """The layers that give the logits; None if the model does not run on its own tensors."""
         with torch.random.fork_rng(devices=[]), evaluating(self.backbone):
             try:
-                return layers_behind(self.backbone, lambda: self._run(self.backbone, x, 0))
+                return layers_behind(self.backbone, lambda: self._run(0, self.backbone, x))
             except UnsupportedModuleError:
                 raise
             except Exception:  # training meets it again, and says what it is about

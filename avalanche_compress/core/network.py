@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, Collection, Iterable, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from avalanche_compress.core.heads import (
     replace_avalanche_heads,
     spread_logits,
 )
-from avalanche_compress.core.open_task import Call, OpenTask
+from avalanche_compress.core.open_task import OpenTask
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import (
@@ -230,7 +231,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             )
 
     def open(self, task: int, classes: Iterable[int]) -> None:
-        """Start training a task; a task that was open under the same label starts anew.
+        """Start training a task; one that was open under the same label is dropped.
 
         :param task: its label, any int that is not finished.
         :param classes: the class numbers of its targets.
@@ -248,7 +249,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             )
         self.check_open(task, reusable)
         self.check_frozen()
-        check_structure(self._structure, self.heads)
+        check_structure(task, self._structure, self.heads)
         self._open.restart()
         if not self.classes:
             self._structure.retake()
@@ -270,14 +271,16 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
 
         :raises TaskStateError: if no task is open, or the task's bytes do not answer the last
             mini-batch of training as the task does; then nothing has changed.
+        :raises UnsupportedModuleError: if modules came or went; then nothing has changed.
         :raises NonFiniteError: if a weight is NaN or infinite; then nothing has changed.
         """
         task = self._require_open()
+        check_structure(task, self._structure, self.heads)
         self._static.check(task)
         stores = [self.private, *self.weight_stores]
         for store in stores:
             store.check_commit()
-        sections = self._open.encode(task, self._call_of(task))
+        sections = self._open.encode(task, partial(self._run, task))
         for store, section in zip(stores, sections):
             store.restore(task, section)
         self.classes[task] = self._open_classes
@@ -341,10 +344,10 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         :param task_label: an int.
         :return: ``(N, C)``.
         """
-        # asked here, too: of evaluation's few microseconds beside the model a call is one in ten
+        # asked here, too: of the few microseconds besides the model a call is one in ten
         task = task_label if task_label in self.classes else self.answering(task_label)
         if task is None:
-            logits = self._run(self.backbone, x, task_label)
+            logits = self._run(task_label, self.backbone, x)
             return spread_logits(logits, range(logits.shape[-1]), self.max_class_label)
         logits, classes = self.own_logits(x, task), self.classes_of(task)
         if task_label != task:
@@ -388,7 +391,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
     def _run_open(self, x: Any, task: int) -> Tensor:
         if not self._heads_seen:
             self._check_heads(x)
-        call = self._call_of(task)
+        call = partial(self._run, task)
         try:
             return self._open.run(x, task, call)
         except RuntimeError as error:
@@ -400,12 +403,9 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
     def _run_finished(self, x: Any, task: int) -> Tensor:
         # a view is in evaluation mode: of a replayed sample no running statistics move
         view = self.views.active.get(task) or self.views[task]
-        return self._run(view.model, x, task)
+        return self._run(task, view.model, x)
 
-    def _call_of(self, task: int) -> Call:
-        return lambda model, x: self._run(model, x, task)
-
-    def _run(self, model: nn.Module, x: Any, task: int) -> Tensor:
+    def _run(self, task: int, model: nn.Module, x: Any) -> Tensor:
         if isinstance(x, Tensor):
             output = model(x, task) if self._takes_task else model(x)
         else:

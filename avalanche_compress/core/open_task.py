@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from avalanche_compress.core.checks import FirstStep, check_answers
+from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.state import StaticTensors
@@ -21,6 +23,7 @@ from avalanche_compress.core.substitution import (
     forget_derived,
 )
 from avalanche_compress.core.views import Views
+from avalanche_compress.errors import UnsupportedModuleError
 
 Call = Callable[[nn.Module, Any], Tensor]
 """Has a model answer inputs."""
@@ -72,6 +75,7 @@ class OpenTask:
         """Forget the task that was in training."""
         self.end_substitution()
         self._is_checked = False
+        self._recomputes = False
         self._last_inputs: Any = None
 
     def end_substitution(self) -> None:
@@ -91,16 +95,15 @@ class OpenTask:
         :param task: in training.
         :param call: runs the model.
         """
-        tensors = self._trained_tensors()
-        if not self._model.training:
-            self._forget_derived()
+        is_first = self._model.training and not self._is_checked and torch.is_grad_enabled()
+        tensors = self._trained_tensors(recomputed=is_first or self._recomputes)
         if not torch.is_grad_enabled():
             with self._substituted_for_now(tensors):
-                return call(self._model, x)
+                return self._call(x, call)
         if self._model.training:
             self._last_inputs = x
-            if not self._is_checked:
-                return self._run_first(tensors, x, task, call)
+        if is_first:
+            return self._run_first(tensors, x, task, call)
         return self._run(tensors, x, call)
 
     def fails_behind_head(self, x: Any, call: Call) -> bool:
@@ -109,15 +112,8 @@ class OpenTask:
         :param x: ``(N, ...)``.
         :param call: runs the model.
         """
-        with torch.no_grad(), evaluating(self._model), Substitution(self.tensors()):
+        with torch.no_grad(), Substitution(self._weights()), evaluating(self._model):
             return fails_behind(self._heads[0], lambda: call(self._model, x))
-
-    def tensors(self) -> list[tuple[Place, Tensor]]:
-        """What the task computes with, whole and without gradients, by place in the model."""
-        with torch.no_grad():
-            tensors = [(store.place, store.weight().detach()) for store in self._stores]
-        tensors += [(place, place.tensor.detach()) for place in self._private.places]
-        return self._completed(tensors)
 
     def encode(self, task: int, call: Call) -> list[bytes]:
         """The sections that the task's stores would keep, which answer as the task does now.
@@ -131,7 +127,7 @@ class OpenTask:
         self.end_substitution()
         expected = None
         if x is not None:
-            with evaluating(self._model), Substitution(self.tensors()):
+            with Substitution(self._weights()), evaluating(self._model):
                 expected = self._answer(self._model, x, call)
         sections = [store.encode() for store in stores]
         if expected is not None:
@@ -139,27 +135,55 @@ class OpenTask:
             check_answers(task, expected, self._answer(view, x, call))
         return sections
 
+    def _weights(self) -> list[tuple[Place, Tensor]]:
+        """The compressed weights of the task, whole and without gradients, by place."""
+        with torch.no_grad():
+            return self._completed([(s.place, s.weight().detach()) for s in self._stores])
+
+    def _call(self, x: Any, call: Call) -> Tensor:
+        if not self._model.training:
+            self._forget_derived()
+        return call(self._model, x)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forget_derived(self) -> None:
         forget_derived(self._model)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _trained_tensors(self) -> list[tuple[Place, Tensor]]:
-        """What the layers compute with: differentiable in what the task may change."""
-        weights: list[tuple[Place, Tensor]] = []
+    def _trained_tensors(self, recomputed: bool) -> list[tuple[Place, Tensor]]:
+        """What the layers compute with: differentiable in what the task may change.
+
+        :param recomputed: whether the backward pass computes weights again, see
+            :class:`Recomputed`.
+        """
+        weights: list[tuple[WeightStore, Tensor]] = []
         for kind, stores in self._by_kind.items():
             trained = [store for store in stores if store.scratch.requires_grad]
-            weights += zip((store.place for store in trained), kind.loans(trained))
+            weights += zip(trained, kind.loans(trained))
         untrained = (store for store in self._stores if not store.scratch.requires_grad)
-        weights += ((store.place, store.weight().detach()) for store in untrained)
-        return self._completed(weights)
+        weights += ((store, store.weight().detach()) for store in untrained)
+        if not recomputed:
+            return self._completed([(store.place, weight) for store, weight in weights])
+        return [place for pair in weights for place in self._recomputed(*pair)]
+
+    def _recomputed(self, store: WeightStore, weight: Tensor) -> list[tuple[Place, Tensor]]:
+        """A weight in all its places, that the backward pass computes again if it is composed."""
+        places = self._completed([(store.place, weight)])
+        if not weight.requires_grad or isinstance(weight, DeferredWeight):
+            return places
+        parts = [part for part in (store.scratch, *store.parameters()) if part.requires_grad]
+        again = Recomputed.apply(partial(self._weight_of, store), *parts)
+        return [(place, again) for place, _ in places]
+
+    def _weight_of(self, store: WeightStore) -> Tensor:
+        return self._completed([(store.place, store.weight())])[0][1]
 
     def _run(self, tensors: list[tuple[Place, Tensor]], x: Any, call: Call) -> Tensor:
         """A forward pass after which the tensors stay, see :meth:`end_substitution`."""
         self._substituted = Substitution(tensors)
         self._substituted.__enter__()
         try:
-            return call(self._model, x)
+            return self._call(x, call)
         except BaseException:
             self.end_substitution()
             raise
@@ -179,16 +203,28 @@ class OpenTask:
     ) -> Tensor:
         """The first forward pass of a task's training, which is watched."""
         scratch = {store.name: store.scratch for store in self._stores}
-        step = FirstStep(self._structure, self._heads, self._static.changed, scratch)
-        tensors = [(place, step.reads.separate(tensor)) for place, tensor in tensors]
-        with step.reads:
-            logits = self._run(tensors, x, call)
+        is_first_task = not self._private.sections
+        step = FirstStep(self._structure, self._heads, self._static.changed, scratch, is_first_task)
+        tensors = step.reads.separated(tensors)
         try:
-            step.check(task, self.tensors(), lambda model: self._answer(model, x, call))
+            with step.reads:
+                logits = self._run(tensors, x, call)
+        except AttributeError as error:
+            if "is not an nn.Parameter" not in str(error):
+                raise
+            raise UnsupportedModuleError(
+                f"the model asks for a parameter by get_parameter() ({error}), where the task's "
+                "weight is not: read it as an attribute of its module, or keep that module out of "
+                "compression with exclude=."
+            ) from error
+        try:
+            private = [(place, place.tensor.detach()) for place in self._private.places]
+            rest = self._completed(private)
+            step.check(task, self._weights(), rest, lambda model: self._answer(model, x, call))
         except BaseException:
             self.end_substitution()
             raise
-        self._is_checked = True
+        self._is_checked, self._recomputes = True, step.reads.without_gradients
         return logits
 
     def _view_of(self, sections: Sequence[bytes]) -> nn.Module:
@@ -207,3 +243,36 @@ class OpenTask:
         device = next(self._heads[0].parameters()).device
         with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             return call(model, x)
+
+
+class Recomputed(torch.autograd.Function):
+    """A weight that is computed again when its gradient is, so that it may be asked for twice.
+
+    Checkpointing with ``use_reentrant=True`` runs a backward pass of its own for each region, and
+    torch frees what a weight's composition had saved at the first of those that read the weight.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, compose: Callable[[], Tensor], *parts: Tensor) -> Tensor:
+        """The weight.
+
+        :param ctx: of torch.
+        :param compose: makes it.
+        :param parts: what it depends on, all of which require gradients.
+        """
+        ctx.compose, ctx.parts = compose, parts
+        return compose().clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        """Gradients of the parts.
+
+        :param ctx: of torch.
+        :param gradient: of the weight.
+        """
+        with torch.enable_grad():
+            weight = ctx.compose()
+        create = torch.is_grad_enabled()
+        return None, *torch.autograd.grad(
+            weight, ctx.parts, gradient, create_graph=create, allow_unused=True
+        )

@@ -130,10 +130,14 @@ class NetworkState(nn.Module):
     def first_nonfinite(self) -> str | None:
         """The name of a tensor of the open task that holds NaN or infinite values, if any."""
         private = zip(self.private.names, (place.tensor for place in self.private.places))
-        named = ((name.partition(".")[2], tensor) for name, tensor in self.named_parameters())
-        for name, tensor in (*named, *private):
+        stored = (
+            (f"{store.name}.{name}", parameter)
+            for store in self.weight_stores
+            for name, parameter in store.named_parameters()
+        )
+        for name, tensor in (*self.backbone.named_parameters(), *stored, *private):
             if not bool(torch.isfinite(tensor).all()):
-                return name.replace("/", ".")
+                return name
         return None
 
     def check_finite(self) -> None:
@@ -146,7 +150,7 @@ class NetworkState(nn.Module):
             raise non_finite(name)
 
     def verify(self) -> None:
-        """Read every finished task with all checks, which is for archives of strangers.
+        """Read every finished task with all checks, which is for untrusted archives.
 
         A loaded network reads a task when it is first used, and refuses a damaged one then.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avalanche_compress.core.copying import (
     UNCHANGEABLE,
     copy_modules,
+    copy_pre_hooks,
     plain_attributes,
     release_hooks,
     slot_of,
@@ -52,6 +53,8 @@ class Structure:
         for tensor in _constants_of(self._modules):
             memo.setdefault(id(tensor), _plain_copy(tensor))
         self._twins = copy_modules(self._modules, memo)
+        for module, twin in zip(self._modules, self._twins):
+            copy_pre_hooks(module, twin, {}, known=module._forward_pre_hooks)
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Move the buffers as the model's own are moved.
@@ -85,6 +88,9 @@ class Structure:
                 fixed[id(tensor)] = _fixed(tensor) if is_parameter else tensor
             memo[id(slot_of(twin, name))] = fixed[id(tensor)]
         copies = copy_modules(self._twins, memo, known_as=self._modules)
+        for module, twin, made in zip(self._modules, self._twins, copies):
+            if module._forward_pre_hooks:
+                copy_pre_hooks(module, made, memo, known=twin._forward_pre_hooks)
         return _settled(copies), dict(zip(map(id, self._modules), copies))
 
     def copy_of_now(self, tensors: Iterable[tuple[Place, Tensor]]) -> nn.Module:
@@ -93,6 +99,13 @@ class Structure:
         :param tensors: by place in the model; all others are the model's own.
         """
         return Structure(self._modules[0]).copy(tensors)[0]
+
+    def has_method(self, name: str) -> bool:
+        """Whether a module of the model has such a method.
+
+        :param name: of it.
+        """
+        return any(callable(getattr(type(module), name, None)) for module in self._modules)
 
     def differences(self, heads: Sequence[nn.Module]) -> list[str]:
         """Modules, parameters and buffers that came, went or were replaced, by dotted name.
@@ -128,6 +141,20 @@ class Structure:
                 known = name in then and name in now
                 if not known or not _alike(then[name], now[name], twin_of):
                     found.append(f"{names[id(twin)]}.{name}".lstrip("."))
+        return found
+
+    def views_of_parameters(self) -> list[str]:
+        """Plain attributes that share memory with a parameter and are not the parameter itself."""
+        slots = (slot for module in self._modules for slot in module._parameters.values())
+        parameters = {id(slot): slot for slot in slots if slot is not None}
+        memory = {_storage_of(p) for p in parameters.values() if p.numel()} - {None}
+        names = {id(module): name for name, module in self._modules[0].named_modules()}
+        found = []
+        for module in self._modules:
+            for name, value in plain_attributes(module).items():
+                others = (t for t in _tensors_in(value) if id(t) not in parameters)
+                if any(t.numel() and _storage_of(t) in memory for t in others):
+                    found.append(f"{names.get(id(module), '')}.{name}".lstrip("."))
         return found
 
     def _twin_of(self) -> dict[int, nn.Module]:
@@ -178,6 +205,13 @@ def _fixed(parameter: Tensor | None) -> nn.Parameter | None:
     return nn.Parameter(parameter.detach(), requires_grad=False)
 
 
+def _storage_of(tensor: Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse, of a subclass without memory
+        return None
+
+
 def _plain_copy(tensor: Tensor) -> Tensor:
     copied = tensor.detach().clone()
     return nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
@@ -206,7 +240,7 @@ def _entries(value: Any) -> dict[Any, Any]:
 
 def _alike(then: Any, now: Any, twin_of: Mapping[int, nn.Module], depth: int = _DEPTH) -> bool:
     """Whether an attribute is what it was when the structure was taken."""
-    if then is now or twin_of.get(id(now)) is then:
+    if then is now or (then is not None and twin_of.get(id(now)) is then):
         return True
     if isinstance(then, Tensor) and isinstance(now, Tensor):
         return _equal_tensors(then, now)

@@ -231,7 +231,7 @@ def watching_task(
     :param modules: of ``network.backbone``.
     """
     is_open = task == network.open_task
-    parts = modules if is_open else [network.views[task].parts[id(own)] for own in modules]
+    parts = modules if is_open else [network.views[task].parts[id(module)] for module in modules]
     try:
         with watching(parts) as seen:
             yield seen

@@ -312,6 +312,7 @@ class CompressedStrategy(ResumableTraining):
         self.guard.weights_change()
         super().optimizer_step()
         self.guard.step_ends()
+        self.network.end_substitution()  # what plugins read of the modules is what was stepped
 
     def _loss_error(self) -> Exception:
         task = self.network.open_task

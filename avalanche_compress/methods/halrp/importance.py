@@ -80,15 +80,36 @@ def _batch_squares(
     network: TaskNetwork, stores: Sequence[WeightStore], x: Tensor, y: Tensor, criterion: Criterion
 ) -> Tensor:
     """``n ||g_l||^2`` of a batch of n samples, (L,)."""
-    loss = criterion(network(x, network.open_task), y)
     trained = [index for index, store in enumerate(stores) if store.scratch.requires_grad]
     weights = [stores[index].scratch for index in trained]
-    gradients = torch.autograd.grad(loss, weights, allow_unused=True) if weights else ()
+    gradients = _gradients(network, lambda: criterion(network(x, network.open_task), y), weights)
     squares = torch.zeros(len(stores), dtype=torch.float64)
     for index, gradient in zip(trained, gradients):
         if gradient is not None:
             squares[index] = gradient.double().square().sum()
     return len(y) * squares
+
+
+def _gradients(
+    network: TaskNetwork, loss: Callable[[], Tensor], weights: list[Tensor]
+) -> Sequence[Tensor | None]:
+    """Of some parameters; those that they have stay."""
+    if not weights:
+        return ()
+    try:
+        return torch.autograd.grad(loss(), weights, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+    # regions that are checkpointed so know no other way than backward()
+    before = [(parameter, parameter.grad) for parameter in network.parameters()]
+    network.zero_grad(set_to_none=True)
+    try:
+        loss().backward()
+        return [weight.grad for weight in weights]
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 @torch.no_grad()
