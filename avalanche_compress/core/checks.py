@@ -13,10 +13,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from avalanche_compress.core.deferred import DeferredWeight
-from avalanche_compress.core.store import Place
+from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure, independent_copy
 from avalanche_compress.core.substitution import Substitution, forget_derived
-from avalanche_compress.errors import TaskStateError, UnsupportedModuleError
+from avalanche_compress.errors import (
+    CapacityExhaustedError,
+    TaskAlreadyLearnedError,
+    TaskStateError,
+    UnsupportedModuleError,
+)
 
 _MOST_NAMES = 4
 ROUNDING = 0.75
@@ -331,3 +336,43 @@ def _few(names: Iterable[str]) -> str:
 def _exclude(names: Iterable[str]) -> str:
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     return f"exclude=({', '.join(map(repr, modules[:_MOST_NAMES]))},)"
+
+
+def check_label(task: int, finished: Sequence[int], open_task: int | None) -> None:
+    """Refuse a task that cannot be trained now.
+
+    :param task: its label.
+    :param finished: labels of the finished tasks.
+    :param open_task: the one in training, if there is one.
+    :raises TaskAlreadyLearnedError: if the task is finished.
+    :raises TaskStateError: if another task is open.
+    """
+    if task in finished:
+        raise TaskAlreadyLearnedError(
+            f"task {task} is finished and its weights are frozen; each experience needs a task "
+            f"label of its own (finished: {list(finished)}). Build the stream with "
+            "return_task_id=True, or one label per experience; for a stream that has none, "
+            "give the strategy task_inference='entropy'."
+        )
+    if open_task not in (None, task):
+        raise TaskStateError(
+            f"task {open_task} is still in training, so task {task} cannot start: call "
+            "commit() to keep it or discard() to drop it. (A plain Avalanche strategy needs a "
+            "MaskingPlugin or QuantizationPlugin, which commits after each experience.)"
+        )
+
+
+def check_capacity(task: int, finished: Sequence[int], stores: Sequence[WeightStore]) -> None:
+    """Refuse a task for which no weight is free anywhere.
+
+    :param task: its label.
+    :param finished: labels of the finished tasks.
+    :param stores: behind all weights.
+    :raises CapacityExhaustedError: if stores count their free weights, and there are none.
+    """
+    free = [store.free_weights for store in stores]
+    if any(count is not None for count in free) and not any(count != 0 for count in free):
+        raise CapacityExhaustedError(
+            f"no free weights are left for task {task} after {len(finished)} tasks: prune "
+            "more of each task, or start from a wider model."
+        )

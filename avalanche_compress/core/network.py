@@ -10,7 +10,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from torch import Tensor, nn
 
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
-from avalanche_compress.core.checks import check_structure
+from avalanche_compress.core.checks import check_capacity, check_label, check_structure
 from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.head_finding import HeadFinding
@@ -37,9 +37,7 @@ from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.views import Views
 from avalanche_compress.errors import (
-    CapacityExhaustedError,
     CompressError,
-    TaskAlreadyLearnedError,
     TaskLabelError,
     TaskStateError,
     TrainingDataError,
@@ -187,17 +185,12 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         :raises CapacityExhaustedError: if no weights are left for it.
         :raises CorruptStreamError: if a finished task is damaged (see :meth:`verify`).
         """
-        self._check_label(task)
+        check_label(task, self.tasks, self.open_task)
         self.private.read_on()
         for store in self.weight_stores:
             store.read_on()
             store.check_open(self.tasks if reusable is None else reusable)
-        free = [store.free_weights for store in self.weight_stores]
-        if any(count is not None for count in free) and not any(count != 0 for count in free):
-            raise CapacityExhaustedError(
-                f"no free weights are left for task {task} after {len(self.tasks)} tasks: prune "
-                "more of each task, or start from a wider model."
-            )
+        check_capacity(task, self.tasks, self.weight_stores)
 
     def check_experience(self, experience: Any) -> None:
         """Refuse an experience that cannot be trained on, before anything has changed.
@@ -213,22 +206,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
                 "the experience has no samples, and a task is learned from one at least: leave it "
                 "out of the stream."
             )
-        self._check_label(self.task_of(experience))
-
-    def _check_label(self, task: int) -> None:
-        if task in self.classes:
-            raise TaskAlreadyLearnedError(
-                f"task {task} is finished and its weights are frozen; each experience needs a task "
-                f"label of its own (finished: {self.tasks}). Build the stream with "
-                "return_task_id=True, or one label per experience; for a stream that has none, "
-                "give the strategy task_inference='entropy'."
-            )
-        if self.open_task not in (None, task):
-            raise TaskStateError(
-                f"task {self.open_task} is still in training, so task {task} cannot start: call "
-                "commit() to keep it or discard() to drop it. (A plain Avalanche strategy needs a "
-                "MaskingPlugin or QuantizationPlugin, which commits after each experience.)"
-            )
+        check_label(self.task_of(experience), self.tasks, self.open_task)
 
     def open(self, task: int, classes: Iterable[int]) -> None:
         """Start training a task; one that was open under the same label is dropped.
