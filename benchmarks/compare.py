@@ -36,10 +36,13 @@ from benchmarks.runs.results import RunKey, RunResult, write_results
 from benchmarks.runs.run import Failure, Job
 from benchmarks.runs.stopping import exit_code, stopping
 from benchmarks.runs.store import NAME, Store, in_order
-from benchmarks.runs.strategies import RULES, STRATEGIES
+from benchmarks.runs.strategies import FIRST_LOOK, RULES, STRATEGIES
 from benchmarks.runs.tracking import MODES, group_of
 
 DEVICES = ("auto", "cpu", "cuda")
+
+FIRST_STREAMS = ("permuted_digits", "split_digits")
+"""What is compared by default: one stream on which naive training forgets, one that is easy."""
 
 
 @dataclass(frozen=True)
@@ -234,9 +237,54 @@ def _keep(job: Job, result: RunResult, store: Store) -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Read the command line; an unknown name ends the program with exit code 2."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    wanted = set(given.scenarios)
+    if given.strategies in (None, ["all"]):
+        names = list(STRATEGIES) if given.strategies else FIRST_LOOK
+        given.strategies = [name for name in names if _scenarios(name) & wanted]
+    if given.streams is None:
+        given.streams = [name for name in FIRST_STREAMS if wanted <= set(STREAMS[name].scenarios)]
+    _check_names(parser, "strategy", given.strategies, STRATEGIES)
+    _check_names(parser, "stream", given.streams, STREAMS)
+    _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
+    known = [_without_layer(rule) for rule in RULES]
+    _check_names(parser, "rule", [_without_layer(rule) for rule in given.inference], known)
+    _check_scenarios(parser, given)
+    if given.out.exists() and not given.out.is_dir():
+        parser.error(f"--out is {given.out}, which is a file: give a folder.")
+    if given.save_every < 0:
+        parser.error(f"--save-every is {given.save_every}, but no time is less than 0 seconds.")
+    if given.epochs is not None and given.epochs < 1:
+        parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
+    if given.orders < 1:
+        parser.error(f"--orders is {given.orders}, but a comparison needs at least 1.")
+    if given.workers is not None and given.workers < 1:
+        parser.error(f"--workers is {given.workers}, but somebody has to work: at least 1.")
+    if given.address is not None and given.engine != "ray":
+        parser.error("--address is of a Ray cluster: give --engine ray as well.")
+    if given.device == "cuda" and given.engine == "local" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but this machine has none: give cpu or auto.")
+    given.workers = min(given.workers or _cores(), _cores())
+    given.device = _device(given.device)
+    lists = {name: list(dict.fromkeys(v)) for name, v in vars(given).items() if isinstance(v, list)}
+    return Options(**{**vars(given), **lists})
+
+
+def _parser() -> _Parser:
     parser = _Parser(prog="python -m benchmarks.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--strategies", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--streams", nargs="+", default=["split_digits"], metavar="NAME")
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        metavar="NAME",
+        help=f"or all (default: {' '.join(FIRST_LOOK)})",
+    )
+    parser.add_argument(
+        "--streams",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: {' '.join(FIRST_STREAMS)}",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--backbone", metavar="NAME", help="default: each stream's own")
     length = parser.add_mutually_exclusive_group()
@@ -255,6 +303,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--wandb", choices=MODES, default="off")
     parser.add_argument(
         "--scenario",
+        dest="scenarios",
         nargs="+",
         choices=SCENARIOS,
         default=["task"],
@@ -296,49 +345,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
     parser.epilog += f"; backbones: {' '.join(BACKBONES)}"
-    given = parser.parse_args(arguments)
-    if given.strategies is None:
-        given.strategies = [name for name in STRATEGIES if _scenarios(name) & set(given.scenario)]
-    _check_names(parser, "strategy", given.strategies, STRATEGIES)
-    _check_names(parser, "stream", given.streams, STREAMS)
-    _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
-    known = [_without_layer(rule) for rule in RULES]
-    _check_names(parser, "rule", [_without_layer(rule) for rule in given.inference], known)
-    _check_scenarios(parser, given)
-    if given.out.exists() and not given.out.is_dir():
-        parser.error(f"--out is {given.out}, which is a file: give a folder.")
-    if given.save_every < 0:
-        parser.error(f"--save-every is {given.save_every}, but no time is less than 0 seconds.")
-    if given.epochs is not None and given.epochs < 1:
-        parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
-    if given.orders < 1:
-        parser.error(f"--orders is {given.orders}, but a comparison needs at least 1.")
-    if given.workers is not None and given.workers < 1:
-        parser.error(f"--workers is {given.workers}, but somebody has to work: at least 1.")
-    if given.address is not None and given.engine != "ray":
-        parser.error("--address is of a Ray cluster: give --engine ray as well.")
-    if given.device == "cuda" and given.engine == "local" and not torch.cuda.is_available():
-        parser.error("--device is cuda, but this machine has none: give cpu or auto.")
-    return Options(
-        _unique(given.strategies),
-        _unique(given.streams),
-        _unique(given.seeds),
-        given.epochs,
-        given.data,
-        given.out,
-        given.wandb,
-        _unique(given.scenario),
-        _unique(given.inference),
-        given.orders,
-        given.quick,
-        given.engine,
-        min(given.workers or _cores(), _cores()),
-        given.address,
-        _device(given.device),
-        given.backbone,
-        given.bf16,
-        given.save_every,
-    )
+    return parser
 
 
 def _cores() -> int:
@@ -367,10 +374,6 @@ def _report(
         console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
 
 
-def _unique(values: list) -> list:
-    return list(dict.fromkeys(values))
-
-
 class _Parser(argparse.ArgumentParser):
     """Prints one line for an error, not the usage."""
 
@@ -383,7 +386,7 @@ def _scenarios(strategy: str) -> set[str]:
 
 
 def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    for scenario in given.scenario:
+    for scenario in given.scenarios:
         for stream in given.streams:
             if scenario not in STREAMS[stream].scenarios:
                 parser.error(
@@ -391,7 +394,7 @@ def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace)
                     "there are no classes to add."
                 )
     for strategy in given.strategies:
-        if not set(given.scenario) & _scenarios(strategy):
+        if not set(given.scenarios) & _scenarios(strategy):
             parser.error(f"{strategy} needs task labels at test: it has no class scenario.")
 
 

@@ -1,14 +1,16 @@
-"""Finished runs as text in the repository, and the tables of RESULTS.md made from them.
+"""Finished runs as text in the repository, and the tables of the documents made from them.
 
 Run ``python -m benchmarks.records results/results.sqlite [MORE ...]`` to take the runs of stores
 over into ``benchmarks/records.jsonl``, a line each, and to write the marked tables of RESULTS.md
-again; without a store only the tables are written. A table is marked by two comments::
+and README.md again; without a store only the tables are written. A table is marked by two
+comments::
 
-    <!-- table: permuted_mnist epochs=5 strategy=packnet,wsn -->
+    <!-- table: permuted_mnist epochs=5 strategy=packnet,wsn show=results -->
     <!-- end -->
 
 The first names the stream, then fields of :class:`~benchmarks.runs.results.RunResult` with the
-values that the table's runs may have; what stands between the two is replaced.
+values that the table's runs may have, and the tables that are shown of them, if not all; what
+stands between the two is replaced.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from pathlib import Path
 from typing import Iterable, Sequence
 
 from benchmarks.data.streams import nearest
-from benchmarks.report.command import markdown_tables
+from benchmarks.report.command import SUBJECTS, markdown_tables
+from benchmarks.report.groups import groups_of
+from benchmarks.report.tables import TABLES
 from benchmarks.runs.reading import ResultsError, check_together, parse, result_of
 from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store, in_order
 
 RECORDS = Path(__file__).parent / "records.jsonl"
-DOCUMENT = Path(__file__).parent.parent / "RESULTS.md"
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "RESULTS.md", ROOT / "README.md")
 
 _TABLE = re.compile(r"<!-- table: (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL)
 _START = "<!-- table:"
@@ -93,7 +98,8 @@ def write_tables(text: str, records: Sequence[RunResult]) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        tables = markdown_tables(_select(found["runs"], records))
+        chosen, subjects = _select(found["runs"], records)
+        tables = markdown_tables(chosen, subjects)
         return f"{_START} {found['runs']} -->\n\n{tables}\n<!-- end -->"
 
     if len(_TABLE.findall(text)) != text.count(_START):
@@ -101,22 +107,45 @@ def write_tables(text: str, records: Sequence[RunResult]) -> str:
     return _TABLE.sub(table, text)
 
 
-def _select(what: str, records: Sequence[RunResult]) -> list[RunResult]:
-    """The runs that a mark names, such as ``split_digits epochs=20 strategy=wsn,cacl``."""
+def _select(what: str, records: Sequence[RunResult]) -> tuple[list[RunResult], Sequence[str]]:
+    """What a mark such as ``split_digits epochs=20 show=results`` names: runs, and tables."""
     stream, *conditions = what.split()
+    subjects: Sequence[str] = SUBJECTS
     found = [run for run in records if run.stream == stream]
     for condition in conditions:
         name, _, values = condition.partition("=")
-        known = [field.name for field in fields(RunResult)]
-        if name not in known:
-            raise RecordsError(
-                f"{_START} {what} -->: runs have no {name!r}; the nearest is "
-                f"{nearest(name, known)!r}."
-            )
-        found = [run for run in found if str(getattr(run, name)) in values.split(",")]
+        chosen = tuple(values.split(","))
+        if name == "show":
+            _check_names(what, "tables", chosen, TABLES)
+            subjects = chosen
+        else:
+            _check_names(what, "runs", [name], [field.name for field in fields(RunResult)])
+            found = [run for run in found if str(getattr(run, name)) in chosen]
     if not found:
         raise RecordsError(f"{_START} {what} -->: there are no such runs in the records.")
-    return found
+    _check_recipes(what, found)
+    return found, subjects
+
+
+def _check_names(what: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise RecordsError(
+                f"{_START} {what} -->: {kind} have no {name!r}; the nearest is "
+                f"{nearest(name, known)!r}."
+            )
+
+
+def _check_recipes(what: str, runs: Sequence[RunResult]) -> None:
+    """A mean over two recipes is of neither."""
+    for group in groups_of(runs):
+        for label, same in group.strategies.items():
+            recipes = sorted({run.recipe for run in same})
+            if len(recipes) > 1:
+                raise RecordsError(
+                    f"{_START} {what} -->: {label} on {group.name} has runs of {len(recipes)} "
+                    f"recipes: choose with recipe={','.join(recipes)}, or run all with one."
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,17 +160,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("stores", nargs="*", type=Path, metavar="results.sqlite")
     parser.add_argument("--streams", nargs="+", metavar="NAME", help="default: all that were run")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="FILE")
-    parser.add_argument("--document", type=Path, default=DOCUMENT, metavar="FILE")
+    parser.add_argument("--documents", nargs="+", type=Path, default=DOCUMENTS, metavar="FILE")
     given = parser.parse_args(arguments)
     try:
-        print(_take_over(given.stores, given.streams, given.records, given.document))
+        print(_take_over(given.stores, given.streams, given.records, given.documents))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return 0
 
 
 def _take_over(
-    stores: Sequence[Path], streams: Sequence[str] | None, kept: Path, document: Path
+    stores: Sequence[Path], streams: Sequence[str] | None, kept: Path, documents: Sequence[Path]
 ) -> str:
     """Write records and tables; what was done, in words."""
     new = [run for store in stores for run in Store(store).results()]
@@ -149,14 +178,16 @@ def _take_over(
         new = [run for run in new if run.stream in streams]
     if stores and not new:
         raise RecordsError(f"no runs of {streams or 'any stream'} in {_names(stores)}.")
-    text = document.read_text(encoding="utf-8")
     records = merge(read_records(kept), new)
     check_together(records)
-    written = write_tables(text, records)
+    # all are made before any is written
+    texts = {path: write_tables(path.read_text(encoding="utf-8"), records) for path in documents}
     if new:
         write_records(records, kept)
-    write_text(document, written)
-    return f"{len(records)} runs in {kept}, {text.count(_START)} tables in {document}"
+    for path, text in texts.items():
+        write_text(path, text)
+    tables = sum(text.count(_START) for text in texts.values())
+    return f"{len(records)} runs in {kept}, {tables} tables in {_names(documents)}"
 
 
 def _names(paths: Sequence[Path]) -> str:

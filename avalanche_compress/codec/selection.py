@@ -47,7 +47,7 @@ def _kth_smallest(values: np.ndarray, k: int) -> np.floating:
     place, margin = k / len(values) * len(sample), 1.5 * len(sample) ** 0.5
     low, high = max(int(place - margin), 0), min(int(place + margin), len(sample) - 1)
     inside = values >= _partitioned(sample, low)
-    below = len(values) - np.count_nonzero(inside)
+    below = len(values) - int(np.count_nonzero(inside))
     inside &= values <= _partitioned(sample, high)
     between = values.take(np.flatnonzero(inside))
     if not below < k <= below + len(between):  # a sample that is not like the whole

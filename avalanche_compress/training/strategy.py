@@ -254,7 +254,8 @@ class CompressedStrategy(ResumableTraining):
     def _training_loss(self) -> Tensor:
         logits, targets = self.mb_output, self.mb_y
         if isinstance(self._answered_by, Tensor):
-            chosen = self._answered_by == self.network.open_task
+            assert self.network.open_task is not None
+            chosen = torch.eq(self._answered_by, self.network.open_task)
             if not bool(chosen.all()):
                 logits, targets = logits[chosen], rows_of(targets, chosen)
             if not len(logits):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ class StreamRequest:
     :param tasks: number of tasks; 0: as many as the registry says.
     :param order: the task that each experience holds, a permutation; None: as they are numbered.
     :param scenario: ``"task"`` or ``"class"``, see :class:`Stream`.
+    :param first: how many experiences the benchmark has, the first in the order; None: all.
+    :param tuning: fraction of each task's training set that takes the test set's place, at which
+        nobody looks then.
     """
 
     stream: str
@@ -39,6 +43,8 @@ class StreamRequest:
     tasks: int = 0
     order: Sequence[int] | None = None
     scenario: str = "task"
+    first: int | None = None
+    tuning: float = 0.0
 
     def task_order(self) -> list[int]:
         """The task that each experience holds.
@@ -134,6 +140,17 @@ class PixelDataset(Dataset):
             image = self.offsets + image
         return torch.from_numpy(self.values.take(image)).view(self.shape), self.targets[index]
 
+    def subset(self, indices: np.ndarray) -> PixelDataset:
+        """Some of the examples, in that order; nothing is copied.
+
+        :param indices: of them, from 0.
+        """
+        chosen = copy.copy(self)
+        chosen.rows = self.rows[indices]
+        chosen.targets = [self.targets[index] for index in indices]
+        chosen.targets_task_labels = [self.targets_task_labels[index] for index in indices]
+        return chosen
+
     def tensor_samples(self) -> TensorSamples:
         """All images, so that training need not build them one by one; nothing is copied."""
         order = None if self.permutation is None else torch.from_numpy(self.permutation)
@@ -193,14 +210,12 @@ def split_classes(
     classes = sorted(number for group in groups for number in group)
     order = _checked(request, len(groups)).task_order()
     tasks = [list(groups[task]) for task in order]
-    train, test = [], []
-    for position, chosen in enumerate(tasks):
+    parts = []
+    for position, chosen in enumerate(tasks[: request.first]):
         label, numbered = (0, classes) if request.scenario == "class" else (position, chosen)
         part = partial(cut, images, classes=chosen, label=label, numbered=numbered)
-        seed = request.seed + position
-        train.append(part(images.train, held_out=request.held_out, seed=seed))
-        test.append(part(images.test))
-    benchmark = dataset_benchmark(train, test)
+        parts.append(_train_and_test(request, images, position, part))
+    benchmark = dataset_benchmark(*map(list, zip(*parts)))
     return Stream(request.stream, benchmark, tasks, images.shape, order, request.scenario)
 
 
@@ -218,15 +233,28 @@ def same_classes(
     """
     order = _checked(request, len(variants)).task_order()
     ten = list(range(10))
-    train, test = [], []
-    for position, task in enumerate(order):
+    parts = []
+    for position, task in enumerate(order[: request.first]):
         images, permutation = variants[task]
         label = 0 if request.scenario == "class" else position
         part = partial(cut, images, classes=ten, label=label, permutation=permutation)
-        train.append(part(images.train, held_out=request.held_out, seed=request.seed + position))
-        test.append(part(images.test))
-    benchmark, shape = dataset_benchmark(train, test), variants[0][0].shape
+        parts.append(_train_and_test(request, images, position, part))
+    benchmark, shape = dataset_benchmark(*map(list, zip(*parts))), variants[0][0].shape
     return Stream(request.stream, benchmark, [ten] * len(order), shape, order, request.scenario)
+
+
+def _train_and_test(
+    request: StreamRequest,
+    images: Images,
+    position: int,
+    part: Callable[[tuple[Pixels, Labels]], PixelDataset],
+) -> tuple[PixelDataset, PixelDataset]:
+    """What an experience is trained on, and what it is tested on."""
+    seed, whole = request.seed + position, part(images.train)
+    kept = kept_rows(len(whole), request.tuning, seed)
+    asked = np.setdiff1d(np.arange(len(whole)), kept)
+    trained = kept[kept_rows(len(kept), request.held_out, seed)]
+    return whole.subset(trained), whole.subset(asked) if request.tuning else part(images.test)
 
 
 def _checked(request: StreamRequest, tasks: int) -> StreamRequest:
@@ -240,15 +268,12 @@ def cut(
     part: tuple[Pixels, Labels],
     classes: Sequence[int],
     label: int,
-    held_out: float = 0.0,
-    seed: int = 0,
     permutation: np.ndarray | None = None,
     numbered: Sequence[int] | None = None,
 ) -> PixelDataset:
     """The examples of some classes, which are numbered by their place in ``numbered``."""
     pixels, labels = part
     rows = np.flatnonzero(np.isin(labels, classes))
-    rows = rows[kept_rows(len(rows), held_out, seed)]
     targets = np.searchsorted(classes if numbered is None else numbered, labels[rows])
     return PixelDataset(pixels, rows, targets, label, images.values, images.shape, permutation)
 

@@ -178,7 +178,7 @@ def permuted_mnist_32(request: StreamRequest) -> Stream:
 
 STREAMS: dict[str, StreamEntry] = {
     "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
-    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(20, 16, 1e-3), 10, SCENARIOS),
+    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(8, 32, 2e-3), 10, SCENARIOS),
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
     "split_mnist_10": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 10, ("class",)),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),

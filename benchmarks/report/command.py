@@ -21,15 +21,22 @@ from benchmarks.runs.reading import ResultsError, check_together, read_results
 from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store
 
+SUBJECTS = ("results", "orders", "layers")
+"""What is written of each stream in Markdown."""
+
 
 def text_tables(results: Runs) -> list[RichTable]:
     """The results of all streams for the terminal, of two scenarios a table for both as well."""
     return [as_text(table) for table in _tables(results, "results")]
 
 
-def markdown_tables(results: Runs) -> str:
-    """The tables of all streams in Markdown: results, by task order and by layer."""
-    return "\n".join(map(as_markdown, _tables(results, "results", "orders", "layers")))
+def markdown_tables(results: Runs, subjects: Sequence[str] = SUBJECTS) -> str:
+    """The tables of all streams in Markdown.
+
+    :param results: any runs.
+    :param subjects: of :data:`~benchmarks.report.tables.TABLES`.
+    """
+    return "\n".join(map(as_markdown, _tables(results, *subjects)))
 
 
 def _tables(results: Runs, *subjects: str) -> list[Table]:

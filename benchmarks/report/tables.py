@@ -29,9 +29,7 @@ from benchmarks.report.statistics import (
     sign_flip_p,
     smallest_p,
 )
-
-REFERENCES = ("independent", "joint")
-"""What methods are measured against: one network per task, and the data of all tasks at once."""
+from benchmarks.runs.strategies import REFERENCES
 
 RESULT_NOTE = (
     "accuracy: mean over tasks at the end; BWT: backward transfer; archive: file on disk; "
@@ -48,7 +46,7 @@ ORDER_NOTE = (
 )
 BEST_NOTE = (
     "bold: the best mean accuracy and all that a paired test does not tell from it (sign flips, "
-    f"Holm's correction, p < .05), without the references {' and '.join(REFERENCES)}"
+    f"Holm's correction, p < .05), without the references {', '.join(REFERENCES)}"
 )
 LAYER_NOTE = (
     "mean over tasks, with 10 or more of them over the first 5 → the last 5 learned; rank: terms "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol
+from typing import Any, Callable
 
 from avalanche.core import SupervisedPlugin
 from rich.console import Console
@@ -20,8 +20,8 @@ from avalanche_compress import Position
 from benchmarks.runs.results import RunKey, RunResult
 
 
-class Display(Protocol):
-    """What the comparison tells its audience; several runs may be under way."""
+class Display:
+    """What the comparison tells its audience; several runs may be under way. This one is silent."""
 
     def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
         """A run begins, or goes on from where it was stopped."""
@@ -42,29 +42,7 @@ class Display(Protocol):
         """Nothing more will come."""
 
 
-class SilentDisplay:
-    """Tells nobody; see :class:`Display`."""
-
-    def start(self, key: RunKey, tasks: int, epochs: int, done: Position) -> None:
-        """See :class:`Display`."""
-
-    def epoch(self, key: RunKey, task: int, epoch: int) -> None:
-        """See :class:`Display`."""
-
-    def task(self, key: RunKey, task: int, accuracy: float | None) -> None:
-        """See :class:`Display`."""
-
-    def finish(self, result: RunResult) -> None:
-        """See :class:`Display`."""
-
-    def fail(self, key: RunKey) -> None:
-        """See :class:`Display`."""
-
-    def close(self) -> None:
-        """See :class:`Display`."""
-
-
-class LineDisplay(SilentDisplay):
+class LineDisplay(Display):
     """One short line per task, without control codes; epochs are not reported, there may be many.
 
     :param console: where to print.
@@ -113,7 +91,7 @@ class _Bar:
     accuracy: str = "-"
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """A bar for all runs, and one for each that is under way.
 
     :param console: the terminal.

@@ -21,7 +21,7 @@ from typing import Any, Iterator, Sequence, Tuple, Union
 import torch
 
 from avalanche_compress import Position
-from benchmarks.runs.display import Display, SilentDisplay
+from benchmarks.runs.display import Display
 from benchmarks.runs.results import RunKey, write_text
 from benchmarks.runs.run import Failure, Job, RunResult, attempt, one_line
 
@@ -168,7 +168,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class Line(SilentDisplay):
+class Line(Display):
     """A display at the other end of a line, which gets tuples ``(name of a method, arguments)``.
 
     :param connection: to it.
@@ -245,7 +245,7 @@ def run_on_ray(
 
 def _attempt_far_away(job: Job) -> RunResult | Failure:
     calm()
-    return attempt(job, SilentDisplay())
+    return attempt(job, Display())
 
 
 def _absolute(job: Job) -> Job:

@@ -10,6 +10,12 @@
       permuted_mnist:
         density: 0.3
         optimizer: {name: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}
+    search:                     # what ``benchmarks.tune`` tries,
+      density: {low: 0.1, high: 0.9}
+      optimizer.lr: {low: 1.0e-4, high: 1.0e-2, log: true}
+      bits: {choices: [2, 4, 8]}
+    tuned:                      # and what it has been tuned on
+      permuted_mnist: 20 trials on held-out data of the first 3 tasks, seed 0
 
 A strategy takes the hyper-parameters that its registry entry knows. Three forms stand for numbers
 that depend on the run: :class:`PartOfEpochs`, :class:`AllEpochsBut` and :class:`Shares`. Any
@@ -27,13 +33,24 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic import create_model as create_schema
 from typing_extensions import Annotated, Literal
 
 from benchmarks.data.streams import STREAMS, Budget, nearest
+from benchmarks.runs.learners import Learner
 from benchmarks.runs.settings import OPTIMIZERS, OptimizerChoice, RunSettings
-from benchmarks.runs.strategies import STRATEGIES, Learner
+from benchmarks.runs.strategies import STRATEGIES
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -111,6 +128,7 @@ Epochs = Union[Count, PartOfEpochs, AllEpochsBut]
 
 VALUES: dict[str, Any] = {
     "alpha": Amount,
+    "beta": Amount,
     "bits": Optional[Union[Bits, Literal["auto"]]],
     "codebook_finetune_epochs": Count,
     "decay_factor": Optional[Part],
@@ -120,9 +138,11 @@ VALUES: dict[str, Any] = {
     "growth_bound": Optional[Amount],
     "lambda_orth": Amount,
     "lambda_sparse": Amount,
+    "lambda_reg": Amount,
     "lr": Annotated[float, Field(strict=True, gt=0)],
     "max_bits": Bits,
     "memory": Count,
+    "memory_batch": Optional[Count],
     "momentum": Part,
     "name": Literal[tuple(OPTIMIZERS)],
     "post_prune_epochs": Epochs,
@@ -132,7 +152,9 @@ VALUES: dict[str, Any] = {
     "prune_tolerance": Amount,
     "rank": Union[Annotated[int, Field(strict=True, ge=1)], Part, Literal["full"]],
     "residual": Amount,
+    "sample_size": Count,
     "scale_center": Amount,
+    "si_lambda": Amount,
     "similarity_threshold": Part,
     "temperature": Amount,
     "tolerance": Amount,
@@ -141,6 +163,8 @@ VALUES: dict[str, Any] = {
     "weight_decay": Amount,
 }
 """What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
+
+_PARTS = ("default", "streams", "search", "tuned")
 
 _TYPES = {bool: StrictBool, str: StrictStr, float: Amount, int: Count}
 
@@ -153,7 +177,7 @@ def arguments_of(strategy: str, stream: str) -> Arguments:
     :raises RecipeError: if the file is no recipe of this strategy.
 
     >>> arguments_of("wsn", "split_digits")
-    {'density': 0.5, 'post_prune_epochs': {'part_of_epochs': 0.2}}
+    {'density': 0.5, 'score_init': 'random', 'post_prune_epochs': {'part_of_epochs': 0.2}}
     """
     path = FOLDER / f"{strategy}.yaml"
     recipe = _read(path) if path.exists() else {}
@@ -169,6 +193,59 @@ def arguments_of(strategy: str, stream: str) -> Arguments:
     return {**inherited, **recipe.get("default", {}), **per_stream.get(stream, {})}
 
 
+_Bound = Optional[Union[StrictInt, StrictFloat]]
+_Choices = Optional[List[Any]]
+
+
+class Range(_Form):
+    """``{low: 1, high: 100, log: true}`` or ``{choices: [2, 4]}``: the values that are tried.
+
+    :param low: least.
+    :param high: greatest.
+    :param log: whether orders of magnitude are alike, instead of differences.
+    :param choices: the values, where they are few.
+    """
+
+    low: _Bound = None
+    high: _Bound = None
+    log: StrictBool = False
+    choices: _Choices = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Range:
+        bounded = self.low is not None and self.high is not None and self.low < self.high
+        if bounded == bool(self.choices) or (self.log and (self.low or 0) <= 0 and bounded):
+            raise ValueError("give low < high, above 0 where log is true, or a list of choices")
+        return self
+
+
+_RATES = Range(low=1e-4, high=1e-2, log=True)
+
+
+def search_space(strategy: str) -> dict[str, Range]:
+    """What ``benchmarks.tune`` tries, by hyper-parameter, the optimiser's as ``optimizer.lr``.
+
+    :param strategy: name in the registry.
+    :raises RecipeError: if the recipe's ``search`` is none.
+
+    >>> sorted(search_space("replay"))
+    ['memory', 'optimizer.lr']
+    """
+    path = FOLDER / f"{strategy}.yaml"
+    recipe = _read(path) if path.exists() else {}
+    inherited = search_space(recipe["like"]) if "like" in recipe else {"optimizer.lr": _RATES}
+    optimizer = [f"optimizer.{field.name}" for field in fields(OptimizerChoice)]
+    known = [*STRATEGIES[strategy].known(), *optimizer]
+    found = {}
+    for name, given in recipe.get("search", {}).items():
+        _check_name(path, "search", "hyper-parameter", name, known)
+        try:
+            found[name] = Range(**given)
+        except (TypeError, ValidationError) as error:
+            raise RecipeError(f"{path}: search: {name}: {given!r} is no range: {error}.") from error
+    return {**inherited, **found}
+
+
 def resolve(arguments: Arguments, epochs: int, tasks: int) -> Arguments:
     """Put numbers in the place of the forms.
 
@@ -182,32 +259,45 @@ def resolve(arguments: Arguments, epochs: int, tasks: int) -> Arguments:
     return {name: _resolved(value, epochs, tasks) for name, value in arguments.items()}
 
 
-def hyper_parameters(strategy: str, stream: str, budget: Budget, tasks: int) -> Arguments:
+def hyper_parameters(
+    strategy: str,
+    stream: str,
+    budget: Budget,
+    tasks: int,
+    changes: Mapping[str, Any] | None = None,
+) -> Arguments:
     """What a run is configured with: numbers instead of forms, and its optimiser spelled out.
 
     :param strategy: name in the registry.
     :param stream: name in the registry.
     :param budget: has the epochs, and the learning rate unless the recipe has its own.
     :param tasks: tasks of the stream.
+    :param changes: other values than the recipe's, by names as of :func:`search_space`.
     :raises RecipeError: if there is something wrong with the recipe.
 
     >>> hyper_parameters("replay", "split_digits", STREAMS["split_digits"].budget, 5)
     {'memory': 500, 'optimizer': {'name': 'adam', 'lr': 0.001}}
     """
-    resolved = resolve(arguments_of(strategy, stream), budget.epochs, tasks)
-    chosen = resolved.pop("optimizer", {})
-    return {**resolved, "optimizer": {"name": OptimizerChoice.name, "lr": budget.lr, **chosen}}
+    arguments = arguments_of(strategy, stream)
+    chosen = {"name": OptimizerChoice.name, "lr": budget.lr, **arguments.pop("optimizer", {})}
+    for name, value in (changes or {}).items():
+        place, _, inner = name.rpartition(".")
+        (chosen if place else arguments)[inner] = value
+    return {**resolve(arguments, budget.epochs, tasks), "optimizer": chosen}
 
 
-def build(strategy: str, settings: RunSettings) -> Learner:
+def build(
+    strategy: str, settings: RunSettings, changes: Mapping[str, Any] | None = None
+) -> Learner:
     """Make a strategy as its recipe says.
 
     :param strategy: name in the registry.
     :param settings: of the run; the recipe adds the optimiser, the budget what lowers its rate.
+    :param changes: other values than the recipe's, by names as of :func:`search_space`.
     :raises RecipeError: if there is something wrong with its recipe.
     """
-    stream = settings.stream
-    arguments = hyper_parameters(strategy, stream.name, settings.budget, len(stream.tasks))
+    stream, budget = settings.stream, settings.budget
+    arguments = hyper_parameters(strategy, stream.name, budget, len(stream.tasks), changes)
     settings = replace(settings, optimizer_choice=OptimizerChoice(**arguments.pop("optimizer")))
     settings = replace(settings, plugins=[*settings.plugins, *settings.decay()])
     return STRATEGIES[strategy].build(settings, **arguments)
@@ -241,13 +331,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise RecipeError(f"{path} has to map like, default and streams to what they are.")
     for key in recipe:
-        _check_name(path, "the top", "key", key, ("like", "default", "streams"))
-    streams = recipe.get("streams", {})
-    for key, value in [("default", recipe.get("default", {})), ("streams", streams)]:
+        _check_name(path, "the top", "key", key, ("like", *_PARTS))
+    for key in _PARTS:
+        value = recipe.get(key, {})
         if not isinstance(value, dict):
             raise RecipeError(f"{path}: {key} has to map names to values, but is {value!r}.")
-    for stream in streams:
-        _check_name(path, "streams", "stream", stream, STREAMS)
+    for key in ("streams", "tuned"):
+        for stream in recipe.get(key, {}):
+            _check_name(path, key, "stream", stream, STREAMS)
     return recipe
 
 

@@ -174,7 +174,7 @@ def _as_file_name(name: str) -> str:
     """A name that is one part of a path; one that had to be changed says so by a fingerprint.
 
     >>> _as_file_name("split_digits-wsn-seed0"), _as_file_name("../../etc/x")
-    ('split_digits-wsn-seed0', '_.._etc_x-81b0f65e')
+    ('split_digits-wsn-seed0', '_.._etc_x-56da1a2e')
     """
     safe = re.sub(r"[^\w.+=-]+", "_", name, flags=re.ASCII).lstrip(".")
     if safe == name and len(name) <= _LONGEST_NAME:

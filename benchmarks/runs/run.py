@@ -26,9 +26,10 @@ from benchmarks.runs.accuracies import (
 )
 from benchmarks.runs.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
 from benchmarks.runs.display import Display, EpochWatcher
+from benchmarks.runs.learners import Learner
 from benchmarks.runs.results import RunKey, RunResult, hardware, versions, write_text
 from benchmarks.runs.settings import RunSettings
-from benchmarks.runs.strategies import STRATEGIES, Learner
+from benchmarks.runs.strategies import STRATEGIES
 from benchmarks.runs.tracking import Tracker
 
 

@@ -68,7 +68,8 @@ def small_stream(
     :param seed: of all samples.
     """
     generator = torch.Generator().manual_seed(seed)
-    train, test = [], []
+    train: list[Any] = []
+    test: list[Any] = []
     for _ in range(tasks):
         means = torch.randn(2, *shape, generator=generator)
         for part, size in ((train, count), (test, count // 2)):

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from avalanche.training.supervised import SynapticIntelligence
+from avalanche.training.supervised import Cumulative
 
 from benchmarks import compare
 from benchmarks.data import streams
-from benchmarks.runs import backbones, recipe, strategies
+from benchmarks.runs import backbones, baselines, recipe, strategies
 from benchmarks.runs.store import NAME, Store
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [README, *(path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("*.md")))]
 IMPORTS = {
-    "SynapticIntelligence": SynapticIntelligence,
+    "Cumulative": Cumulative,
+    **vars(baselines),
     "math": math,
 }
 
@@ -48,7 +49,7 @@ def extended(tmp_path, monkeypatch):
         for name, text in re.findall(r"`recipes/(\w+\.yaml)`:\n\n```yaml\n(.*?)```", section, re.S):
             (tmp_path / "recipes" / name).write_text(text, encoding="utf-8")
         for block in re.findall(r"```python\n(.*?)```", section, re.S):
-            exec(compile(block, heading, "exec"), {**vars(module), **IMPORTS})
+            exec(compile(block, heading, "exec"), {**IMPORTS, **vars(module)})
     yield
     for registry, entries in zip(registries, before):
         registry.clear()
@@ -74,11 +75,11 @@ def test_every_command_that_the_documents_show_exists():
 def test_the_new_strategies_stream_and_backbone_run(tmp_path):
     _, arguments = commands(README)[-1]
     assert compare.main([*arguments, "--workers", "1", "--out", str(tmp_path)]) == 0
-    thin, si = sorted(Store(tmp_path / NAME).results(), key=lambda run: run.strategy != "thin_wsn")
-    assert (thin.strategy, si.strategy) == ("thin_wsn", "si")
+    thin, all_data = Store(tmp_path / NAME).results()
+    assert (thin.strategy, all_data.strategy) == ("thin_wsn", "cumulative")
     assert thin.stream == "rotated_digits" and thin.backbone == "wide_mlp"
-    assert thin.forgetting == 0 and thin.archive_bytes < si.stored_bytes
-    assert min(thin.accuracy, si.accuracy) > 0.5
+    assert thin.forgetting == 0 and thin.archive_bytes < all_data.stored_bytes
+    assert min(thin.accuracy, all_data.accuracy) > 0.5
 
 
 def test_the_examples_are_short():

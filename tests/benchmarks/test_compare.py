@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from avalanche_compress import OrderRobustness
+from avalanche_compress import OrderRobustness, registered_methods
 from benchmarks import compare
 from benchmarks.data.streams import nearest, task_orders
-from benchmarks.runs.strategies import STRATEGIES, StrategyEntry
+from benchmarks.runs.strategies import FIRST_LOOK, STRATEGIES, StrategyEntry
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +67,23 @@ def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_defaults_are_all_strategies_on_split_digits():
+def test_defaults_are_a_first_look_at_every_method_on_two_streams(monkeypatch):
+    monkeypatch.undo()
     options = compare.parse([])
-    assert options.strategies == list(STRATEGIES)
-    assert (options.streams, options.seeds, options.wandb) == (["split_digits"], [0], "off")
-    assert len(options.runs()) == len(STRATEGIES)
-    assert options.scenarios == ["task"]
+    assert options.strategies == FIRST_LOOK
+    assert {method.name for method in registered_methods()} < set(FIRST_LOOK) < set(STRATEGIES)
+    assert options.streams == ["permuted_digits", "split_digits"]
+    assert (options.seeds, options.wandb, options.scenarios) == ([0], "off", ["task"])
+    assert len(options.runs()) == 2 * len(FIRST_LOOK)
+    assert compare.parse(["--scenario", "task", "class"]).streams == options.streams
+
+
+def test_all_strategies_are_those_that_have_the_scenario():
+    assert compare.parse(["--strategies", "all"]).strategies == list(STRATEGIES)
+    without = compare.parse(["--strategies", "all", "--scenario", "class"]).strategies
+    assert set(STRATEGIES) - set(without) == {
+        name for name, entry in STRATEGIES.items() if "class" not in entry.scenarios
+    }
 
 
 def test_a_name_given_twice_runs_once():
@@ -168,7 +179,7 @@ def test_class_scenario_has_a_row_per_rule_and_leaves_out_who_needs_labels():
     )
     rows = [(key.strategy, key.inference) for key in options.runs() if key.scenario == "class"]
     assert [row for row in rows if row[0] == "wsn"] == [("wsn", "energy"), ("wsn", "entropy_batch")]
-    assert {"naive", "lwf", "replay", "joint"} <= {strategy for strategy, _ in rows}
+    assert {"naive", "ewc_online", "replay", "joint"} <= {strategy for strategy, _ in rows}
     assert not {"independent", "avalanche_packnet"} & {strategy for strategy, _ in rows}
     assert len({key.slug for key in options.runs()}) == len(options.runs())
 

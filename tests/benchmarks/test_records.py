@@ -8,7 +8,7 @@ import pytest
 from benchmarks_for_tests import make_result
 
 from benchmarks.records import (
-    DOCUMENT,
+    DOCUMENTS,
     RECORDS,
     RecordsError,
     main,
@@ -43,11 +43,13 @@ def files(tmp_path):
 
 def run_main(files, *arguments):
     _, records, document = files
-    return main([*arguments, "--records", str(records), "--document", str(document)])
+    return main([*arguments, "--records", str(records), "--documents", str(document)])
 
 
-def test_the_tables_of_the_results_are_those_of_the_records():
-    text = DOCUMENT.read_text(encoding="utf-8")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_tables_of_the_documents_are_those_of_the_records(document):
+    text = document.read_text(encoding="utf-8")
+    assert "<!-- table: " in text
     assert write_tables(text, read_records(RECORDS)) == text
 
 
@@ -127,12 +129,39 @@ def test_runs_of_other_lengths_have_a_table_of_their_own():
     assert write_tables(written, runs) == written
 
 
+def test_a_mark_says_which_tables_are_shown():
+    runs = [make_result("cacl", ranks={"a.weight": [4, 1]})]
+    whole = write_tables("<!-- table: split_digits -->\n<!-- end -->", runs)
+    short = write_tables("<!-- table: split_digits show=results -->\n<!-- end -->", runs)
+    assert "### split_digits: layers" in whole
+    assert "layers" not in short and "### split_digits: 2 tasks" in short
+
+
+def test_a_table_does_not_mix_recipes():
+    runs = [
+        make_result(recipe="a"),
+        make_result(seed=1, recipe="b"),
+        make_result("wsn", recipe="c"),
+    ]
+    text = "<!-- table: split_digits -->\n<!-- end -->"
+    with pytest.raises(RecordsError, match=r"naive on split_digits has runs of 2 recipes: .*=a,b"):
+        write_tables(text, runs)
+    assert "seed 1" in write_tables(
+        text.replace("digits", "digits recipe=b,c strategy=naive"), runs
+    )
+    assert write_tables(text, [runs[0], runs[2]])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("<!-- table: split_cifar -->\n<!-- end -->", "split_cifar -->: there are no such runs"),
         ("<!-- table: split_digits seed=7 -->\n<!-- end -->", "there are no such runs"),
         ("<!-- table: split_digits sed=0 -->\n<!-- end -->", "no 'sed'; the nearest is 'seed'"),
+        (
+            "<!-- table: split_digits show=all -->\n<!-- end -->",
+            "tables have no 'all'; the nearest",
+        ),
         ("<!-- table: split_digits -->\n", "needs a line, and an <!-- end -->"),
         (
             "<!-- table: split_digits -->\n<!-- table: split_mnist -->\n<!-- end -->\n<!-- end -->",

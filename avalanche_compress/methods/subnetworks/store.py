@@ -151,7 +151,8 @@ class MaskedStore(SubnetworkStore):
         if len(learned) < len(stores):
             return [store.weight() for store in stores]
         weights: list[Tensor] = []
-        for group in in_groups(stores):
+        groups: Sequence[Sequence[Any]] = in_groups(stores)
+        for group in groups:
             thresholds = [top_threshold(store._magnitude(), store.density) for store in group]
             tensors = ((s.frozen, s.trainable, s.scratch, s.scores) for s in group)
             weights += _ScoredWeights.apply(thresholds, *chain.from_iterable(tensors))

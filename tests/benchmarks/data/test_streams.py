@@ -269,6 +269,21 @@ def test_split_mnist_has_ten_tasks_of_one_digit_too(tiny_mnist):
     ]
 
 
+def test_a_stream_to_tune_on_is_the_first_tasks_without_a_look_at_the_test_images(tmp_path):
+    whole = split_digits(tmp_path, seed=1)
+    stream = split_digits(tmp_path, seed=1, first=2, tuning=0.2, held_out=0.1)
+    assert (len(stream.benchmark.train_stream), len(stream.tasks)) == (2, 5)
+    for task in range(2):
+        everything = tensors(whole.benchmark.train_stream[task])[0].flatten(1).tolist()
+        trained = tensors(stream.benchmark.train_stream[task])[0].flatten(1).tolist()
+        asked = tensors(stream.benchmark.test_stream[task])[0].flatten(1).tolist()
+        kept = len(everything) - round(0.2 * len(everything))
+        assert len(asked) == len(everything) - kept
+        assert len(trained) == kept - round(0.1 * kept)
+        assert len({*map(tuple, trained), *map(tuple, asked)}) == len(trained) + len(asked)
+        assert {*map(tuple, trained), *map(tuple, asked)} <= {*map(tuple, everything)}
+
+
 def test_what_a_stream_does_not_have_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="permuted_mnist has no class scenario"):
         stream_of("permuted_mnist", tmp_path, scenario="class")

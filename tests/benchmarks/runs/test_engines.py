@@ -17,7 +17,7 @@ from benchmarks_for_tests import make_result
 
 from benchmarks import compare
 from benchmarks.runs import engines
-from benchmarks.runs.display import SilentDisplay
+from benchmarks.runs.display import Display
 from benchmarks.stress.killtest import differences
 
 
@@ -75,7 +75,7 @@ def started(monkeypatch, tmp_path):
             replace(job, device=device)
             for job in compare.parse(["--strategies", *strategies, "--out", str(tmp_path)]).jobs()
         ]
-        outcomes = dict(engines.run_in_processes(jobs, SilentDisplay(), workers))
+        outcomes = dict(engines.run_in_processes(jobs, Display(), workers))
         assert {job.key.strategy for job in outcomes} == set(strategies)
         return outcomes, context.gpus
 
@@ -129,7 +129,7 @@ with_ray = pytest.mark.skipif(
 def test_a_ray_without_gpus_says_so_instead_of_waiting_for_one():
     (job,) = compare.parse(["--strategies", "naive"]).jobs()
     with pytest.raises(engines.EngineError, match="Ray knows of none: --device cpu"):
-        list(engines.run_on_ray([replace(job, device="cuda")], SilentDisplay(), workers=1))
+        list(engines.run_on_ray([replace(job, device="cuda")], Display(), workers=1))
 
 
 @with_ray
@@ -141,9 +141,9 @@ def test_a_run_whose_ray_worker_is_lost_goes_on_with_another(tmp_path):
         target=kill_when_a_task_is_finished, args=(job.checkpoints / "progress.json", killed)
     )
     killer.start()
-    ((_, found),) = engines.run_on_ray([job], SilentDisplay(), workers=1)
+    ((_, found),) = engines.run_on_ray([job], Display(), workers=1)
     killer.join()
     assert len(killed) == 1 and 1 <= killed[0] < 5
     (whole,) = compare.parse([*arguments, "--out", str(tmp_path / "whole")]).jobs()
-    ((_, expected),) = engines.run_here([whole], SilentDisplay())
+    ((_, expected),) = engines.run_here([whole], Display())
     assert differences([expected], [found]) == []

@@ -16,7 +16,7 @@ from benchmarks import compare
 from benchmarks.report.command import failures_in
 from benchmarks.runs import checkpoints
 from benchmarks.runs import run as runs
-from benchmarks.runs.display import SilentDisplay
+from benchmarks.runs.display import Display
 from benchmarks.runs.engines import run_in_processes
 from benchmarks.runs.store import NAME, Store
 from benchmarks.runs.strategies import STRATEGIES
@@ -227,7 +227,7 @@ def test_several_processes_give_the_same_records_and_the_same_failures(tmp_path,
     assert "failed: avalanche_packnet on split_digits, seed 0: ValueError" in printed
 
 
-class Killing(SilentDisplay):
+class Killing(Display):
     """Kills the workers that report some tasks, which are given by strategy."""
 
     def __init__(self, tasks):
@@ -262,13 +262,14 @@ def test_a_recipe_that_was_changed_back_is_the_one_in_the_tables(tmp_path, monke
 
 def test_sigkill_at_random_moments_leaves_the_store_of_an_uninterrupted_grid(tmp_path):
     grid = ["--strategies", "replay", "tinysubnets", "--epochs", "3", "--workers", "1"]
+    grid += ["--streams", "split_digits"]
     assert kill_and_compare(grid, kills=2, folder=tmp_path) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_sigkill_at_random_moments_leaves_each_run_as_it_was(tmp_path):
     command = [sys.executable, "-m", "benchmarks.killtest", "--each", "--kills", "3", "--"]
-    command += ["--strategies", "naive", "wsn", "--epochs", "2"]
+    command += ["--streams", "split_digits", "--strategies", "naive", "wsn", "--epochs", "2"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     *_, naive, wsn = found.splitlines()
     assert naive.startswith("| naive on split_digits, seed 0 | 3 |") and naive.endswith("| yes |")

@@ -16,7 +16,7 @@ from benchmarks import compare
 from benchmarks.data.streams import STREAMS
 from benchmarks.runs import recipe
 from benchmarks.runs import run as runs
-from benchmarks.runs.display import SilentDisplay
+from benchmarks.runs.display import Display
 from benchmarks.runs.recipe import RecipeError, arguments_of, fingerprint, resolve
 from benchmarks.runs.settings import LearningRateDecay
 from benchmarks.runs.strategies import STRATEGIES, ours
@@ -137,7 +137,7 @@ def built(monkeypatch, tmp_path):
         (job,) = compare.parse(["--strategies", strategy, "--out", str(tmp_path)]).jobs()
         job = dataclasses.replace(job, budget=dataclasses.replace(job.budget, **budget))
         with pytest.raises(Built) as stopped:
-            runs.perform(job, SilentDisplay())
+            runs.perform(job, Display())
         return stopped.value.args[0]
 
     return build

@@ -6,9 +6,10 @@ import pytest
 
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream
+from benchmarks.runs.baselines import ewc
 from benchmarks.runs.recipe import build
 from benchmarks.runs.settings import RunSettings
-from benchmarks.runs.strategies import STRATEGIES, ewc
+from benchmarks.runs.strategies import STRATEGIES
 
 BODY = 64 * 100 + 100 * 100
 HEAD = 2 * 100 + 2
@@ -37,12 +38,22 @@ def train(name, settings, tasks):
         ("naive", 4 * (BODY + 2 * HEAD)),
         # Importances and old weights of both tasks; the first ones knew one head only.
         ("ewc", 4 * (BODY + 2 * HEAD) + 4 * 2 * (BODY + HEAD) + 4 * 2 * (BODY + 2 * HEAD)),
+        # The network, old weights and importances.
+        ("ewc_online", 3 * 4 * (BODY + 2 * HEAD)),
+        ("si", 3 * 4 * (BODY + 2 * HEAD)),
+        ("mas", 3 * 4 * (BODY + 2 * HEAD)),
         ("lwf", 2 * 4 * (BODY + 2 * HEAD)),
         # Both tasks have fewer than 500 examples left in training: they are all kept.
         ("replay", 4 * (BODY + 2 * HEAD) + 453 * (64 + 1)),
+        ("er_ace", 4 * (BODY + 2 * HEAD) + 453 * (64 + 1)),
+        # Logits of two classes are kept with each.
+        ("der", 4 * (BODY + 2 * HEAD) + 453 * (64 + 1 + 2 * 4)),
+        # A fifth of the memory is the share of each of five tasks.
+        ("agem", 4 * (BODY + 2 * HEAD) + 2 * 100 * (64 + 1)),
         # Its backbone has biases and a shared head; one byte of ownership per weight.
         ("avalanche_packnet", 4 * (BODY + 200 + HEAD) + BODY + 200),
         ("independent", 2 * 4 * (BODY + 200)),
+        ("independent_warm", 2 * 4 * (BODY + 200)),
     ],
 )
 def test_stored_bytes_after_two_tasks(name, stored, settings, tmp_path):
@@ -78,7 +89,7 @@ def test_avalanche_packnet_says_that_it_needs_two_epochs(settings):
         build("avalanche_packnet", dataclasses.replace(settings, budget=budget))
 
 
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "independent"])
+@pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_calls_the_watching_plugins(name, settings, tmp_path):
     from benchmarks.runs.display import EpochWatcher
 
