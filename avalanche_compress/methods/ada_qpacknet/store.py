@@ -26,8 +26,7 @@ from avalanche_compress.core.table import Table
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 
-SLOT_BITS = 32
-"""Bits of a slot, B: what one weight takes in a dense model."""
+SLOT_BITS = 32  # of a slot, B: what one weight takes in a dense model
 _POLICIES = ("raise", "grow_copy", "reuse_frozen")
 _NEWEST, _FRESH, _SOURCES = range(3)
 """Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""

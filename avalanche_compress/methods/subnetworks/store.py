@@ -151,7 +151,7 @@ class MaskedStore(SubnetworkStore):
         if len(learned) < len(stores):
             return [store.weight() for store in stores]
         weights: list[Tensor] = []
-        groups: Sequence[Sequence[Any]] = in_groups(stores)
+        groups: list[list[Any]] = list(in_groups(stores))
         for group in groups:
             thresholds = [top_threshold(store._magnitude(), store.density) for store in group]
             tensors = ((s.frozen, s.trainable, s.scratch, s.scores) for s in group)
