@@ -53,6 +53,8 @@ def copy_modules(
             if _is_hooks(name):
                 fields[name] = _remapped(hooks, memo) if hooks else hooks
         fields["training"] = module.training
+        if isinstance(module, nn.RNNBase):
+            fields["_flat_weight_refs"] = []  # which torch drops when it pickles the layer
         for name, value in plain_attributes(module).items():
             fields[name] = _copied(value, memo)
     return copies

@@ -114,7 +114,8 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             for parent, name, classifier in replaced:
                 parent._modules[name] = classifier
             raise
-        self.options: dict[str, Any] = {"exclude": list(exclude), "include": list(include)}
+        lists = {"exclude": list(exclude), "include": list(include)}
+        self.options: dict[str, Any] = {"head": head, **lists}
         self.backbone = model
         self._takes_task = isinstance(model, MultiTaskModule)
         self._call = Caller(model)

@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from avalanche_compress.core.batches import mapped
 from avalanche_compress.core.checks import FirstStep, check_answers
 from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.heads import fails_behind
@@ -239,10 +240,16 @@ class OpenTask:
         return self._views.of_tensors(tensors).model
 
     def _answer(self, model: nn.Module, x: Any, call: Call) -> Tensor:
-        """Logits by a model in evaluation mode, with the same random numbers every time."""
+        """Logits by a model in evaluation mode, with the same random numbers every time.
+
+        Autocast would compute with what it had cast before a weight changed, and layouts are of
+        training only.
+        """
         device = next(self._heads[0].parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-            return call(model, x)
+        devices = [device] if device.type == "cuda" else []
+        full_precision = torch.autocast(device.type, enabled=False)
+        with torch.random.fork_rng(devices), torch.no_grad(), full_precision:
+            return call(model, mapped(x, Tensor.contiguous))
 
 
 class Recomputed(torch.autograd.Function):

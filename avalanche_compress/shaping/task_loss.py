@@ -168,7 +168,8 @@ class TaskLoss:
             places_of, classes = _tables(self.classes, targets.device)
             places = places_of[targets.clamp(0, self.classes[-1])]
             numbers = classes[places]
-        if targets.device.type == "cpu" and torch.equal(numbers, targets):
+        vectorised = torch._C._functorch.is_batchedtensor(targets)  # of which no value can be read
+        if targets.device.type == "cpu" and not vectorised and torch.equal(numbers, targets):
             return places, True
         ignored = targets < 0
         if self._ignored >= 0:
