@@ -158,9 +158,9 @@ class OpenTask:
             :class:`Recomputed`.
         """
         weights: list[tuple[WeightStore, Tensor]] = []
-        for kind, stores in self._by_kind.items():
+        for stores in self._by_kind.values():
             trained = [store for store in stores if store.scratch.requires_grad]
-            weights += zip(trained, kind.loans(trained))
+            weights += ((store, store.loan()) for store in trained)
         untrained = (store for store in self._stores if not store.scratch.requires_grad)
         weights += ((store, store.weight().detach()) for store in untrained)
         if not recomputed:

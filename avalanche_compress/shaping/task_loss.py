@@ -168,7 +168,9 @@ class TaskLoss:
             places_of, classes = _tables(self.classes, targets.device)
             places = places_of[targets.clamp(0, self.classes[-1])]
             numbers = classes[places]
-        vectorised = torch._C._functorch.is_batchedtensor(targets)  # of which no value can be read
+        vectorised = torch._C._functorch.is_functorch_wrapped_tensor(
+            targets
+        )  # of which no value can be read
         if targets.device.type == "cpu" and not vectorised and torch.equal(numbers, targets):
             return places, True
         ignored = targets < 0

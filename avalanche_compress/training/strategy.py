@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Callable, Sequence
 
 import torch
@@ -393,9 +394,14 @@ def _check_finite(model: nn.Module) -> None:
 def _check_stores(network: TaskNetwork, factory: StoreFactory) -> None:
     """Refuse a network whose stores are not what ``factory`` (a class or a partial) builds."""
     kind: Any = getattr(factory, "func", factory)
-    config = getattr(factory, "keywords", {})
+    options = inspect.signature(kind).parameters.values()
+    config = {
+        option.name: option.default for option in options if option.kind is option.KEYWORD_ONLY
+    }
+    config.update(getattr(factory, "keywords", {}))
     for store in network.weight_stores:
-        if not isinstance(store, kind) or not config.items() <= store.config().items():
+        known = {name: value for name, value in config.items() if name in store.config()}
+        if not isinstance(store, kind) or not known.items() <= store.config().items():
             raise TaskStateError(
                 f"the TaskNetwork keeps {store.name} in a {type(store).__name__}{store.config()}, "
                 f"and this method needs {kind.__name__}{config}: pass the plain model, or build "
