@@ -150,6 +150,8 @@ class BaseStore(FactorStore):
         before = self.base
         if self.base_is_given or not state["finished"]:
             given = state["open"]["base"]  # sections that change it are checked against it
+            if given is not None and (not self.base_is_given or given.shape != self.shape):
+                raise CorruptStreamError(f"{self.name} has a base that its state cannot have")
             self.base = None if given is None else given.to(self.scratch.device)
         try:
             super().set_extra_state(state)

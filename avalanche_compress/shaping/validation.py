@@ -54,6 +54,9 @@ class ValidationPlugin(ShapingPlugin):
         self._best: tuple[float, list[Tensor]] | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
 
+    def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
+        return {"_best": (0.0, _trained_tensors(network))}
+
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         dataset = strategy.adapted_dataset
         held_out = round(self.fraction * len(dataset))
