@@ -43,7 +43,7 @@ def _draw_strategies(part: SubFigure, panels: np.ndarray, group: Group, quantity
     names = list(dict.fromkeys(name for layers in means for name in layers))
     colours, widths = layer_colours(names), _layer_widths(names)
     curves = [curve for layers in means for curve in layers.values()]
-    highest = max(float(np.nanmax(curve, initial=0)) for curve in curves)
+    highest = max((float(np.nanmax(curve, initial=0)) for curve in curves), default=0.0)
     for axes, layers in zip(panels.flat, means):
         for name, curve in layers.items():
             _draw_curve(axes, curve, colours[name], widths[name])
