@@ -59,9 +59,6 @@ class OpenTask:
         self._structure = structure
         self._views = views
         self._stores = list(stores)
-        self._by_kind: dict[type[WeightStore], list[WeightStore]] = {}
-        for store in stores:
-            self._by_kind.setdefault(type(store), []).append(store)
         self._private = private
         self._static = static
         self._completed = completed
@@ -157,12 +154,10 @@ class OpenTask:
         :param recomputed: whether the backward pass computes weights again, see
             :class:`Recomputed`.
         """
-        weights: list[tuple[WeightStore, Tensor]] = []
-        for stores in self._by_kind.values():
-            trained = [store for store in stores if store.scratch.requires_grad]
-            weights += ((store, store.loan()) for store in trained)
-        untrained = (store for store in self._stores if not store.scratch.requires_grad)
-        weights += ((store, store.weight().detach()) for store in untrained)
+        weights = [
+            (store, store.loan() if store.scratch.requires_grad else store.weight().detach())
+            for store in self._stores
+        ]
         if not recomputed:
             return self._completed([(store.place, weight) for store, weight in weights])
         return [place for pair in weights for place in self._recomputed(*pair)]

@@ -316,14 +316,6 @@ class WeightStore(Store):
         """What the module computes with while the task is open: :meth:`weight`, or its stand-in."""
         return self.weight()
 
-    @classmethod
-    def loans(cls, stores: Sequence[WeightStore]) -> list[Tensor]:
-        """:meth:`loan` of several stores, where that can be quicker than one after the other.
-
-        :param stores: of this class.
-        """
-        return [store.loan() for store in stores]
-
     @abstractmethod
     def kept_values(self) -> list[Tensor]:
         """The 1-D float tensors that the open task newly keeps, in a fixed order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -30,7 +29,6 @@ from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.subnetworks.subnetwork import (
     SubnetworkStore,
     gradient_where,
-    in_groups,
 )
 
 _NOBODY = torch.iinfo(torch.int32).max
@@ -143,20 +141,14 @@ class MaskedStore(SubnetworkStore):
             with torch.no_grad():
                 self.scratch.masked_fill_(self.free != 0, 0.0)
 
-    @classmethod
-    def loans(cls, stores: Sequence[Any]) -> list[Tensor]:
-        learned = [store for store in stores if store.scores is not None and store._mask is None]
-        if not learned:
-            return super().loans(stores)
-        if len(learned) < len(stores):
-            return [store.weight() for store in stores]
-        weights: list[Tensor] = []
-        groups: list[list[Any]] = list(in_groups(stores))
-        for group in groups:
-            thresholds = [top_threshold(store._magnitude(), store.density) for store in group]
-            tensors = ((s.frozen, s.trainable, s.scratch, s.scores) for s in group)
-            weights += _ScoredWeights.apply(thresholds, *chain.from_iterable(tensors))
-        return weights
+    def weight(self) -> Tensor:
+        if self.scores is None or self._mask is not None:
+            return super().weight()
+        threshold = top_threshold(self._magnitude(), self.density)
+        tensors = (self.frozen, self.trainable, self.scratch, self.scores)
+        weight: Tensor
+        (weight,) = _ScoredWeights.apply([threshold], *tensors)
+        return weight
 
     def fix_mask(self, mask: Tensor) -> None:
         super().fix_mask(mask)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from itertools import chain
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor
@@ -58,15 +57,9 @@ class SubnetworkStore(WeightStore):
         """The slots that the open task may write (bool), whatever its mask keeps of them."""
 
     def weight(self) -> Tensor:
-        return self.loans([self])[0]
-
-    @classmethod
-    def loans(cls, stores: Sequence[Any]) -> list[Tensor]:
-        weights: list[Tensor] = []
-        for group in in_groups(stores):
-            tensors = ((store.frozen, store.trainable, store.scratch) for store in group)
-            weights += _MaskedWeights.apply(*chain.from_iterable(tensors))
-        return weights
+        weight: Tensor
+        (weight,) = _MaskedWeights.apply(self.frozen, self.trainable, self.scratch)
+        return weight
 
     @property
     def mask(self) -> Tensor:
@@ -193,27 +186,6 @@ class SubnetworkStore(WeightStore):
 
     def _shaped(self, mask: Tensor) -> Tensor:
         return mask.view(self.frozen.shape).to(self.frozen.device)
-
-
-GROUP_SIZE = 1 << 20
-"""Weights that are computed by one function of autograd, if they are several tensors."""
-
-
-def in_groups(stores: Sequence[SubnetworkStore]) -> Iterator[list[SubnetworkStore]]:
-    """Small weights together: a function costs as much time as the passes over 20,000 numbers.
-
-    :param stores: any.
-    """
-    group: list[SubnetworkStore] = []
-    size = 0
-    for store in stores:
-        size += store.scratch.numel()
-        if group and size > GROUP_SIZE:
-            yield group
-            group, size = [], store.scratch.numel()
-        group.append(store)
-    if group:
-        yield group
 
 
 class _MaskedWeights(torch.autograd.Function):
