@@ -109,6 +109,7 @@ def independent_compressed(settings: RunSettings, **own: Any) -> Learner:
 
     def save_archive(path: Path) -> int:
         stream = settings.stream.benchmark.test_stream
+        path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(path, "w") as whole:
             for task, (strategy, experience) in enumerate(zip(networks.strategies, stream)):
                 part = path.with_name(f"{path.name}-task{task}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import random
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ def settings(tmp_path_factory):
 
 
 def learn(build, settings, **arguments):
+    # memories are drawn by Python's generator
+    random.seed(0)
     torch.manual_seed(0)
     learner = build(settings, **arguments)
     benchmark = settings.stream.benchmark
@@ -50,7 +53,7 @@ def forgotten(settings):
         (replay, {}),
         (der, {}),
         (er_ace, {}),
-        (agem, {"memory": 300}),
+        (agem, {"memory": 300, "sample_size": 256}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -269,7 +269,7 @@ def test_conv_mode_is_that_whose_factors_come_nearer_to_the_kernel(seed, constan
     near_flat = nearest_of_rank(flat, parameters // 62).reshape(kernel.shape)
     left = [np.square(kernel - near).sum() for near in (near_mean, near_flat)]
     values = [torch.from_numpy(np.linalg.svd(matrix)[1]) for matrix in (mean, flat)]
-    expected = "flatten" if left[1] < left[0] * (1 - 1e-12) else "spatial_mean"
+    expected = "flatten" if left[1] < left[0] - 1e-12 * np.square(kernel).sum() else "spatial_mean"
     assert choose_conv_mode(*values, 8, 6, 9, parameters) == expected
 
 
