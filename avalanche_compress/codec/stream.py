@@ -105,14 +105,14 @@ class ByteWriter:
 
 
 class ByteReader:
-    """Reads what :class:`ByteWriter` wrote; checks every length before it allocates anything.
+    r"""Reads what :class:`ByteWriter` wrote; checks every length before it allocates anything.
 
     :param data: the bytes of one section.
 
     Example::
 
         >>> from avalanche_compress.codec import ByteReader, CorruptStreamError
-        >>> reader = ByteReader(b"\\x05ab")
+        >>> reader = ByteReader(b"\x05ab")
         >>> try:
         ...     reader.read_bytes()
         ... except CorruptStreamError:

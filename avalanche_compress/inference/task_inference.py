@@ -1,4 +1,4 @@
-"""Which task does a sample belong to, when nobody says?"""
+"""The task of a sample that comes without a label."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def _training_data(strategy: Any) -> DataLoader[Any]:
 
 
 def _recurrent_gradients(network: TaskNetwork) -> AbstractContextManager[None]:
-    """cuDNN gives no gradients of a recurrent layer in evaluation mode; torch itself does."""
+    """Recurrent layers of cuDNN have no gradients in evaluation mode; those of torch have."""
     if any(isinstance(module, nn.RNNBase) for module in network.modules()):
         return torch.backends.cudnn.flags(enabled=False)  # type: ignore[no-any-return]
     return nullcontext()

@@ -250,8 +250,10 @@ def _loss_of(
 
 @lru_cache(maxsize=64)
 def _tables(classes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The place of each class number among a task's classes, 0 of those that are not its; and
-    the class number at each place."""
+    """Two tables: the place of each class number among a task's classes, and the reverse.
+
+    The place of a number that is none of the task's is 0.
+    """
     numbers = torch.tensor(classes)
     places = torch.zeros(classes[-1] + 1, dtype=torch.int64)
     places[numbers] = torch.arange(len(classes))

@@ -388,7 +388,7 @@ def resnet18(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Mod
 
 
 def resnet18_torchvision(input_shape: InputShape, classes: int, bias: bool = True) -> nn.Module:
-    """torchvision's ResNet18, see :class:`TorchvisionResNet18`, whatever ``bias`` says."""
+    """ResNet18 of torchvision, see :class:`TorchvisionResNet18`, whatever ``bias`` says."""
     return TorchvisionResNet18(input_shape, classes)
 
 

@@ -123,8 +123,10 @@ def independent_compressed(settings: RunSettings, **own: Any) -> Learner:
 
 
 def naive_snapshots(settings: RunSettings) -> Learner:
-    """One network, trained on each task in turn, of which a copy is kept after each: the diagonal
-    of Naive's accuracy matrix."""
+    """One network, trained on one task after another; a copy is kept after each.
+
+    Its accuracies are the diagonal of Naive's matrix.
+    """
     strategy = Naive(**settings.arguments(baseline_model(settings)), plugins=list(settings.plugins))
     whole = learner_of(settings, strategy, settings.independent_bytes)
     snapshots: list[nn.Module] = []

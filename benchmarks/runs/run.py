@@ -107,9 +107,9 @@ def attempt(job: Job, display: Display) -> RunResult | Failure:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says.
+    r"""What an error says.
 
-    >>> one_line(ValueError("one\\nand two"))
+    >>> one_line(ValueError("one\nand two"))
     'ValueError: one and two'
     """
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -70,7 +70,7 @@ def layer_importance(
 
 
 def _differentiable_in_evaluation(network: TaskNetwork) -> ContextManager[None]:
-    """cuDNN's recurrent layers have no gradients in evaluation mode; torch's own have."""
+    """Recurrent layers of cuDNN have no gradients in evaluation mode; those of torch have."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
     return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
