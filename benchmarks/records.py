@@ -50,13 +50,15 @@ def read_records(path: Path) -> list[RunResult]:
     """
     if not path.exists():
         return []
-    runs = []
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            runs.append(result_of(parse(line, "it"), "it"))
-        except ResultsError as error:
-            raise RecordsError(f"{path}, line {number} is no run: {error}") from error
-    return in_order(runs)
+    lines = enumerate(_lines(path), start=1)
+    return in_order([_run_in(line, f"{path}, line {number}") for number, line in lines])
+
+
+def _run_in(line: str, place: str) -> RunResult:
+    try:
+        return result_of(parse(line, "it"), "it")
+    except ResultsError as error:
+        raise RecordsError(f"{place} is no run: {error}") from error
 
 
 def _lines(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Callable, Iterable, Sequence
 
@@ -158,10 +159,9 @@ class FirstStep:
             dataset=SimpleNamespace(targets=classes, targets_task_labels=[label]),
         )
         for part in parts:
-            try:
+            # it may need more than this; then what it does is seen when it does it
+            with suppress(Exception):
                 part.adaptation(following)
-            except Exception:  # it needs more than this; what it does is seen when it does it
-                continue
         now = _outline(model)
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if not names:

@@ -225,14 +225,19 @@ def _load_installed() -> None:
         return
     _installed_are_loaded = True  # first: what is imported may ask for methods itself
     for entry in _entry_points():
-        try:
-            import_module(entry.value)
-        except Exception as error:
-            warnings.warn(
-                f"the entry point {entry.name!r} of {ENTRY_POINTS} is left out: importing "
-                f"{entry.value} fails with {type(error).__name__}: {error}",
-                stacklevel=3,
-            )
+        _import(entry)
+
+
+def _import(entry: metadata.EntryPoint) -> None:
+    """Import what an entry point names, or warn that it cannot be."""
+    try:
+        import_module(entry.value)
+    except Exception as error:
+        warnings.warn(
+            f"the entry point {entry.name!r} of {ENTRY_POINTS} is left out: importing "
+            f"{entry.value} fails with {type(error).__name__}: {error}",
+            stacklevel=4,
+        )
 
 
 def _entry_points() -> Iterable[metadata.EntryPoint]:

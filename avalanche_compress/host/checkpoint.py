@@ -193,7 +193,7 @@ def _device_map(map_location: MapLocation) -> dict[str, str] | None:
     if map_location is None or isinstance(map_location, dict):
         return map_location
     device = str(torch.device(map_location))
-    return {"cpu": "cpu", **{name: device for name in _CUDA_NAMES}}
+    return {"cpu": "cpu", **dict.fromkeys(_CUDA_NAMES, device)}
 
 
 def _header(payload: bytes) -> bytes:

@@ -59,12 +59,9 @@ def state_of(module):
 
 def package_objects(module):
     """Modules, and values of their attributes, whose class is one of this package's."""
-    found = []
-    for part in module.modules():
-        for thing in (part, *vars(part).values()):
-            if type(thing).__module__.startswith("avalanche_compress"):
-                found.append(type(thing).__name__)
-    return found
+    things = [thing for part in module.modules() for thing in (part, *vars(part).values())]
+    kinds = [type(thing) for thing in things]
+    return [kind.__name__ for kind in kinds if kind.__module__.startswith("avalanche_compress")]
 
 
 class Twice(nn.Module):

@@ -111,7 +111,7 @@ def test_empty_tasks_of_a_small_file_keep_no_masks_in_memory(monkeypatch):
     store.open([])
     store.fix_mask(torch.zeros_like(store.mask))
     section = store.encode()
-    store = loaded({task: section for task in range(400)})
+    store = loaded(dict.fromkeys(range(400), section))
     keep = PassedMasks.keep
 
     def counted(self, position, mask):
