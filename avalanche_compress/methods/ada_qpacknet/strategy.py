@@ -11,7 +11,8 @@ from avalanche_compress.methods.ada_qpacknet.reference import (
     ReferenceMasking,
     ReferenceQuantization,
 )
-from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
+from avalanche_compress.methods.ada_qpacknet.store import SLOT_BITS, SlottedStore
+from avalanche_compress.methods.subnetworks.capacity import fewest_tasks, warn_of_room
 from avalanche_compress.methods.subnetworks.plugin import MaskingOptions, MaskingPlugin
 from avalanche_compress.shaping.quantization import QuantizationOptions, QuantizationPlugin
 from avalanche_compress.shaping.validation import validation_unless_given
@@ -49,6 +50,8 @@ class AdaQPackNet(CompressedStrategy):
     :param validation_fraction: training data set aside for these decisions, unless ``plugins``
         holds a :class:`ValidationPlugin`.
     :param reference_compat: do as the public code does.
+    :ivar room: how many tasks find room for certain, which a warning says on construction; None
+        where there is no limit, or densities are given by position of the task.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -88,6 +91,19 @@ class AdaQPackNet(CompressedStrategy):
         super().__init__(
             store=partial(SlottedStore, policy=capacity_policy), shaping=shaping, **others
         )
+        self.room: int | None = None
+        if capacity_policy == "raise" and not reference_compat and not self.network.tasks:
+            most_bits = QuantizationPlugin(**bits).most_bits
+            self.room = fewest_tasks(
+                self.network, MaskingPlugin(**masking).density, most_bits, SLOT_BITS
+            )
+            if self.room is not None:
+                warn_of_room(
+                    "AdaQPackNet",
+                    self.room,
+                    f"It has more if these need less than {most_bits} bits; for longer streams "
+                    "give a smaller density= or bits=, or capacity_policy='grow_copy'.",
+                )
 
 
 _ALL_BITS = {"bits": 16, "max_bits": 16, "density": 1.0}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, Tuple, TypedDict
+from typing import Any, Dict, Iterator, Sequence, Tuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from avalanche_compress.methods.cacl.penalties import (
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
 
+_HARDLY_SMALLER = 0.9
 REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
@@ -234,6 +236,21 @@ class FactorizationPlugin(ShapingPlugin):
             earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
             store.truncate(self.energy, self.truncation, earlier)
         self._frozen, self._bounds = [], {}
+        if not network_of(strategy).tasks:
+            self._warn_if_hardly_smaller(stores)
+
+    def _warn_if_hardly_smaller(self, stores: Sequence[FactoredStore]) -> None:
+        """Say what to set where the first task keeps about as many numbers as a whole network."""
+        kept = sum(values.numel() for store in stores for values in store.kept_values())
+        whole = sum(store.shape.numel() for store in stores)
+        if stores and kept >= _HARDLY_SMALLER * whole:
+            warnings.warn(
+                f"the first task keeps {kept:,} numbers where its weights have {whole:,}: in this "
+                "training sigma has not become sparse. For less give rank=0.25 (a part of the "
+                f"break-even rank), energy= above {self.energy:g}, lambda_sparse= above "
+                f"{self.lambda_sparse:g}, or more epochs.",
+                stacklevel=2,
+            )
 
 
 def _orthogonality(

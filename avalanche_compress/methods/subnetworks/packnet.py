@@ -9,6 +9,7 @@ from typing import Any, Mapping, Sequence
 from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
+from avalanche_compress.methods.subnetworks.capacity import tasks_until_full, warn_of_room
 from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.shaping.quantization import QuantizationPlugin
@@ -31,6 +32,8 @@ class PackNet(CompressedStrategy):
     :param prune_proportion: part of the free weights that a task gives up, 0..1: a float, a list by
         position of the task, a function of it, or a mapping from a weight's name to one of these.
     :param post_prune_epochs: epochs of ``train_epochs`` that come after pruning.
+    :ivar room: how many tasks find free weights, which a warning says on construction; None where
+        proportions are given by position of the task.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -50,6 +53,14 @@ class PackNet(CompressedStrategy):
     ) -> None:
         masking = MaskingPlugin(complement(prune_proportion), post_prune_epochs=post_prune_epochs)
         super().__init__(store=MaskedStore, shaping=[masking], **options)
+        self.room = tasks_until_full(self.network, masking.density)
+        if self.room is not None:
+            warn_of_room(
+                "PackNet",
+                self.room,
+                "For n tasks give prune_proportion= a list of n numbers, for equal shares "
+                "[1 - 1 / (n - i) for i in range(n)].",
+            )
 
 
 class _Complement:

@@ -321,6 +321,14 @@ def test_ranks_and_starts_are_set_before_a_task_opens():
     assert all(store.residual_strength == 0.5 for store in strategy.model.weight_stores)
 
 
+def test_a_first_task_that_is_hardly_smaller_than_its_weights_says_what_to_set(recwarn):
+    with pytest.warns(UserWarning, match=r"first task keeps .* numbers.*rank=0\.25.*energy="):
+        train(make_stream(2), [FactorizationPlugin()], tasks=1)
+    recwarn.clear()
+    train(make_stream(2), [FactorizationPlugin(rank=0.25)], tasks=2)
+    assert not any("numbers where" in str(warning.message) for warning in recwarn)
+
+
 def test_an_svd_start_is_the_models_own_weights():
     class Watch(SupervisedPlugin):
         def before_training_exp(self, strategy, **kwargs):
