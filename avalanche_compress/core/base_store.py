@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
 
 from avalanche_compress.codec import (
     ByteReader,
@@ -46,7 +47,7 @@ class BaseStore(FactorStore):
         self.base_is_given = base == "given"
         """Whether the base is a weight that no task of this network has trained."""
         outputs, inputs = (*self.shape, 1, 1)[:2]
-        convolution = isinstance(place.module, nn.modules.conv._ConvNd) and len(self.shape) > 1
+        convolution = isinstance(place.module, _ConvNd) and len(self.shape) > 1
         self.groups: int = place.module.groups if convolution else 1  # type: ignore[assignment]
         self.rows, self.columns = outputs // self.groups, inputs
         self.kernel_size = self.scratch.numel() // (outputs * inputs)

@@ -7,6 +7,7 @@ from typing import Any, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
@@ -109,7 +110,7 @@ def sort_tensors(
                 weight = any(n in include or _is_weight(*use) for n, use in uses[id(parameter)])
             (tensors.shared if weight else tensors.private)[full] = place
             tensors.aliases += [(place, other) for _, other in uses[id(parameter)][1:]]
-        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        norm = isinstance(module, _NormBase)
         for name, buffer in module._buffers.items():
             if buffer is None or name in module._non_persistent_buffers_set:
                 continue

@@ -54,7 +54,8 @@ def copy_modules(
                 fields[name] = _remapped(hooks, memo) if hooks else hooks
         fields["training"] = module.training
         if isinstance(module, nn.RNNBase):
-            fields["_flat_weights"] = [None] * len(module._flat_weights_names)
+            names = module._flat_weights_names  # noqa: SLF001 - torch has no other list of them
+            fields["_flat_weights"] = [None] * len(names)
             fields["_flat_weight_refs"] = list(fields["_flat_weights"])
         for name, value in plain_attributes(module).items():
             fields[name] = _copied(value, memo)

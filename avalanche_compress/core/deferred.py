@@ -39,9 +39,9 @@ class DeferredWeight(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor, compose: Callable[[], Tensor], apply: Callable[..., Any]) -> Any:
-        weight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, like.shape, dtype=like.dtype, device=like.device, requires_grad=True
-        )
+        # torch documents it for subclasses like this one, without a stub
+        make = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]  # noqa: SLF001
+        weight = make(cls, like.shape, dtype=like.dtype, device=like.device, requires_grad=True)
         weight.__dict__.update(_compose=compose, _apply=apply, _whole=None)
         return weight
 
@@ -96,5 +96,6 @@ def _whole(value: Any) -> Any:
 
 def _region() -> tuple[bool, Any]:
     """What tells a checkpointed region, and its second pass, from all that is around it."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    graph = torch._C._autograd  # noqa: SLF001 - torch has no public name
+    hooks = graph._top_saved_tensors_default_hooks(True)  # noqa: SLF001 - as above
     return torch.is_grad_enabled(), hooks and hooks[0]

@@ -47,7 +47,7 @@ class HeadAdapter(nn.Linear):
         incremental.classifier.weight, incremental.classifier.bias = self.weight, self.bias
         if not self.multi_head:
             return incremental
-        incremental._auto_adapt = False
+        incremental._auto_adapt = False  # noqa: SLF001 - Avalanche has no argument for it
         classifier = MultiHeadClassifier(self.in_features, classes, masking=False)
         classifier.classifiers = nn.ModuleDict({str(task): incremental})
         return classifier

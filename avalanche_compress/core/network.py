@@ -8,6 +8,7 @@ from typing import Any, Callable, Collection, Iterable, Sequence
 import torch
 from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
 from avalanche_compress.core.checks import check_capacity, check_label, check_structure
@@ -242,7 +243,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             if self.classes or head.weight.shape[0] != len(numbers):
                 renew_head(head, len(numbers))  # else the first task starts with the model's own
         for module in self.backbone.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
+            if isinstance(module, _NormBase):
                 restart_statistics(module)
 
     def commit(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.heads import resize_head
@@ -282,7 +283,7 @@ def counters(model: nn.Module) -> list[Place]:
     ]
 
 
-def restart_statistics(norm: nn.modules.batchnorm._NormBase) -> None:
+def restart_statistics(norm: _NormBase) -> None:
     """Reset the count of batches; statistics go on, unless they are not finite.
 
     :param norm: of a model whose next task starts.

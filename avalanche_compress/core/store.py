@@ -211,7 +211,7 @@ class Store(nn.Module, ABC):
 
         :raises CorruptStreamError: if a section is not what :meth:`encode` gives.
         """
-        copy.deepcopy(self)._restore_all(self.sections)
+        copy.deepcopy(self).restore_all(self.sections)
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The sections as tensors, so that ``state_dict`` carries the finished tasks."""
@@ -224,7 +224,7 @@ class Store(nn.Module, ABC):
         """
         before, taken = dict(self.sections), self._taken
         try:
-            self._restore_all({int(t): data.cpu().numpy().tobytes() for t, data in state.items()})
+            self.restore_all({int(t): data.cpu().numpy().tobytes() for t, data in state.items()})
         except CorruptStreamError:
             self.forget()
             for task, section in before.items():
@@ -232,7 +232,12 @@ class Store(nn.Module, ABC):
             self.read_on(taken)
             raise
 
-    def _restore_all(self, sections: Mapping[int, bytes]) -> None:
+    def restore_all(self, sections: Mapping[int, bytes]) -> None:
+        """Replace all finished tasks.
+
+        :param sections: of each task its label and section, in order of learning.
+        :raises CorruptStreamError: if a section does not fit; those before it are then kept.
+        """
         self.forget()
         for task, section in sections.items():
             self.restore(task, section)

@@ -179,7 +179,7 @@ def _settled(modules: list[nn.Module]) -> nn.Module:
     """A copied model, ready to be evaluated."""
     for module in modules:
         if isinstance(module, nn.RNNBase):
-            module._init_flat_weights()
+            module._init_flat_weights()  # noqa: SLF001 - what its constructor does
     # models that keep what they derive from their weights drop it when their mode changes
     modules[0].train()
     return modules[0].eval()

@@ -118,4 +118,5 @@ def forget_derived(module: nn.Module) -> None:
 
 def _point_flat_weights(module: nn.RNNBase) -> None:
     """Recurrent layers compute with a list of their tensors, not with their attributes."""
-    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    names = module._flat_weights_names  # noqa: SLF001 - torch has no public name
+    module._flat_weights = [getattr(module, name) for name in names]  # noqa: SLF001 - as above

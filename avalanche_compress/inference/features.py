@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from avalanche_compress.core.batches import size_of
 from avalanche_compress.core.network import TaskNetwork
@@ -116,7 +118,7 @@ def flatten(output: Tensor, module: nn.Module) -> Tensor:
     """
     if output.dim() < 3:
         return output.flatten(1)
-    channels_first = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+    channels_first = (_ConvNd, _NormBase)
     tokens = output.dim() == 3 and not isinstance(module, channels_first)
     maps = output.transpose(1, 2) if tokens else output.flatten(2)
     return torch.cat([maps.mean(dim=2), maps.std(dim=2, unbiased=False)], dim=1)
