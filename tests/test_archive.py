@@ -113,7 +113,8 @@ def test_logits_of_every_task_come_back_bit_for_bit(quantiser, store, tmp_path):
     assert written == (tmp_path / "file").stat().st_size
     loaded = load_archive(tmp_path / "file", mlp)
     assert not loaded.training
-    assert loaded.tasks == network.tasks and loaded.classes == network.classes
+    assert loaded.tasks == network.tasks
+    assert loaded.classes == network.classes
     assert loaded.max_class_label == 301
     for task, logits in before.items():
         assert torch.equal(logits_of(loaded, x, task), logits)
@@ -205,7 +206,8 @@ def test_the_file_is_a_safetensors_file_of_bytes_and_holds_no_pickle(example, tm
         assert set(file.keys()) == {"tasks", "static"}
         assert all(file.get_tensor(name).dtype == torch.uint8 for name in ("tasks", "static"))
         manifest = json.loads(file.metadata()["avalanche_compress"])
-    assert manifest["version"] == 1 and len(manifest["sha256"]) == 64
+    assert manifest["version"] == 1
+    assert len(manifest["sha256"]) == 64
     assert not data.startswith((b"PK", b"\x80"))
     with pytest.raises(ValueError, match=r"opcode|pickle"):
         list(pickletools.genops(data))
@@ -323,7 +325,8 @@ def test_swapped_tasks_are_refused_when_they_are_used_and_whenever_they_are(use,
     for _ in range(2):
         with pytest.raises(CorruptStreamError, match=r"0\.weight of task .* is damaged"):
             use(network, x)
-    assert network.tasks == [5, -1, 2] and network.open_task is None
+    assert network.tasks == [5, -1, 2]
+    assert network.open_task is None
     assert archive_bytes(network) == data
 
 
@@ -361,7 +364,9 @@ def test_a_newer_format_is_told_from_damage(example, tmp_path):
     assert "upgrade" in refused(tmp_path / "file", data)
 
 
-@pytest.mark.parametrize("release, named", [("0.3.0", True), ("1.0", True), ("1.0\x1b[2J", False)])
+@pytest.mark.parametrize(
+    ("release", "named"), [("0.3.0", True), ("1.0", True), ("1.0\x1b[2J", False)]
+)
 def test_a_newer_format_says_which_release_reads_it(release, named, example, tmp_path):
     def change(manifest):
         manifest.clear()
@@ -490,7 +495,8 @@ def test_a_task_that_is_as_it_should_be_is_read(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(with_task(statistics=(b"a", b"b")))
     loaded = load_archive(path, mlp)
-    assert loaded.classes == {5: (0, 1)} and list(loaded.statistics[5]) == ["a", "b"]
+    assert loaded.classes == {5: (0, 1)}
+    assert list(loaded.statistics[5]) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -730,7 +736,8 @@ def test_a_given_base_is_in_the_file_once_and_in_no_tasks_section(tmp_path):
     loaded = load_archive(tmp_path / "file", mlp)
     for task in network.tasks:
         assert torch.equal(logits_of(loaded, x, task), logits_of(network, x, task))
-    assert archive_bytes(loaded) == (tmp_path / "file").read_bytes() and size > 4 * weights
+    assert archive_bytes(loaded) == (tmp_path / "file").read_bytes()
+    assert size > 4 * weights
 
 
 def test_a_base_in_the_first_tasks_section_is_read_as_the_first_format_had_it(tmp_path):

@@ -25,7 +25,8 @@ NAMED = [
 def test_every_named_error_is_short_and_keeps_its_start_and_its_end(kind):
     error = kind(f"task 7 has {['x' * 30] * 900}: give it another one.")
     assert len(str(error)) <= LONGEST_MESSAGE
-    assert str(error).startswith("task 7 has ['xxx") and str(error).endswith("another one.")
+    assert str(error).startswith("task 7 has ['xxx")
+    assert str(error).endswith("another one.")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 

@@ -76,12 +76,13 @@ def test_a_failed_call_leaves_the_old_file_and_the_error_says_which_and_why(
         patch.setattr(os, call, fail)
         with pytest.raises(OSError, match=os.strerror(code)) as caught:
             write_atomically(path, NEW)
-    assert caught.value.errno == code and str(path) in str(caught.value)
+    assert caught.value.errno == code
+    assert str(path) in str(caught.value)
     assert_untouched(path)
 
 
 @pytest.mark.parametrize(
-    "code, raised", [(errno.EIO, True), (errno.EINVAL, False), (errno.EACCES, False)]
+    ("code", "raised"), [(errno.EIO, True), (errno.EINVAL, False), (errno.EACCES, False)]
 )
 def test_a_folder_that_cannot_be_synced_is_an_error_only_if_the_disk_failed(
     code, raised, path, monkeypatch
@@ -105,7 +106,8 @@ def test_a_folder_that_cannot_be_synced_is_an_error_only_if_the_disk_failed(
 def test_a_file_that_outgrows_its_limit_is_named_and_the_old_one_stays(path):
     with largest_file(len(NEW) // 2), pytest.raises(OSError, match="too large") as caught:
         write_atomically(path, NEW)
-    assert caught.value.errno == errno.EFBIG and str(path) in str(caught.value)
+    assert caught.value.errno == errno.EFBIG
+    assert str(path) in str(caught.value)
     assert_untouched(path)
 
 
@@ -132,7 +134,8 @@ def test_a_full_disk_is_named_and_the_old_file_stays(mounted):
     write_atomically(path, OLD)
     with pytest.raises(OSError, match="No space left") as caught:
         write_atomically(path, NEW)
-    assert caught.value.errno == errno.ENOSPC and str(path) in str(caught.value)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(path) in str(caught.value)
     assert_untouched(path)
 
 
@@ -207,7 +210,8 @@ def test_of_a_symbolic_link_the_target_is_written(there, tmp_path):
         write_atomically(target, OLD)
     link.symlink_to(os.path.join("elsewhere", "file"))
     write_atomically(link, NEW)
-    assert link.is_symlink() and not target.is_symlink()
+    assert link.is_symlink()
+    assert not target.is_symlink()
     assert target.read_bytes() == link.read_bytes() == NEW
     assert [entry.name for entry in target.parent.iterdir()] == ["file"]
 
@@ -248,7 +252,8 @@ def test_a_pipe_gets_the_bytes_and_stays_a_pipe(tmp_path):
     reader.start()
     write_atomically(pipe, NEW, b"end")
     reader.join(timeout=10)
-    assert read == [NEW + b"end"] and stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert read == [NEW + b"end"]
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
     assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
 
 
@@ -256,7 +261,8 @@ def test_a_pipe_gets_the_bytes_and_stays_a_pipe(tmp_path):
 def test_a_device_is_written_into_and_stays_a_device(tmp_path):
     (tmp_path / "link").symlink_to("/dev/null")
     assert write_atomically(tmp_path / "link", OLD) == write_atomically("/dev/null", OLD)
-    assert stat.S_ISCHR(os.lstat("/dev/null").st_mode) and (tmp_path / "link").is_symlink()
+    assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_what_cannot_be_opened_is_named_and_stays(tmp_path):
@@ -280,7 +286,8 @@ def test_a_name_may_be_as_long_as_the_system_allows(name, tmp_path):
 def test_a_name_that_no_file_can_have_is_named(name, tmp_path):
     with pytest.raises(OSError, match="could not write") as caught:
         write_atomically(tmp_path / name, NEW)
-    assert caught.value.errno == errno.EINVAL and "\0" not in str(caught.value)
+    assert caught.value.errno == errno.EINVAL
+    assert "\0" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

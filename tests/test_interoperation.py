@@ -108,7 +108,8 @@ def test_the_command_writes_the_page(tmp_path, monkeypatch, capsys):
     assert main(["--out", str(tmp_path / "page.md")]) == 0
     assert "combinations as they should be" in capsys.readouterr().out
     text = (tmp_path / "page.md").read_text()
-    assert "| `LRSchedulerPlugin` | works |" in text and "| `EWCPlugin` | refused (" in text
+    assert "| `LRSchedulerPlugin` | works |" in text
+    assert "| `EWCPlugin` | refused (" in text
 
 
 # ------------------------------------------------------------------ early stopping
@@ -145,7 +146,8 @@ def test_a_plugin_that_is_added_later_is_refused_when_training_starts():
     strategy.plugins.append(LwFPlugin())
     with pytest.raises(UnsupportedPluginError, match="LwFPlugin distils"):
         strategy.train(small_stream().train_stream[0])
-    assert strategy.network.tasks == [] and strategy.network.open_task is None
+    assert strategy.network.tasks == []
+    assert strategy.network.open_task is None
 
 
 def test_metrics_of_an_evaluator_that_is_yet_to_be_made_are_checked():

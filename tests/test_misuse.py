@@ -138,7 +138,8 @@ def learn_on(strategy, experience, expected):
     """Train on an experience: finished tasks keep their logits, and the new one joins them."""
     old = old_logits(strategy)
     strategy.train(experience)
-    assert strategy.network.tasks == expected and strategy.network.open_task is None
+    assert strategy.network.tasks == expected
+    assert strategy.network.open_task is None
     assert torch.equal(old, old_logits(strategy))
     for parameter in strategy.network.parameters():
         assert bool(parameter.isfinite().all())
@@ -388,7 +389,8 @@ def batch_of_one(method, errors):
     assert_same(steps.last, everything(strategy))
     old = old_logits(strategy)
     strategy.train(tasks[1], drop_last=True)
-    assert strategy.network.tasks == [0, 1] and torch.equal(old, old_logits(strategy))
+    assert strategy.network.tasks == [0, 1]
+    assert torch.equal(old, old_logits(strategy))
 
 
 @case("nan-or-infinity-in-the-inputs")
@@ -594,7 +596,8 @@ def early_stopping(method, errors):
         strategy = make(method, mlp(), plugins=[stop], train_epochs=7, **PHASES.get(method, {}))
         for experience in tasks.train_stream:
             strategy.train(experience)
-        assert len(stop.ended) == 2 and strategy.network.tasks == [0, 1]
+        assert len(stop.ended) == 2
+        assert strategy.network.tasks == [0, 1]
         for store in strategy.network.weight_stores:
             rank, density = store.rank_of(1), store.density_of(0)
             assert rank is None or method not in PHASES or rank <= 2

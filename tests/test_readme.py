@@ -15,7 +15,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def small_mnist(tasks, return_task_id, class_ids_from_zero_in_each_exp):
-    assert return_task_id and class_ids_from_zero_in_each_exp
+    assert return_task_id
+    assert class_ids_from_zero_in_each_exp
     return make_stream(tasks, shape=(1, 28, 28))
 
 

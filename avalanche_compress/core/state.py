@@ -319,7 +319,8 @@ def reset_nonfinite(module: nn.Module, name: str) -> None:
         reset()
     for entry in names:
         parameter, start = module._parameters[entry], fresh._parameters[entry]
-        assert parameter is not None and start is not None
+        assert parameter is not None
+        assert start is not None
         parameter.copy_(torch.where(parameter.isfinite(), parameter, start).nan_to_num_(0, 0, 0))
         warnings.warn(
             f"{f'{name}.{entry}'.lstrip('.')} held NaN or infinite values, from a training that "

@@ -103,7 +103,8 @@ def works(make: Callable[[], Any], **arguments: Any) -> Callable[[str], None]:
         strategy = build(name, evaluator=evaluator, **arguments)
         learn(strategy, stream.train_stream)
         found = [tuple(sorted({int(s[1]) for s in e.dataset})) for e in stream.train_stream]
-        assert len(found) == 2 and list(strategy.network.classes.values()) == found
+        assert len(found) == 2
+        assert list(strategy.network.classes.values()) == found
         for evaluated in stream.streams.values():
             results = strategy.eval(evaluated)
             accuracies = [v for key, v in results.items() if f"/{evaluated.name}_stream" in key]
@@ -127,7 +128,8 @@ def refused(train: Callable[[], Any]) -> Callable[[str], None]:
                 strategy.train(experience)
         finally:
             now = all_logits(strategy, x)
-            assert strategy.network.open_task is None and list(now) == list(known)
+            assert strategy.network.open_task is None
+            assert list(now) == list(known)
             assert all(torch.equal(now[task], logits) for task, logits in known.items())
 
     return check

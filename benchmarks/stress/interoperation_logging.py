@@ -160,7 +160,8 @@ def check_screen(name: str) -> None:
     """Progress and metrics of each epoch, metrics of each evaluation."""
     screen = logged(name).screen
     assert screen.count("-- >> Start of training phase << --") == TASKS
-    assert screen.count("Epoch ") >= TASKS * EPOCHS and "100%" in screen
+    assert screen.count("Epoch ") >= TASKS * EPOCHS
+    assert "100%" in screen
     assert f"{exp_name('Top1_Acc_Exp', 0)} = {_right(logged(name), 0):.4f}" in screen
 
 
@@ -214,7 +215,8 @@ def check_accuracy(name: str) -> None:
     for task, accuracy in enumerate(accuracies):
         assert _close(run.metrics[-1][exp_name("Top1_Acc_Exp", task)], accuracy)
     stream = run.metrics[-1][f"Top1_Acc_Stream/eval_phase/test_stream/Task{TASKS - 1:03d}"]
-    assert _close(stream, sum(accuracies) / TASKS) and stream > 0.6  # something was learned
+    assert _close(stream, sum(accuracies) / TASKS)
+    assert stream > 0.6  # something was learned
 
 
 def check_loss(name: str) -> None:
@@ -256,7 +258,8 @@ def check_confusion(name: str) -> None:
         for answer, target in zip(logits.argmax(1).tolist(), targets.tolist()):
             counts[target, answer] += 1
     found = run.metrics[-1]["ConfusionMatrix_Stream/eval_phase/test_stream"]
-    assert torch.equal(found.float(), counts) and counts.sum() == 12 * TASKS
+    assert torch.equal(found.float(), counts)
+    assert counts.sum() == 12 * TASKS
 
 
 def check_confusion_image(name: str) -> None:
@@ -274,7 +277,8 @@ def check_compression(name: str) -> None:
     """The bytes of the archive after each task, which become more."""
     metrics = logged(name).metrics[-1]
     sizes = [metrics[WEIGHT.format(task)] for task in range(TASKS)]
-    assert sizes == sorted(set(sizes)) and all(math.isfinite(size) for size in sizes)
+    assert sizes == sorted(set(sizes))
+    assert all(math.isfinite(size) for size in sizes)
 
 
 def refuse_mac(name: str) -> None:

@@ -110,7 +110,8 @@ def check_early_stopping(name: str) -> None:
     learn(strategy, stream.train_stream, eval_streams=_test_of(stream))
     # an epoch of whole weights before those of factors, as HALRP's tasks have, counts for itself
     epochs = [len(task) for task in rates.tasks]
-    assert epochs == [1 + len(phases) for phases in rates.phases] and epochs[0] == 2
+    assert epochs == [1 + len(phases) for phases in rates.phases]
+    assert epochs[0] == 2
 
 
 class _Clipping(SupervisedPlugin):

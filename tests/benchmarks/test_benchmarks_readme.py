@@ -77,8 +77,10 @@ def test_the_new_strategies_stream_and_backbone_run(tmp_path):
     assert compare.main([*arguments, "--workers", "1", "--out", str(tmp_path)]) == 0
     thin, all_data = Store(tmp_path / NAME).results()
     assert (thin.strategy, all_data.strategy) == ("thin_wsn", "cumulative")
-    assert thin.stream == "rotated_digits" and thin.backbone == "wide_mlp"
-    assert thin.forgetting == 0 and thin.archive_bytes < all_data.stored_bytes
+    assert thin.stream == "rotated_digits"
+    assert thin.backbone == "wide_mlp"
+    assert thin.forgetting == 0
+    assert thin.archive_bytes < all_data.stored_bytes
     assert min(thin.accuracy, all_data.accuracy) > 0.5
 
 

@@ -20,7 +20,7 @@ def broken(settings):
     raise RuntimeError("this one\nis broken")
 
 
-@pytest.fixture()
+@pytest.fixture
 def with_broken(monkeypatch):
     monkeypatch.setitem(STRATEGIES, "broken", StrategyEntry(broken))
 

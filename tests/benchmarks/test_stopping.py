@@ -51,8 +51,10 @@ def test_a_comparison_that_is_stopped_says_in_one_line_how_to_go_on(
     _, said = process.communicate(timeout=60)
     assert process.returncode == code, said
     lines = [line for line in said.splitlines() if line.strip()]
-    assert lines[-1].startswith("stopped: ") and str(tmp_path / NAME) in lines[-1]
-    assert "Traceback" not in said and "same command again" in lines[-1]
+    assert lines[-1].startswith("stopped: ")
+    assert str(tmp_path / NAME) in lines[-1]
+    assert "Traceback" not in said
+    assert "same command again" in lines[-1]
     assert 0 < len(Store(tmp_path / NAME).results()) < 8
 
 
@@ -66,14 +68,17 @@ def test_a_damaged_store_ends_the_command_before_anything_is_trained(tmp_path, c
     (tmp_path / NAME).write_bytes(b"no database" * 1000)
     assert compare.main([*COMMAND, "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ") and str(tmp_path / NAME) in said and "\n" not in said
+    assert said.startswith("error: ")
+    assert str(tmp_path / NAME) in said
+    assert "\n" not in said
 
 
 def test_an_out_that_is_a_file_is_named(tmp_path, capsys):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(SystemExit) as caught:
         compare.main([*COMMAND, "--out", str(tmp_path / "out")])
-    assert caught.value.code == 2 and "which is a file" in capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "which is a file" in capsys.readouterr().err
     assert (tmp_path / "out").read_text() == "mine"
 
 

@@ -41,7 +41,8 @@ def test_every_strategy_gets_as_many_trials_and_the_recipe_comes_first(tmp_path,
     assert tried[4][1] == {"optimizer.lr": 1e-3, "memory": 500}
     assert len({changes["ewc_lambda"] for _, changes in tried[:4]}) == 4
     printed = capsys.readouterr().out
-    assert "ewc on split_digits: trial 4/4: " in printed and "best 100.00 %" in printed
+    assert "ewc on split_digits: trial 4/4: " in printed
+    assert "best 100.00 %" in printed
 
 
 def test_trials_of_a_stopped_command_count_and_are_of_a_study_of_their_own(tmp_path, tried):

@@ -31,7 +31,8 @@ def test_codes_come_back_at_every_width_and_lie_least_significant_bit_first(widt
     assert packed.dtype == torch.uint8
     assert packed.tolist() == reference(codes, width)
     decoded = unpack_bits(packed, width, len(codes))
-    assert decoded.dtype == torch.int32 and decoded.tolist() == codes
+    assert decoded.dtype == torch.int32
+    assert decoded.tolist() == codes
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
@@ -57,7 +58,7 @@ def test_other_widths_are_refused(width):
         unpack_bits(torch.tensor([0], dtype=torch.uint8), width, 1)
 
 
-@pytest.mark.parametrize("code, width", [(-1, 4), (16, 4), (65536, 16), (2, 1)])
+@pytest.mark.parametrize(("code", "width"), [(-1, 4), (16, 4), (65536, 16), (2, 1)])
 def test_codes_that_do_not_fit_are_refused(code, width):
     with pytest.raises(ValueError, match="wider"):
         pack_bits(torch.tensor([0, code]), width)

@@ -16,7 +16,7 @@ GOLDEN = torch.tensor([0.3, -0.7, 0.051, 0.9999, -1.3, 0.0])
 
 
 @pytest.mark.parametrize(
-    "bits, fraction, expected",
+    ("bits", "fraction", "expected"),
     [
         (4, 2, [0.25, -0.75, 0, 1, -1.25, 0]),
         (8, 6, [0.296875, -0.703125, 0.046875, 1, -1.296875, 0]),
@@ -45,7 +45,8 @@ def test_codes_are_those_of_the_formula(numbers, bits):
     expected = np.clip(np.round(np.ldexp(values, shift)), -bound, bound)
     codes, fraction_bits = fixed_point(torch.from_numpy(values), bits)
     assert fraction_bits == shift
-    assert codes.dtype == torch.int32 and codes.tolist() == expected.astype(int).tolist()
+    assert codes.dtype == torch.int32
+    assert codes.tolist() == expected.astype(int).tolist()
 
 
 @given(st.integers(0, 2**31), st.integers(2, 16), st.floats(1e-6, 1e6))
@@ -81,7 +82,7 @@ def test_the_ends_of_float32_survive(largest):
 
 
 @pytest.mark.parametrize(
-    "values, bits",
+    ("values", "bits"),
     [
         (torch.tensor([1.0]), 1),
         (torch.tensor([1.0]), 17),

@@ -204,11 +204,12 @@ def test_extreme_magnitudes_stay_finite():
 def test_an_empty_input_has_no_centroids():
     centroids, codes = kmeans_1d(torch.empty(0, 3), 4)
     assert centroids.shape == codes.shape == (0,)
-    assert centroids.dtype == torch.float32 and codes.dtype == torch.int32
+    assert centroids.dtype == torch.float32
+    assert codes.dtype == torch.int32
 
 
 @pytest.mark.parametrize(
-    "values, k",
+    ("values", "k"),
     [
         (torch.tensor([1.0, float("nan")]), 2),
         (torch.tensor([1.0, float("inf")]), 2),

@@ -31,7 +31,8 @@ def test_the_matrix_is_the_sum_of_its_terms_by_magnitude_of_scale():
 
 def test_no_terms_are_a_matrix_of_zeros():
     empty = random_factors(0, 5, 7)
-    assert empty.rank == 0 and torch.equal(empty.compose(), torch.zeros(5, 7).double())
+    assert empty.rank == 0
+    assert torch.equal(empty.compose(), torch.zeros(5, 7).double())
 
 
 def test_the_gradient_is_finite_where_a_scale_is_zero():

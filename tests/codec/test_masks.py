@@ -125,7 +125,8 @@ def test_a_decided_context_costs_only_its_count():
 def test_an_incompressible_mask_is_stored_plainly():
     mask = random_mask(0.5, torch.Generator().manual_seed(0), 64)
     data = encode_mask(mask)
-    assert data[0] == 2 and len(data) == 9
+    assert data[0] == 2
+    assert len(data) == 9
 
 
 def coded_example(name="bits"):

@@ -39,7 +39,7 @@ def test_integers_come_back(numbers):
     reader.finish()
 
 
-@pytest.mark.parametrize("number, size", [(0, 1), (127, 1), (128, 2), (300, 2), (2**63 - 1, 9)])
+@pytest.mark.parametrize(("number", "size"), [(0, 1), (127, 1), (128, 2), (300, 2), (2**63 - 1, 9)])
 def test_small_integers_take_few_bytes(number, size):
     assert len(written("write_uint", number)) == size
 
@@ -59,7 +59,8 @@ def test_tensors_come_back_bit_for_bit(dtype, shape):
     reader = ByteReader(memoryview(data))
     decoded = reader.read_tensor(dtype, shape)
     reader.finish()
-    assert decoded.dtype == dtype and torch.equal(decoded, tensor)
+    assert decoded.dtype == dtype
+    assert torch.equal(decoded, tensor)
     decoded.zero_()  # the result owns writable memory
 
 

@@ -55,7 +55,8 @@ def test_values_come_back_bit_for_bit(seed, count, bits, scale, form):
     reader = ByteReader(written(values))
     read = read_values(reader, count, torch.float32)
     reader.finish()
-    assert type(read) is type(values) and read.bits == values.bits
+    assert type(read) is type(values)
+    assert read.bits == values.bits
     assert torch.equal(read.decode(), values.decode())
     assert torch.equal(read.words(), values.words())
     assert bool((read.words() >= 0).all() and (read.words() < 1 << read.word_bits).all())
@@ -105,14 +106,16 @@ def test_what_may_be_trained_are_the_centroids_and_a_copy_has_its_own():
     book = kept(values, "codebook", 3)
     before, copied = book.decode(), book.copy()
     copied.parameter.add_(1)
-    assert torch.equal(book.decode(), before) and torch.equal(copied.decode(), before + 1)
+    assert torch.equal(book.decode(), before)
+    assert torch.equal(copied.decode(), before + 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_floats_of_every_precision_come_back(dtype):
     values = torch.randn(50).to(dtype)
     read = read_values(ByteReader(written(Float(values))), 50, dtype).decode()
-    assert read.dtype == dtype and torch.equal(read, values)
+    assert read.dtype == dtype
+    assert torch.equal(read, values)
 
 
 @settings(max_examples=300, deadline=None)
@@ -128,7 +131,8 @@ def test_any_bytes_are_values_or_corrupt(kind, data, count, dtype):
         values = read_values(reader, count, dtype)
     except CorruptStreamError:
         return
-    assert values.decode().shape == (count,) and 1 <= values.bits <= 64
+    assert values.decode().shape == (count,)
+    assert 1 <= values.bits <= 64
     reader = ByteReader(bytes([kind]) + data)
     assert skip_values(reader, count, dtype) == values.word_bits
 
@@ -196,7 +200,9 @@ def test_fixed_point_survives_packing_with_an_offset(seed, size, bits):
     assert torch.equal(FixedPoint(codes, bits, word.fraction_bits).decode(), word.decode())
 
 
-@pytest.mark.parametrize("count, bits", [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8)])
+@pytest.mark.parametrize(
+    ("count", "bits"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (256, 8)]
+)
 def test_bits_are_the_fewest_that_name_every_centroid(count, bits):
     assert Codebook(int32([]), torch.arange(float(count))).bits == bits
 

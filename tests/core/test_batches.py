@@ -152,11 +152,15 @@ def test_inputs_that_the_model_does_not_take_are_named(change, message):
 
 def test_batches_are_cut_moved_and_counted_whatever_they_are_made_of():
     x = [{"a": torch.arange(3)}, (torch.arange(6).view(3, 2), "text")]
-    assert size_of(x) == 3 and first_tensor(x) is x[0]["a"]
+    assert size_of(x) == 3
+    assert first_tensor(x) is x[0]["a"]
     cut = rows_of(x, torch.tensor([2, 0]))
-    assert cut[0]["a"].tolist() == [2, 0] and cut[1][0].tolist() == [[4, 5], [0, 1]]
+    assert cut[0]["a"].tolist() == [2, 0]
+    assert cut[1][0].tolist() == [[4, 5], [0, 1]]
     moved = moved_to(x, "meta")
-    assert moved[0]["a"].is_meta and moved[1][0].is_meta and moved[1][1] == "text"
+    assert moved[0]["a"].is_meta
+    assert moved[1][0].is_meta
+    assert moved[1][1] == "text"
     with pytest.raises(TrainingDataError, match="str without a tensor"):
         size_of("text")
 

@@ -51,7 +51,8 @@ def test_nothing_is_cached_after_clearing():
     rows.add(0, torch.zeros(1, dtype=torch.uint8))
     masks.clear()
     rows.clear()
-    assert rows.nearest(TASKS) == -1 and rows.get(0) is None
+    assert rows.nearest(TASKS) == -1
+    assert rows.get(0) is None
     assert all(masks.get(task) is None for task in range(TASKS))
 
 

@@ -95,7 +95,8 @@ def test_strategies_find_the_heads_before_the_first_step(kind, name, tmp_path):
     watch = Optimised()
     strategy = build(name, kind(5), plugins=[watch])
     strategy.train(make_stream(1).train_stream[0])
-    assert strategy.network.head_names == HEADS[kind] and watch.seen
+    assert strategy.network.head_names == HEADS[kind]
+    assert watch.seen
 
 
 class Optimised(SupervisedPlugin):
@@ -149,7 +150,8 @@ def test_a_training_state_knows_the_heads(name, tmp_path):
     position = load_training_state(resumed, tmp_path)
     for experience in stream.train_stream[position.experience :]:
         resumed.train(experience)
-    assert resumed.network.head_names == ["fc"] and resumed.network.tasks == [0, 1]
+    assert resumed.network.head_names == ["fc"]
+    assert resumed.network.tasks == [0, 1]
 
 
 class Normalised(Body):
@@ -188,7 +190,8 @@ def test_looking_for_the_heads_leaves_no_trace():
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
     network = TaskNetwork(model.train(), example=x)
     assert network.head_names == ["0.fc"]
-    assert torch.equal(torch.random.get_rng_state(), state) and model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.training
     assert all(torch.equal(before[name], own) for name, own in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())

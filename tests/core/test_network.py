@@ -119,7 +119,8 @@ def test_a_finished_task_cannot_be_opened():
     before = everything(network)
     with pytest.raises(TaskAlreadyLearnedError, match="task 0 is finished"):
         network.open(0, [0, 1])
-    assert everything(network) == before and network.open_task is None
+    assert everything(network) == before
+    assert network.open_task is None
 
 
 def test_another_open_task_is_in_the_way():
@@ -155,10 +156,12 @@ def test_a_discarded_task_leaves_finished_ones_and_its_label_free():
     old, sections = logits_of(network, x, 0), dict(network.private.sections)
     start(network, x, 5, [0, 1, 2])
     network.discard()
-    assert network.tasks == [0] and network.private.sections == sections
+    assert network.tasks == [0]
+    assert network.private.sections == sections
     assert torch.equal(logits_of(network, x, 0), old)
     learn(network, x, 5, [0, 1, 2])
-    assert network.tasks == [0, 5] and torch.equal(logits_of(network, x, 0), old)
+    assert network.tasks == [0, 5]
+    assert torch.equal(logits_of(network, x, 0), old)
 
 
 def test_labels_need_no_order():
@@ -221,7 +224,8 @@ def test_logits_lie_at_the_columns_of_their_classes(classes):
     with torch.no_grad():
         assert torch.equal(logits[:, numbers], network.materialise(1)(x))
     others = [c for c in range(logits.shape[1]) if c not in numbers]
-    assert bool((logits[:, others] == MASKED).all()) and bool((logits[:, numbers] > MASKED).all())
+    assert bool((logits[:, others] == MASKED).all())
+    assert bool((logits[:, numbers] > MASKED).all())
 
 
 def test_mixed_batches_answer_each_sample_by_its_task():
@@ -246,7 +250,8 @@ def test_labels_may_be_ints_tensors_or_none():
     for labels in (torch.full((5,), 3), torch.tensor(3), [3] * 5):
         assert torch.equal(logits_of(network, x, labels), expected)
     found = logits_of(network, x, None)
-    assert set(found) == {1, 3} and torch.equal(found[3], expected)
+    assert set(found) == {1, 3}
+    assert torch.equal(found[3], expected)
 
 
 def test_an_empty_batch_gives_no_logits():
@@ -287,7 +292,8 @@ def test_unseen_tasks_create_nothing_and_the_newest_answers_wide_enough():
     assert logits.shape == (8, 10)
     assert torch.equal(logits[:, :4], logits_of(network, x, 1))
     assert bool((logits[:, 4:] == MASKED).all())
-    assert network.tasks == [0, 1] and network.open_task is None
+    assert network.tasks == [0, 1]
+    assert network.open_task is None
     assert {name: t.shape for name, t in network.named_parameters()} == shapes
 
 
@@ -299,7 +305,8 @@ def test_evaluation_before_any_training_answers_wide_enough():
         logits = logits_of(network, x, labels)
         assert logits.shape == (8, 10)
         assert bool(torch.isfinite(nn.functional.cross_entropy(logits, targets([8, 9]))))
-    assert network.tasks == [] and network.open_task is None
+    assert network.tasks == []
+    assert network.open_task is None
 
 
 def test_an_unseen_task_in_the_first_training_is_answered_by_the_open_one():
@@ -342,7 +349,8 @@ def test_experiences_without_one_label_are_refused_in_training_only(given, messa
 def test_adaptation_opens_the_task_in_training():
     network = TaskNetwork(mlp())
     network.train().adaptation(experience({6, 4}, [3]))
-    assert network.open_task == 3 and network.classes_of(3) == (4, 6)
+    assert network.open_task == 3
+    assert network.classes_of(3) == (4, 6)
 
 
 # ---------------------------------------------------------------- zero forgetting
@@ -401,7 +409,8 @@ def test_a_replayed_finished_task_does_not_move_in_training():
     network.train()
     with torch.no_grad():
         assert torch.equal(network(x, 0), old), "dropout or batch statistics are at work"
-    assert network.training and network.backbone.norm.training
+    assert network.training
+    assert network.backbone.norm.training
     finish(network)
     assert torch.equal(logits_of(network, x, 0), old)
 
@@ -557,7 +566,8 @@ def test_a_copy_at_any_moment_goes_on_alike(how, moment, store):
     MOMENTS[moment](network, x)
     logits_of(network, x, 0)  # activates, which must not be in the way
     copied = COPIES[how](network, store)
-    assert copied.tasks == network.tasks and copied.open_task == network.open_task
+    assert copied.tasks == network.tasks
+    assert copied.open_task == network.open_task
     for task in (0, 1, 2):
         assert torch.equal(logits_of(copied, x, task), logits_of(network, x, task))
     for other in (network, copied):
@@ -566,7 +576,8 @@ def test_a_copy_at_any_moment_goes_on_alike(how, moment, store):
             other.commit()
             assert torch.equal(logits_of(other, x, 0), open_logits)
     for first, second in zip(network.weight_stores, copied.weight_stores):
-        assert torch.equal(first.free, second.free) and torch.equal(first.value, second.value)
+        assert torch.equal(first.free, second.free)
+        assert torch.equal(first.value, second.value)
     old, finished = logits_of(network, x, 0), bool(network.tasks)
     if bool(copied.weight_stores[0].free.any()):
         learn(copied, x, 8, density=0.1)
@@ -633,7 +644,8 @@ def test_a_shared_buffer_that_changes_is_refused_and_exclude_keeps_it(state, inc
     before = everything(network)
     with pytest.raises(TaskStateError, match=r"drift\.state changed.*exclude=\('drift',\)"):
         network.commit()
-    assert everything(network) == before and network.open_task == 0
+    assert everything(network) == before
+    assert network.open_task == 0
     network = TaskNetwork(Drifting(state, increment), exclude=["drift"])
     learn(network, x, 0)
     old = logits_of(network, x, 0)
@@ -658,7 +670,8 @@ def test_what_is_not_finite_is_never_kept_and_nothing_changes(name, value):
     with pytest.raises(NonFiniteError, match=name):
         network.commit()
     assert everything(network) == before
-    assert network.tasks == [0] and network.open_task == 1
+    assert network.tasks == [0]
+    assert network.open_task == 1
     assert torch.equal(logits_of(network, x, 0), old)
 
 

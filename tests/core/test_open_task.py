@@ -73,7 +73,8 @@ def test_checkpointed_models_have_the_gradients_of_plain_ones(store, form, times
         for passes in (1, 2):
             expected = gradients(network, None, x, y, task, passes)
             found = gradients(network, form, x, y, task, passes)
-            assert expected.keys() == found.keys() and any(g.any() for g in found.values())
+            assert expected.keys() == found.keys()
+            assert any(g.any() for g in found.values())
             for name, gradient in expected.items():
                 assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-6), name
                 if passes == 1:
@@ -290,7 +291,8 @@ def test_checks_draw_no_random_numbers():
         torch.manual_seed(3)
         logits = network.train()(x, 0)
         states.append((logits, torch.random.get_rng_state()))
-    assert torch.equal(states[0][0], states[1][0]) and torch.equal(states[0][1], states[1][1])
+    assert torch.equal(states[0][0], states[1][0])
+    assert torch.equal(states[0][1], states[1][1])
 
 
 class TwoMoving(nn.Module):
@@ -337,7 +339,8 @@ def test_a_buffer_that_moves_late_is_refused_at_the_commit_and_moves_no_finished
     before = logits_of(network, x, 0)
     with pytest.raises(TaskStateError, match=r"0\.shift changed"):
         learn(network, x, 1, steps=3)
-    assert network.open_task == 1 and torch.equal(logits_of(network, x, 0), before)
+    assert network.open_task == 1
+    assert torch.equal(logits_of(network, x, 0), before)
 
 
 # ---------------------------------------------------------------- weights past the attribute
@@ -570,11 +573,13 @@ def test_a_commit_refuses_bytes_that_answer_otherwise(store, monkeypatch):
     sections = [dict(other.sections) for other in network.weight_stores]
     with pytest.raises(TaskStateError, match=r"task 1 is not finished.*answers the last"):
         network.commit()
-    assert network.open_task == 1 and network.tasks == [0]
+    assert network.open_task == 1
+    assert network.tasks == [0]
     assert [dict(other.sections) for other in network.weight_stores] == sections
     monkeypatch.undo()
     network.commit()
-    assert network.tasks == [0, 1] and torch.equal(logits_of(network, x, 0), before)
+    assert network.tasks == [0, 1]
+    assert torch.equal(logits_of(network, x, 0), before)
 
 
 @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
@@ -592,7 +597,8 @@ def test_a_section_is_looked_into_without_a_change(store):
             torch.testing.assert_close(weight, kept.weight().detach())
         else:
             assert torch.equal(weight, kept.weight().detach())
-        assert [*before] == [*after] and kept.encode() == section
+        assert [*before] == [*after]
+        assert kept.encode() == section
         assert all(
             torch.equal(before[name], after[name])
             for name in before

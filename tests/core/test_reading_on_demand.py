@@ -106,7 +106,8 @@ def test_a_state_dict_is_the_same(path):
     assert ours.keys() == theirs.keys()
     for name, own in ours.items():
         if isinstance(own, torch.Tensor):
-            assert own.dtype == theirs[name].dtype and torch.equal(own, theirs[name]), name
+            assert own.dtype == theirs[name].dtype, name
+            assert torch.equal(own, theirs[name]), name
     network = loaded(path)
     network.load_state_dict(ours)
     for task in network.tasks:
@@ -145,7 +146,8 @@ def test_a_crafted_section_is_refused_by_name_when_its_task_is_used(path, cut, t
                     network.activate(task)
                 with pytest.raises(CorruptStreamError):
                     network.open(3, [0, 1])
-            assert network.open_task is None and network.tasks == good.tasks
+            assert network.open_task is None
+            assert network.tasks == good.tasks
             assert archive_bytes(network) == data
 
 

@@ -79,9 +79,11 @@ def trained(option):
 
 def test_a_method_is_found_by_its_name_until_it_is_unregistered():
     with registered(METHOD):
-        assert method_named("optioned") is METHOD and METHOD in registered_methods()
+        assert method_named("optioned") is METHOD
+        assert METHOD in registered_methods()
         assert "option" in store_kinds()
-    assert METHOD not in registered_methods() and "option" not in store_kinds()
+    assert METHOD not in registered_methods()
+    assert "option" not in store_kinds()
     with pytest.raises(TaskStateError, match=r"no method 'optioned'.*known are"):
         method_named("optioned")
     with pytest.raises(TaskStateError, match="no method 'optioned'"):
@@ -132,8 +134,10 @@ def test_settings_are_the_small_ones_then_the_variants_then_the_callers():
     )  # fmt: skip
     first, second = (method.build(method.variants["other"], c=3, plugins=["x"]) for _ in range(2))
     plugin, theirs = first.arguments.pop("plugins")
-    assert first.arguments == {"a": 1, "b": 2, "c": 3} and theirs == "x"
-    assert isinstance(plugin, QuantizationPlugin) and plugin is not second.arguments["plugins"][0]
+    assert first.arguments == {"a": 1, "b": 2, "c": 3}
+    assert theirs == "x"
+    assert isinstance(plugin, QuantizationPlugin)
+    assert plugin is not second.arguments["plugins"][0]
     assert method.build().arguments == {"a": 1, "b": 1, "c": 1, "plugins": []}
 
 
@@ -158,7 +162,8 @@ def test_an_option_comes_back_as_it_was(option, tmp_path):
         loaded = load_archive(tmp_path / "archive", mlp)
     for store in loaded.weight_stores:
         assert type(store) is OptionStore
-        assert store.option == option and type(store.option) is type(option)
+        assert store.option == option
+        assert type(store.option) is type(option)
     assert torch.equal(loaded(x, 0), network(x, 0))
 
 

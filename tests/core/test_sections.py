@@ -18,7 +18,6 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.store import Place
-from avalanche_compress.errors import CompressError
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.methods.halrp.store import PerturbedStore
@@ -111,10 +110,12 @@ def everything(store):
 
 
 def assert_same(before, after):
-    assert before[0] == after[0] and before[2] == after[2]
+    assert before[0] == after[0]
+    assert before[2] == after[2]
     assert before[1].keys() == after[1].keys()
     pairs = [*((own, after[1][name]) for name, own in before[1].items()), *zip(before[3], after[3])]
-    assert all(torch.equal(a, b) for a, b in pairs) and len(before[3]) == len(after[3])
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(before[3]) == len(after[3])
 
 
 def check(build, good, section, shared):
@@ -123,8 +124,7 @@ def check(build, good, section, shared):
     before = everything(store)
     try:
         store.restore(len(good), section)
-    except CorruptStreamError as error:
-        assert isinstance(error, CompressError)
+    except CorruptStreamError:
         assert_same(before, everything(store))
         return
     assert list(store.sections) == [*range(len(good) + 1)]

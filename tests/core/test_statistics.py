@@ -35,7 +35,8 @@ def test_types_and_sizes_come_back():
     read = read_statistics(ByteReader(written(statistics)))
     assert list(read) == list(statistics)
     for name, tensor in statistics.items():
-        assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor)
+        assert read[name].dtype == tensor.dtype
+        assert torch.equal(read[name], tensor)
 
 
 def test_a_number_of_a_type_takes_the_bytes_of_the_type():

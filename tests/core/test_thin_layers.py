@@ -76,7 +76,8 @@ def test_a_spatial_pair_pays_for_the_columns_that_a_stride_skips():
     factors = terms(2, 3 * 3, 4 * 3)
     plain = work_of(nn.Conv2d(3, 4, 3), LowRankWeight(factors, spatial=True))
     strided = work_of(nn.Conv2d(3, 4, 3, stride=2), LowRankWeight(factors, spatial=True))
-    assert plain == (108, 2 * (9 + 12)) and strided == (108, 2 * (18 + 12))
+    assert plain == (108, 2 * (9 + 12))
+    assert strided == (108, 2 * (18 + 12))
 
 
 def network_of_ranks(first, second):

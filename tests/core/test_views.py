@@ -265,7 +265,8 @@ def test_a_view_is_the_task_by_every_name():
             view.bound.__self__.body.weight,
         ]
         assert all(torch.equal(way, weight) for way in ways)
-        assert view.queue[0] is view.body.bias and view.bound.__self__ is view
+        assert view.queue[0] is view.body.bias
+        assert view.bound.__self__ is view
         assert not any(parameter.requires_grad for parameter in view.parameters())
 
 
@@ -309,7 +310,8 @@ def test_an_activated_task_is_built_once():
     logits_of(network, x, 0), logits_of(network, x, 1)
     assert [network.views[task].model for task in range(2)] == views
     network.activate(1, 2)
-    assert [*network.views.active] == [1, 2] and network.views[1].model is views[1]
+    assert [*network.views.active] == [1, 2]
+    assert network.views[1].model is views[1]
 
 
 # ---------------------------------------------------------------- hooks
@@ -376,7 +378,8 @@ def test_what_cannot_be_copied_is_shared():
     model = mlp()
     model.lock, model.generator = threading.Lock(), (number for number in range(3))
     twin, _ = Structure(model).copy([])
-    assert twin.lock is model.lock and twin.generator is model.generator
+    assert twin.lock is model.lock
+    assert twin.generator is model.generator
 
 
 def test_a_copy_has_containers_and_cycles_of_its_own():
@@ -384,8 +387,10 @@ def test_a_copy_has_containers_and_cycles_of_its_own():
     model.cache = {"self": [model, model[0]]}
     model.cache["again"] = model.cache
     twin, parts = Structure(model).copy([])
-    assert twin.cache["self"] == [twin, twin[0]] and twin.cache["again"] is twin.cache
-    assert parts[id(model[0])] is twin[0] and twin[0] is not model[0]
+    assert twin.cache["self"] == [twin, twin[0]]
+    assert twin.cache["again"] is twin.cache
+    assert parts[id(model[0])] is twin[0]
+    assert twin[0] is not model[0]
 
 
 def test_tied_parameters_stay_tied():
@@ -393,7 +398,8 @@ def test_tied_parameters_stay_tied():
     model[1].weight = model[0].weight
     new = torch.ones(4, 4)
     twin, _ = Structure(model).copy([(Place(model[i], "weight"), new) for i in range(2)])
-    assert twin[0].weight is twin[1].weight and torch.equal(twin[0].weight, new)
+    assert twin[0].weight is twin[1].weight
+    assert torch.equal(twin[0].weight, new)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

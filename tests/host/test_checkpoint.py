@@ -103,7 +103,8 @@ def test_resumed_and_uninterrupted_training_end_bit_identical(optimizer, benchma
     torch.manual_seed(1)
     fresh = naive(optimizer)
     resumed, next_experience = trusting(fresh, path, unique_objects=benchmark)
-    assert resumed is fresh and next_experience == 1
+    assert resumed is fresh
+    assert next_experience == 1
     for experience in benchmark.train_stream[next_experience:]:
         resumed.train(experience)
 
@@ -184,7 +185,8 @@ def test_a_strategy_with_metrics_and_wandb_survives(benchmark, tmp_path, monkeyp
     with resumed.evaluator.loggers[0] as logger:
         assert logger.run.id == run_id
     accuracies = {k: v for k, v in expected.items() if k.startswith("Top1")}
-    assert len(accuracies) == 2 and accuracies.items() <= actual.items()
+    assert len(accuracies) == 2
+    assert accuracies.items() <= actual.items()
 
 
 def test_a_missing_file_leaves_the_strategy_alone(tmp_path):
@@ -245,7 +247,8 @@ def test_no_code_of_a_file_runs_unless_somebody_says_that_it_is_trusted(tmp_path
     attributes = dict(fresh.__dict__)
     with pytest.raises(CheckpointError, match="trusted=True"):
         load_checkpoint(fresh, path)
-    assert fresh.__dict__ == attributes and not mark.exists()
+    assert fresh.__dict__ == attributes
+    assert not mark.exists()
     trusting(fresh, path)
     assert mark.exists()
 
@@ -279,7 +282,8 @@ def test_a_failed_write_leaves_the_previous_file(saved, monkeypatch, call, error
     with pytest.raises(expected) as caught:
         save_checkpoint(naive(), path)
     if expected is CheckpointError:
-        assert str(path) in str(caught.value) and "disk full" in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "disk full" in str(caught.value)
     assert path.read_bytes() == content
     assert [file.name for file in path.parent.iterdir()] == ["run.ckpt"]
 
@@ -353,11 +357,16 @@ def test_a_device_map_moves_every_gpu_and_leaves_the_cpu():
 
 def test_optimizers_are_importable_only_within_the_block():
     before = dict(vars(torch.optim))
-    with pytest.raises(ZeroDivisionError), _importable_optimizers():
-        for name in ("sgd", "adam", "adamw", "optimizer"):
-            assert getattr(torch.optim, name) is sys.modules[f"torch.optim.{name}"]
+
+    def looked_at_and_left_by_an_error():
         with _importable_optimizers():
-            pass
-        assert hasattr(torch.optim, "sgd")
-        raise ZeroDivisionError
+            for name in ("sgd", "adam", "adamw", "optimizer"):
+                assert getattr(torch.optim, name) is sys.modules[f"torch.optim.{name}"]
+            with _importable_optimizers():
+                pass
+            assert hasattr(torch.optim, "sgd")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        looked_at_and_left_by_an_error()
     assert vars(torch.optim) == before

@@ -208,7 +208,8 @@ def test_callbacks_within_a_step_are_empty_until_overridden(callback):
 
 def test_an_evaluator_has_metrics_and_loggers_and_gives_each_logger_its_values():
     evaluator = EvaluationPlugin(accuracy_metrics(experience=True), loggers=[])
-    assert evaluator.metrics and evaluator.loggers == []
+    assert evaluator.metrics
+    assert evaluator.loggers == []
     assert parameters_of(BaseLogger.log_metrics) == ["self", "metric_values"]
 
 
@@ -264,11 +265,13 @@ def test_update_optimizer_adds_parameters_and_resets_the_state():
 
 def test_a_data_set_keeps_flat_data_transforms_and_attributes():
     dataset = benchmark().train_stream[0].dataset
-    assert isinstance(dataset, AvalancheDataset) and isinstance(dataset._flat_data, FlatData)
+    assert isinstance(dataset, AvalancheDataset)
+    assert isinstance(dataset._flat_data, FlatData)
     assert isinstance(dataset._flat_data, _FlatDataWithTransform)
     assert dataset._flat_data._transform_groups.current_group == "train"
     assert hasattr(dataset._flat_data, "_frozen_transform_groups")
-    assert hasattr(dataset._flat_data, "_datasets") and hasattr(dataset._flat_data, "_indices")
+    assert hasattr(dataset._flat_data, "_datasets")
+    assert hasattr(dataset._flat_data, "_indices")
     names = {a.name: a.use_in_getitem for a in dataset._data_attributes.values()}
     assert names == {"targets": False, "targets_task_labels": True}
     assert list(dataset.targets_task_labels.data) == [0] * 4

@@ -203,7 +203,8 @@ def check_loaded(network, inference, path):
     save_archive(network, path)
     loaded = load_archive(path, mlp)
     after = inference(loaded, x)
-    assert torch.equal(before.logits, after.logits) and torch.equal(before.tasks, after.tasks)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.tasks, after.tasks)
     for task in network.tasks:
         for name, tensor in network.statistics[task].items():
             assert torch.equal(tensor, loaded.statistics[task][name])
@@ -271,7 +272,8 @@ def test_gathering_draws_no_random_number_and_leaves_the_modes_alone():
     state = torch.get_rng_state()
     TaskInference("triangular").collect(network, 0, batches_of(TASKS[0]))
     assert torch.equal(torch.get_rng_state(), state)
-    assert network.training and network.backbone.training
+    assert network.training
+    assert network.backbone.training
 
 
 def test_tasks_are_collected_one_after_another():
@@ -414,11 +416,13 @@ def test_the_best_on_held_out_samples_is_chosen_and_nothing_is_left_behind():
     trials = select_inference(network, training, held_out, candidates)
     assert not any(network.statistics.values())
     assert {id(trial.inference) for trial in trials} == {id(own) for own in candidates}
-    assert trials[0].accuracy > trials[-1].accuracy and trials[-1].inference is candidates[-1]
+    assert trials[0].accuracy > trials[-1].accuracy
+    assert trials[-1].inference is candidates[-1]
     best = max(trial.accuracy for trial in trials)
     assert trials[0].bytes <= min(own.bytes for own in trials if own.accuracy == best)
     few = select_inference(network, training, held_out, candidates, most_bytes=100)
-    assert [trial.inference for trial in few] == [candidates[-1]] and few[0].bytes <= 100
+    assert [trial.inference for trial in few] == [candidates[-1]]
+    assert few[0].bytes <= 100
 
 
 def test_selection_needs_samples_of_every_task():

@@ -228,7 +228,8 @@ def test_refused_samples_are_reported_of_learned_tasks_and_of_others():
         next(value for name, value in results.items() if "Refused_Exp" in name and part in name)
         for part in ("Exp000", "Exp001", "Exp002")
     ]
-    assert refused[0] < 0.4 and min(refused[1:]) > 0.6
+    assert refused[0] < 0.4
+    assert min(refused[1:]) > 0.6
     assert not any("Refused" in name for name in make().eval(old_style((0, 1, 2)).test_stream))
 
 
@@ -276,7 +277,8 @@ def test_replay_is_refused_before_anything_has_changed():
     strategy.plugins.insert(0, ReplayPlugin())
     with pytest.raises(TaskInferenceError, match="ReplayPlugin replays samples of earlier tasks"):
         strategy.train(old_style().train_stream[0])
-    assert strategy.network.tasks == [] and strategy.network.open_task is None
+    assert strategy.network.tasks == []
+    assert strategy.network.open_task is None
     make(plugins=[ReplayPlugin()])
 
 

@@ -88,7 +88,8 @@ def test_the_search_finds_the_smallest_width_within_tolerance_and_terminates(
     expected = [b for b in range(1, max_bits + 1) if 90 - (90 - losses[b - 1]) <= tolerance]
     assert chosen == [min(expected, default=max_bits)] * 2
     tried = asked[1:]
-    assert tried == sorted(tried) and len(tried) <= max_bits
+    assert tried == sorted(tried)
+    assert len(tried) <= max_bits
 
 
 @settings(max_examples=8, deadline=None)
@@ -120,7 +121,7 @@ def test_the_least_sensitive_layer_is_lowered_first():
     assert choose(loss, per_layer=True)[0] == [2, 3]
 
 
-@pytest.mark.parametrize("method, least", [("kmeans", 1), ("fixed_point", 2)])
+@pytest.mark.parametrize(("method", "least"), [("kmeans", 1), ("fixed_point", 2)])
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_any_loss_accepted_or_no_loss_at_all_gives_the_smallest_width(method, least, per_layer):
     arguments = {"method": method, "per_layer": per_layer}
@@ -166,7 +167,8 @@ def test_of_layers_that_lose_the_same_the_larger_is_lowered_first():
         plugin = QuantizationPlugin("auto", per_layer=True)
         plugin.shape(SimpleNamespace(model=network, plugins=[Scripted(loss)]))
         larger = counts.index(max(counts))
-        assert widths(network)[larger] == 2 and widths(network)[1 - larger] == 3
+        assert widths(network)[larger] == 2
+        assert widths(network)[1 - larger] == 3
 
 
 # ------------------------------------------------------------------ training of codebooks
@@ -368,7 +370,7 @@ def test_fixed_point_has_no_centroids_to_train():
 # ------------------------------------------------------------------ hooks and bad input
 
 
-@pytest.mark.parametrize("bits, reserve", [(4, 4), ("auto", 6)])
+@pytest.mark.parametrize(("bits", "reserve"), [(4, 4), ("auto", 6)])
 def test_stores_hear_of_the_most_bits_before_a_task_opens(bits, reserve):
     class Reserving(MaskedStore):
         reserve, at_opening = FLOAT, ()
@@ -383,7 +385,7 @@ def test_stores_hear_of_the_most_bits_before_a_task_opens(bits, reserve):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ({"bits": 0}, "from 1 to 16"),
         ({"bits": 17}, "from 1 to 16"),

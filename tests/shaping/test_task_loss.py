@@ -157,7 +157,8 @@ def test_ignored_targets_stay_ignored(ignored):
     targets[::4] = ignored
     criterion = nn.CrossEntropyLoss(ignore_index=ignored)
     loss, known = TaskLoss(criterion, classes).checked(wide, targets)
-    assert bool(known) and criterion.ignore_index == ignored
+    assert bool(known)
+    assert criterion.ignore_index == ignored
     counted = targets != ignored
     assert torch.allclose(loss, F.cross_entropy(own[counted], places[counted]))
 
@@ -184,7 +185,8 @@ def test_targets_of_other_classes_are_noticed(classes, foreign):
     loss = TaskLoss(nn.CrossEntropyLoss(), classes)
     assert not loss.knows(wide, targets)
     value, known = loss.checked(wide, targets)
-    assert not bool(known) and bool(value.isfinite())
+    assert not bool(known)
+    assert bool(value.isfinite())
     soft = torch.zeros(len(places), STREAM)
     soft[:, 0] = 1
     assert not loss.knows(wide, soft)
@@ -195,7 +197,8 @@ def test_a_criterion_is_as_it_was_afterwards_even_if_it_fails():
     criterion = nn.CrossEntropyLoss(weight=weight, ignore_index=3)
     _, wide, places = samples((2, 4, 5))
     TaskLoss(criterion, (2, 4, 5))(wide, places + 2)
-    assert criterion.weight is weight and criterion.ignore_index == 3
+    assert criterion.weight is weight
+    assert criterion.ignore_index == 3
 
     class Fails(nn.CrossEntropyLoss):
         def forward(self, logits, targets):
@@ -361,7 +364,8 @@ def test_the_loss_of_a_task_that_was_never_trained_is_finite(weight):
 
     strategy.plugins.append(Losses())
     strategy.eval(tasks[1])
-    assert all(900 < loss < 1100 for loss in losses) and losses
+    assert all(900 < loss < 1100 for loss in losses)
+    assert losses
 
 
 def test_samples_of_several_tasks_have_the_mean_of_their_losses():
@@ -409,7 +413,8 @@ def test_validation_is_by_the_same_loss():
     strategy.train(tasks[0])
     strategy.plugins.append(Compare())
     strategy.train(tasks[1])
-    assert found and all(ours == pytest.approx(plain) for ours, plain in found)
+    assert found
+    assert all(ours == pytest.approx(plain) for ours, plain in found)
 
 
 def test_the_loss_is_of_the_task_that_is_open():

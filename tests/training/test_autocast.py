@@ -68,7 +68,8 @@ def test_only_the_passes_of_training_are_in_bfloat16(name):
     spy.evaluated.clear()
     strategy.eval(stream.test_stream[:1])
     assert torch.bfloat16 in spy.inside
-    assert spy.outside == {torch.float32} and spy.evaluated == {torch.float32}
+    assert spy.outside == {torch.float32}
+    assert spy.evaluated == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -105,7 +106,8 @@ def test_a_strategy_of_the_host_learns_under_it():
         if key.startswith("Top1_Acc_Exp")
     )
     assert accuracy > 0.9
-    assert torch.bfloat16 in spy.inside and spy.outside == {torch.float32}
+    assert torch.bfloat16 in spy.inside
+    assert spy.outside == {torch.float32}
 
 
 def test_a_pass_that_fails_leaves_nothing_under_autocast():

@@ -243,7 +243,8 @@ def check_same(expected, found):
     """Compare two trees, tensors by torch.equal."""
     assert isinstance(expected, dict) or type(expected) is type(found)
     if isinstance(expected, torch.Tensor):
-        assert expected.dtype == found.dtype and torch.equal(expected, found)
+        assert expected.dtype == found.dtype
+        assert torch.equal(expected, found)
     elif isinstance(expected, dict):
         assert list(expected) == list(found)
         for name in expected:
@@ -640,7 +641,7 @@ CASE_OF_PART = [
 
 
 @pytest.mark.parametrize("value", [torch.zeros(1, 2, 3), "text", [-7], 0], ids=repr)
-@pytest.mark.parametrize("case, way", CASE_OF_PART, ids=lambda entry: "/".join(map(str, entry)))
+@pytest.mark.parametrize(("case", "way"), CASE_OF_PART, ids=lambda entry: "/".join(map(str, entry)))
 def test_parts_of_other_strategies_are_checked_too(case, way, value, whole, tmp_path):
     folder, _ = whole(case)
     _, state = unpack_newest(folder_of(folder, (0, 2)))
@@ -665,7 +666,8 @@ def test_a_plugin_of_unknown_state_is_refused_before_training(tmp_path):
     strategy = build(PackNet, ReplayPlugin(mem_size=4), TrainingStatePlugin(tmp_path))
     with pytest.raises(TrainingStateError, match=r"ReplayPlugin.*state_attributes"):
         strategy.train(STREAM.train_stream[0])
-    assert not states_in(tmp_path) and strategy.model.open_task is None
+    assert not states_in(tmp_path)
+    assert strategy.model.open_task is None
 
 
 def test_what_a_plugin_declares_has_to_be_plain(tmp_path):
@@ -788,8 +790,10 @@ def run_process(folder, last_step):
 def test_a_killed_process_goes_on_to_the_same_archive(tmp_path):
     steps_of_an_epoch = 3
     killed = run_process(tmp_path, last_step=steps_of_an_epoch * (EPOCHS + 2) + 1)
-    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "archive").exists()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "archive").exists()
     resumed = run_process(tmp_path, last_step=-1)
-    assert resumed.returncode == 0 and resumed.stdout.split()[:2] == ["1", "2"]
+    assert resumed.returncode == 0
+    assert resumed.stdout.split()[:2] == ["1", "2"]
     strategy = finish(CASES["halrp"](Draw()))
     assert (tmp_path / "archive").read_bytes() == archive_bytes(strategy.model)

@@ -80,13 +80,18 @@ def test_an_epoch_that_ends_well_keeps_its_statistics():
 
 def test_a_failure_undoes_one_step_only():
     statistics, guard = torch.zeros(1), StepGuard()
-    with pytest.raises(ValueError), guard:
-        for step in range(3):
-            guard.step_begins([statistics])
-            statistics.add_(1)
-            if step == 2:
-                raise ValueError
-            guard.step_ends()
+
+    def fail_in_the_third_step():
+        with guard:
+            for step in range(3):
+                guard.step_begins([statistics])
+                statistics.add_(1)
+                if step == 2:
+                    raise ZeroDivisionError
+                guard.step_ends()
+
+    with pytest.raises(ZeroDivisionError):
+        fail_in_the_third_step()
     assert statistics.item() == 2
 
 

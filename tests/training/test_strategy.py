@@ -101,7 +101,8 @@ def test_every_strategy_trains_with_avalanches_defaults(name):
     stream = make_stream(2, samples=20)
     for experience in stream.train_stream:
         strategy.train(experience)
-    assert strategy.network.tasks == [0, 1] and strategy.train_epochs == strategy.train_mb_size == 1
+    assert strategy.network.tasks == [0, 1]
+    assert strategy.train_epochs == strategy.train_mb_size == 1
 
 
 def test_a_plain_script_changes_in_one_line_and_reports_metrics():
@@ -137,7 +138,8 @@ def test_the_optimiser_object_groups_and_schedule_stay():
     )
     for experience in make_stream(2).train_stream:
         strategy.train(experience)
-    assert strategy.optimizer is optimizer and scheduler.optimizer is optimizer
+    assert strategy.optimizer is optimizer
+    assert scheduler.optimizer is optimizer
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**4)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     trained = [id(p) for p in strategy.model.parameters()]
@@ -168,7 +170,8 @@ def test_users_plugins_are_called_and_their_list_is_left_alone():
     mine.append(counter)
     strategy = build("tinysubnets", mlp(), plugins=mine)
     strategy.train(make_stream(1, samples=40).train_stream[0])
-    assert counter.calls > 0 and mine == [counter]
+    assert counter.calls > 0
+    assert mine == [counter]
 
 
 def test_periodic_evaluation_sees_the_compressed_task():
@@ -323,7 +326,8 @@ def test_similar_tasks_share_and_dissimilar_ones_do_not():
 
     assert train(stream.train_stream[1]) == 0
     relabelled = make_stream(1, samples=400, labels=[1]).train_stream[0]
-    assert twin is not None and train(relabelled) > 0
+    assert twin is not None
+    assert train(relabelled) > 0
 
 
 def test_post_pruning_frees_own_weights_only_and_holds_its_tolerance():

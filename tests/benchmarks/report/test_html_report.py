@@ -87,7 +87,8 @@ def test_names_are_used_once_and_every_link_leads_somewhere(page):
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(names)) == len(names)
     links = [attributes["href"] for attributes in page.all("a")]
-    assert links and all(link[0] == "#" and link[1:] in names for link in links)
+    assert links
+    assert all(link[0] == "#" and link[1:] in names for link in links)
     assert {name for name in names if name.endswith("results")} == {
         f"s{place}-results" for place in ("1-task", "1-class", "1-both", "2-task")
     }
@@ -101,9 +102,12 @@ def test_nothing_is_fetched_from_anywhere(page, text):
         if name in ("src", "href", "srcset", "data", "action", "poster")
     ]
     assert all(address.startswith(("#", "data:image/svg+xml;base64,")) for address in addresses)
-    assert not page.all("link") and "@import" not in text and "url(" not in text
+    assert not page.all("link")
+    assert "@import" not in text
+    assert "url(" not in text
     policies = [element["content"] for element in page.all("meta") if "http-equiv" in element]
-    assert len(policies) == 1 and policies[0].startswith("default-src 'none'; img-src data:;")
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'; img-src data:;")
 
 
 def test_every_figure_is_an_svg_with_words_for_who_cannot_see_it(page):
@@ -134,7 +138,8 @@ def test_columns_sort_by_buttons_on_numbers_that_are_exact(page, runs):
     numbers = [
         element for element in page.all("td") if "data-value" in element and "class" not in element
     ]
-    assert numbers and all(float(element["data-value"]) is not None for element in numbers)
+    assert numbers
+    assert all(float(element["data-value"]) is not None for element in numbers)
 
 
 def test_whatever_was_given_is_shown_as_text(text, page):

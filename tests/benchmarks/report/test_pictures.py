@@ -112,7 +112,8 @@ def test_a_curve_is_the_mean_over_the_tasks_seen_and_the_runs():
     (axes,) = curve_figure(groups_of(runs)).axes
     naive, together = (np.array(points(axes)[name]) for name in ("naive", "joint"))
     assert naive[:, 1] == pytest.approx([85, 80])
-    assert np.isnan(together[0, 1]) and together[1, 1] == pytest.approx(98)
+    assert np.isnan(together[0, 1])
+    assert together[1, 1] == pytest.approx(98)
     assert len({*naive[:, 0], *together[:, 0]}) == 4
     assert np.round([*naive[:, 0], *together[:, 0]]).tolist() == [1, 2, 1, 2]
 
@@ -189,7 +190,8 @@ def test_names_stay_in_the_panel_and_apart_when_all_layers_end_alike():
     figure = rank_figure(make_result("cacl", ranks=ranks))
     heights = sorted(text.xyann[1] for text in figure.axes[1].texts)
     assert np.diff(heights).min() > 0.069
-    assert heights[0] >= 0 and heights[-1] <= 1
+    assert heights[0] >= 0
+    assert heights[-1] <= 1
 
 
 def test_ticks_are_tasks_in_the_order_they_were_learned():

@@ -39,7 +39,8 @@ def test_markdown_has_a_table_of_orders_where_there_are_several():
     text = markdown_tables(runs)
     assert "mean ± deviation of 2 seeds in 2 task orders" in text
     assert "| strategy | order 0 % | order 1 % |" in text
-    assert "AOPD pp" in text and "R task orders" in text
+    assert "AOPD pp" in text
+    assert "R task orders" in text
     assert "order" not in markdown_tables([make_result()])
 
 
@@ -95,7 +96,8 @@ def test_one_streams_tables_come_out_of_a_store_of_many(tmp_path, capsys):
     assert "split_digits" not in printed
     assert (out / "table.md").read_text() == printed[:-1]
     page = (out / "report.html").read_text()
-    assert "split_mnist-class-wsn-energy-seed0" in page and "split_digits" not in page
+    assert "split_mnist-class-wsn-energy-seed0" in page
+    assert "split_digits" not in page
 
 
 def test_a_failure_is_the_last_line_of_its_traceback(tmp_path):

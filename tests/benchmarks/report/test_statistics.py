@@ -53,7 +53,8 @@ def test_the_smallest_p_is_that_of_differences_of_one_sign(pairs):
 
 
 def test_a_single_pair_has_no_test():
-    assert sign_flip_p([0.5]) is None and sign_flip_p([]) is None
+    assert sign_flip_p([0.5]) is None
+    assert sign_flip_p([]) is None
 
 
 def test_many_pairs_are_sampled_and_the_same_every_time():

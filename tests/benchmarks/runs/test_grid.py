@@ -185,7 +185,8 @@ def test_quick_runs_say_so_everywhere(tmp_path, capsys):
     arguments = ["--strategies", "packnet", "--quick", "--out", str(tmp_path), "--workers", "1"]
     assert compare.main(arguments) == 0
     (entry,) = json.loads((tmp_path / "results.json").read_text())
-    assert entry["quick"] is True and entry["epochs"] == 2
+    assert entry["quick"] is True
+    assert entry["epochs"] == 2
     printed = capsys.readouterr().out
     assert "packnet on split_digits, seed 0, quick: finished" in printed
     assert "split_digits (quick): 5 tasks, mlp, 2 epochs, seed 0" in printed
@@ -199,7 +200,9 @@ def test_runs_in_bfloat16_are_other_runs_and_say_so(tmp_path, capsys):
     assert compare.main(arguments) == 0
     assert compare.main([*arguments, "--bf16"]) == 0
     plain, bf16 = results(tmp_path)
-    assert not plain.bf16 and bf16.bf16 and plain.key != bf16.key
+    assert not plain.bf16
+    assert bf16.bf16
+    assert plain.key != bf16.key
     assert plain.archive_sha256 != bf16.archive_sha256
     assert bf16.forgetting == 0
     assert "wsn on split_digits, seed 0, bf16: finished" in capsys.readouterr().out
@@ -273,8 +276,10 @@ def test_sigkill_at_random_moments_leaves_each_run_as_it_was(tmp_path):
     command += ["--streams", "split_digits", "--strategies", "naive", "wsn", "--epochs", "2"]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     *_, naive, wsn = found.splitlines()
-    assert naive.startswith("| naive on split_digits, seed 0 | 3 |") and naive.endswith("| yes |")
-    assert wsn.startswith("| wsn on split_digits, seed 0 | 3 |") and wsn.endswith("| yes |")
+    assert naive.startswith("| naive on split_digits, seed 0 | 3 |")
+    assert naive.endswith("| yes |")
+    assert wsn.startswith("| wsn on split_digits, seed 0 | 3 |")
+    assert wsn.endswith("| yes |")
 
 
 def test_where_a_killed_run_went_on_is_counted():

@@ -34,7 +34,8 @@ def write(folder, text, strategy="wsn"):
 
 def test_every_recipe_is_of_a_registered_strategy_and_valid_on_every_stream():
     for path in recipe.FOLDER.iterdir():
-        assert path.suffix == ".yaml" and path.stem in STRATEGIES
+        assert path.suffix == ".yaml"
+        assert path.stem in STRATEGIES
         for stream in STREAMS:
             assert arguments_of(path.stem, stream)
 
@@ -53,7 +54,8 @@ def test_shares_by_weight_add_up_to_the_network():
     for part in pruned["body.1.weight"]:
         kept.append(free * (1 - part))
         free *= part
-    assert kept[0] == pytest.approx(0.05) and kept[-1] == pytest.approx(0.09)
+    assert kept[0] == pytest.approx(0.05)
+    assert kept[-1] == pytest.approx(0.09)
 
 
 def test_a_stream_overrides_the_default_and_a_recipe_what_it_is_like(folder):

@@ -96,7 +96,8 @@ def test_a_run_that_goes_on_goes_on_with_its_wandb_run(strategy, tmp_path, monke
 
     first, second = logged_runs(killed)
     assert first.run_id == second.run_id == logged_runs(whole)[0].run_id
-    assert second.resume and second.run_group == first.run_group
+    assert second.resume
+    assert second.run_group == first.run_group
     assert len(list(killed.rglob("*.wandb"))) == 2
     # what wandb sync puts together is what a run that was left alone has logged
     together = measured(killed)

@@ -53,7 +53,8 @@ def test_a_folder_gives_epochs_its_training_images_of_mnist(options, tmp_path, m
         for ours, theirs in zip(images.train, load_mnist(tmp_path).train):
             assert np.array_equal(ours, theirs)
     for (images, kind), _ in given[2:]:
-        assert kind == "random" and images.train[0].shape == (60_000, 784)
+        assert kind == "random"
+        assert images.train[0].shape == (60_000, 784)
 
 
 @pytest.mark.parametrize("count", [None, 20])
@@ -67,7 +68,8 @@ def test_an_epoch_trains_on_the_images_that_it_was_given(count, monkeypatch):
     values = images.values[images.train[0]]
     for dataset in seen:
         x, y, _ = dataset[7]
-        assert y == images.train[1][7] and len(dataset) == (count or 50)
+        assert y == images.train[1][7]
+        assert len(dataset) == (count or 50)
         assert np.array_equal(np.sort(x.numpy().ravel()), np.sort(values[7]))
 
 

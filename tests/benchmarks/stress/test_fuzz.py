@@ -69,7 +69,9 @@ def test_time_and_memory_of_each_case_are_measured(tmp_path):
     target = replace(ARCHIVES, outcome=hungry)
     gc.collect()  # what other tests left would be freed within the case, and hide its peak
     result = run_case(Case(0, "a", "a", "none", b""), {}, tmp_path, target)
-    assert result.outcome == EXACT and 30 < result.megabytes < 80 and result.seconds > 0
+    assert result.outcome == EXACT
+    assert 30 < result.megabytes < 80
+    assert result.seconds > 0
 
 
 def test_a_case_is_the_same_whenever_it_is_made(archives):
@@ -92,7 +94,8 @@ def outcome_of(example, mutation, data, digests, folder):
 def test_other_weights_without_a_new_checksum_count_as_a_failure(archives, digests, tmp_path):
     data = archives["packnet"]
     outcome = outcome_of("wsn", "bits flipped", data, digests, tmp_path)
-    assert outcome not in OUTCOMES and "silently" in outcome
+    assert outcome not in OUTCOMES
+    assert "silently" in outcome
     assert outcome_of("wsn", "sealed: stream", data, digests, tmp_path) in OUTCOMES
 
 
@@ -105,16 +108,19 @@ def test_an_error_that_is_not_named_counts_as_a_failure(
 
     monkeypatch.setattr(archives_module, "load_archive", fail)
     outcome = outcome_of("wsn", "truncated", archives["wsn"], digests, tmp_path)
-    assert outcome not in OUTCOMES and type(error).__name__ in outcome
+    assert outcome not in OUTCOMES
+    assert type(error).__name__ in outcome
 
 
 def test_the_command_runs_in_a_process_of_its_own_and_counts(monkeypatch, capsys):
     monkeypatch.setattr(archives_module, "EXAMPLES", {"wsn": None, "cacl": None})
     assert main(["--count", "30", "--seed", "5", "--kinds", "archives"]) == 0
     printed = capsys.readouterr().out
-    assert "2 archives" in printed and "memory limit" in printed
+    assert "2 archives" in printed
+    assert "memory limit" in printed
     (total,) = [line.split() for line in printed.splitlines() if line.startswith("all ")]
-    assert int(total[1]) == 30 and int(total[-1]) == 0
+    assert int(total[1]) == 30
+    assert int(total[-1]) == 0
 
 
 def work_badly(connection, seed, first, end, files, expected, kind):
@@ -142,4 +148,5 @@ def test_masks_of_wide_examples_are_coded_as_those_of_large_networks_are(
     (store,) = (store for store in network.weight_stores if store.name == "hidden.weight")
     wrote = [store.stored_values(task) for task in network.tasks]
     size = store.shape.numel()
-    assert size >= 4096 and (max(wrote) * 16 <= size) is sparse
+    assert size >= 4096
+    assert (max(wrote) * 16 <= size) is sparse

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avalanche_compress.archive import load_archive, save_archive
-from avalanche_compress.codec import Codebook, quantise_codebook, quantise_fixed_point
+from avalanche_compress.codec import (
+    Codebook,
+    CorruptStreamError,
+    quantise_codebook,
+    quantise_fixed_point,
+)
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError, NonFiniteError, TaskStateError
@@ -56,12 +61,15 @@ def test_eight_tasks_of_four_bits_are_admitted_and_the_ninth_is_refused():
     store = store_of(20, 30)
     for task in range(8):
         learn(store, task, bits=4)
-    assert (store.occupancy == 32).all() and store.slot_used == 100
+    assert (store.occupancy == 32).all()
+    assert store.slot_used == 100
     with pytest.raises(CapacityExhaustedError, match=r"fc\.weight has 600 slots .* 4 bits left"):
         store.check_open(range(8))
 
 
-@pytest.mark.parametrize("bits, admitted", [(1, 32), (4, 8), (6, 5), (8, 4), (16, 2), (None, 1)])
+@pytest.mark.parametrize(
+    ("bits", "admitted"), [(1, 32), (4, 8), (6, 5), (8, 4), (16, 2), (None, 1)]
+)
 def test_a_task_is_admitted_while_its_bits_fit_exactly(bits, admitted):
     store = store_of(2, 3)
     book = None if bits is None else torch.arange(2.0 ** (bits - 1) + 1)
@@ -100,10 +108,12 @@ def test_no_slot_holds_more_than_32_bits(tasks, seed):
         mask = store.mask_of(task)
         open_count = int(opened.sum())
         assert int(mask.sum()) == open_count - round((1 - density) * open_count)
-        assert not (mask & ~opened).any() and (weight[~mask] == 0).all()
+        assert not (mask & ~opened).any()
+        assert (weight[~mask] == 0).all()
         assert weight[mask].unique().numel() <= 2**bits
     assert torch.equal(store.occupancy.long(), occupancy_of(store))
-    assert (store.occupancy <= 32).all() and store.slot_used <= 100
+    assert (store.occupancy <= 32).all()
+    assert store.slot_used <= 100
     assert store.slot_used == pytest.approx(100 * float(occupancy_of(store).sum()) / (32 * 72))
 
 
@@ -118,7 +128,8 @@ def test_bits_beyond_the_reserve_are_refused_before_anything_changed():
     store.keep_values([quantise_codebook(store.kept_values()[0], 4)])
     with pytest.raises(CapacityExhaustedError, match="4 bits to keep and 3 bits"):
         store.check_commit()
-    assert torch.equal(store.committed(0), old) and torch.equal(store.occupancy, u)
+    assert torch.equal(store.committed(0), old)
+    assert torch.equal(store.occupancy, u)
     store.keep_values([quantise_codebook(store.kept_values()[0], 3)])
     store.check_commit()
 
@@ -266,7 +277,8 @@ def test_an_unknown_task_is_an_error():
 def test_grow_copy_starts_a_fresh_page():
     store = store_of(6, 7, policy="grow_copy")
     kept = {task: learn(store, task, 16, quantise=quantise_fixed_point) for task in range(5)}
-    assert store.pages == 3 and (store.occupancy == 16).all()
+    assert store.pages == 3
+    assert (store.occupancy == 16).all()
     assert store.slot_used == pytest.approx(100 * 5 / 6)
     for task, weight in kept.items():
         assert torch.equal(store.committed(task), weight)
@@ -339,7 +351,8 @@ def test_sections_give_the_same_bits_in_another_store(policy):
             assert torch.equal(other.committed(task), weight)
             assert torch.equal(other.mask_of(task), store.mask_of(task))
             assert other.value_bits(task) == store.value_bits(task)
-        assert torch.equal(other.occupancy, store.occupancy) and other.pages == store.pages
+        assert torch.equal(other.occupancy, store.occupancy)
+        assert other.pages == store.pages
         assert torch.equal(other.slot_words(), store.slot_words())
 
 
@@ -363,9 +376,9 @@ def test_a_damaged_section_is_refused():
 
     second_after_first(store.sections[1])
     for cut in range(len(store.sections[1])):
-        with pytest.raises(ValueError):
+        with pytest.raises(CorruptStreamError):
             second_after_first(store.sections[1][:cut])
-    with pytest.raises(ValueError):
+    with pytest.raises(CorruptStreamError):
         second_after_first(store.sections[1] + b"\0")
     with pytest.raises(ValueError, match="reserve"):
         second_after_first(b"\x21" + store.sections[1][1:])

@@ -81,7 +81,7 @@ def admitted(tasks, **arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments, tasks",
+    ("arguments", "tasks"),
     [
         ({"bits": 4}, 8),
         ({"bits": 6}, 5),
@@ -135,7 +135,8 @@ def test_layers_keep_a_density_of_their_own(density, compat):
     strategy = build(density=density, reference_compat=compat)
     strategy.train(make_stream(1).train_stream[0])
     kept = [float(s.mask_of(0).float().mean()) for s in strategy.network.weight_stores]
-    assert all(0.19 <= part <= 0.41 for part in kept) and kept[0] != kept[1]
+    assert all(0.19 <= part <= 0.41 for part in kept)
+    assert kept[0] != kept[1]
 
 
 def test_widths_chosen_layer_by_layer_stay_within_the_tolerance():
@@ -195,7 +196,7 @@ def test_b1_the_mask_is_that_of_the_initial_weights():
 
 
 @pytest.mark.parametrize(
-    "changes, bits",
+    ("changes", "bits"),
     [
         ([0, 0, 0, 0, 0, 0], 1),
         ([0, 0, 0, 2.0, 0, 0], 4),

@@ -119,7 +119,8 @@ def test_empty_tasks_of_a_small_file_keep_no_masks_in_memory(monkeypatch):
         kept.append(len(self))
 
     monkeypatch.setattr(PassedMasks, "keep", counted)
-    assert not store.mask_of(399).any() and len(kept) == 400
+    assert not store.mask_of(399).any()
+    assert len(kept) == 400
     assert max(kept) == 0
 
 
@@ -128,7 +129,8 @@ def test_masks_that_are_read_later_share_a_row_where_they_are_equal():
     mask = torch.rand(8) < 0.5
     for position in range(100):
         passed.keep(position, mask)
-    assert torch.equal(passed.take(7, step=50), mask) and len(passed) == 100
+    assert torch.equal(passed.take(7, step=50), mask)
+    assert len(passed) == 100
     assert len({row.data_ptr() for row in passed._rows.values()}) == 1
 
 

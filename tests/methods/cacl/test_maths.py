@@ -277,7 +277,8 @@ def test_nothing_is_left_of_no_terms_and_of_zeros(mode):
 def test_truncation_with_more_loss_is_never_larger(mode):
     terms = random_factors(20, 12, 15)
     ranks = [truncate(terms, e, mode).rank for e in (0, 1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99)]
-    assert ranks == sorted(ranks, reverse=True) and ranks[0] > ranks[-1]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] > ranks[-1]
 
 
 # ------------------------------------------------------------------ growth

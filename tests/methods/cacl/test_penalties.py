@@ -179,7 +179,8 @@ def test_what_is_prepared_is_never_more_than_the_width_allows(earlier):
     """A step must not cost more the more tasks there are: at most (w, w) numbers are kept."""
     prepared = FrozenRows(random_rows(earlier, 8))
     kept = prepared.rows if prepared.gram is None else prepared.gram
-    assert kept.numel() <= 8 * 8 and (prepared.rows is None or prepared.gram is None)
+    assert kept.numel() <= 8 * 8
+    assert prepared.rows is None or prepared.gram is None
 
 
 # ------------------------------------------------------------------ bounds

@@ -156,7 +156,8 @@ def test_the_penalty_joins_the_loss_that_is_back_propagated():
     train(make_stream(2), [plugin, Watch()], tasks=2)
     assert len(seen) == 8
     for added, penalty in seen:
-        assert penalty > 0 and added == pytest.approx(penalty, abs=1e-5)
+        assert penalty > 0
+        assert added == pytest.approx(penalty, abs=1e-5)
 
 
 @pytest.mark.parametrize("interval", [1, 2, 3, 16])
@@ -204,7 +205,8 @@ def test_a_step_reads_no_finished_task(scope, monkeypatch):
     monkeypatch.setattr(FactoredStore, "_block_at", read)
     count = Count()
     train(make_stream(4), [FactorizationPlugin(reg_scope=scope), count], tasks=4)
-    assert count.in_steps == 0 and len(reads) > 0
+    assert count.in_steps == 0
+    assert len(reads) > 0
 
 
 def test_a_bound_is_never_older_than_its_epoch():
@@ -261,7 +263,8 @@ def test_a_task_of_little_energy_keeps_nothing_where_frozen_energy_counts(scope,
     plugin = prepared(network, FactorizationPlugin(energy=1e-5, energy_scope=scope))
     plugin.shape(strategy_of(network, plugin))
     kept = [store.sigma.numel() for store in network.weight_stores]
-    assert all(k <= r for k, r in zip(kept, ranks)) and (sum(kept) > 0) == (scope == "new")
+    assert all(k <= r for k, r in zip(kept, ranks))
+    assert (sum(kept) > 0) == (scope == "new")
     network.commit()
     for store in network.weight_stores:
         if scope == "cumulative":
@@ -368,7 +371,8 @@ def test_the_penalty_leaves_an_orthogonal_start_alone():
     for init in ("orthogonal", "random"):
         plugin = FactorizationPlugin(1.0, 0.0, init=init)
         train(stream, [plugin, Watch()], tasks=1)
-    assert penalties[0] == pytest.approx(0, abs=1e-6) and penalties[1] > 1e-2
+    assert penalties[0] == pytest.approx(0, abs=1e-6)
+    assert penalties[1] > 1e-2
 
 
 def test_a_fixed_rank_is_that_of_every_task():
@@ -484,7 +488,8 @@ def test_a_network_of_other_stores_is_refused_before_training():
     )
     with pytest.raises(TaskStateError, match="FactoredStore"):
         strategy.train(make_stream(1).train_stream[0])
-    assert not trained and not network.tasks
+    assert not trained
+    assert not network.tasks
 
 
 def test_non_finite_terms_are_refused_and_the_task_can_be_trained_again():
@@ -502,7 +507,8 @@ def test_non_finite_terms_are_refused_and_the_task_can_be_trained_again():
     with pytest.raises(NonFiniteError, match=r"3\.weight"):
         strategy.train(stream.train_stream[1])
     network = strategy.model
-    assert network.tasks == [0] and all(list(s.sections) == [0] for s in network.weight_stores)
+    assert network.tasks == [0]
+    assert all(list(s.sections) == [0] for s in network.weight_stores)
     spoil.on = False
     strategy.train(stream.train_stream[1])
     assert network.tasks == [0, 1]

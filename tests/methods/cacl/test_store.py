@@ -325,7 +325,8 @@ def test_truncation_keeps_terms_by_energy():
     store.truncate(3e-5)
     kept = [0, 2, 3]
     torch.testing.assert_close(store.sigma.detach(), torch.tensor([3, 0.02, 1]))
-    assert torch.equal(store.left, left[kept]) and torch.equal(store.right, right[kept])
+    assert torch.equal(store.left, left[kept])
+    assert torch.equal(store.right, right[kept])
     assert all(p.requires_grad and p.is_leaf for p in store.parameters())
 
 
@@ -338,7 +339,8 @@ def test_energy_that_is_kept_already_leaves_nothing_of_a_small_task():
         store.sigma.mul_(1e-4)
     store.truncate(3e-5, earlier=1e3)
     finish(store, 1)
-    assert store.ranks[1] == 0 and store.stored_values(1) == 0
+    assert store.ranks[1] == 0
+    assert store.stored_values(1) == 0
     assert torch.equal(store.committed(1), old)
 
 
@@ -364,7 +366,8 @@ def test_a_larger_loss_of_energy_never_gives_more_terms(mode):
         one = copy.deepcopy(store)
         one.truncate(energy, mode)
         ranks.append(one.sigma.numel())
-    assert ranks == sorted(ranks, reverse=True) and ranks[0] > ranks[-1]
+    assert ranks == sorted(ranks, reverse=True)
+    assert ranks[0] > ranks[-1]
 
 
 @pytest.mark.parametrize("decomposition", ["channel", "spatial"])
@@ -506,7 +509,9 @@ def test_training_touches_one_constant_tensor_however_many_tasks_there_are(monke
         optimizer.zero_grad()
         store.weight().square().sum().backward()
         optimizer.step()
-    assert store.shared is shared and torch.equal(shared, bits) and not reads
+    assert store.shared is shared
+    assert torch.equal(shared, bits)
+    assert not reads
     # the sum of all tasks is kept: opening builds nothing, nor does the last task
     store.open(range(6))
     assert not reads
@@ -558,7 +563,8 @@ def test_nothing_that_a_finished_task_uses_lies_in_a_trained_tensors_memory():
 def test_what_is_too_small_to_factor_trains_a_dense_difference(layer, name, decomposition):
     torch.manual_seed(0)
     store = FactoredStore(Place(layer(), name), name, decomposition=decomposition)
-    assert not store.factored and store.initial_rank == 0
+    assert not store.factored
+    assert store.initial_rank == 0
     weights = {}
     for task in range(3):
         store.open(list(store.sections))
@@ -637,14 +643,16 @@ def test_a_copy_in_the_middle_of_a_task_goes_on_as_the_original(copied):
     network = trained_network(small_net)
     expected = outputs(network)
     other = copied(network)
-    assert other.tasks == [3, 1] and other.open_task == 8
+    assert other.tasks == [3, 1]
+    assert other.open_task == 8
     assert all(torch.equal(a, b) for a, b in zip(outputs(other), expected))
     for one in (network, other):
         for store in one.weight_stores:
             store.truncate(0.01)
         one.commit()
     for ours, theirs in zip(network.weight_stores, other.weight_stores):
-        assert ours.sections == theirs.sections and ours.ranks == theirs.ranks
+        assert ours.sections == theirs.sections
+        assert ours.ranks == theirs.ranks
         assert torch.equal(ours.committed(8), theirs.committed(8))
     assert all(torch.equal(a, b) for a, b in zip(outputs(other), outputs(network)))
 
@@ -686,7 +694,8 @@ def test_a_state_between_truncation_and_commit_keeps_a_dense_difference():
     for network in (source, target):
         network.commit()
     for ours, theirs in zip(source.weight_stores, target.weight_stores):
-        assert ours.low_rank(8) is None and ours.sections == theirs.sections
+        assert ours.low_rank(8) is None
+        assert ours.sections == theirs.sections
 
 
 def test_a_network_can_be_converted_to_double_before_its_first_task():
@@ -782,7 +791,8 @@ def test_non_finite_terms_are_refused_at_truncation_and_commit_and_nothing_chang
     assert all(a is b for a, b in zip(before, store.terms))
     with pytest.raises(NonFiniteError, match="weight"):
         store.check_commit()
-    assert list(store.sections) == [0] and torch.equal(store.committed(0), old)
+    assert list(store.sections) == [0]
+    assert torch.equal(store.committed(0), old)
 
 
 def test_a_non_finite_dense_difference_is_refused():
@@ -803,7 +813,8 @@ def test_a_commit_that_is_refused_changes_nothing():
         network.weight_stores[-1].sigma[0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"6\.weight"):
         network.commit()
-    assert network.open_task == 8 and network.tasks == [3, 1]
+    assert network.open_task == 8
+    assert network.tasks == [3, 1]
     assert [store.sections for store in network.weight_stores] == sections
     now = network.state_dict()
     changed = [key for key, tensor in before.items() if not torch.equal(now[key], tensor)]
@@ -942,7 +953,8 @@ def test_under_autocast_the_terms_give_what_the_weight_does_but_for_rounding(mon
     monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
     with torch.autocast("cpu", torch.bfloat16):
         found = computed(store.loan())
-    assert not composed and found[0].dtype is torch.bfloat16
+    assert not composed
+    assert found[0].dtype is torch.bfloat16
     for exact, ours in zip(expected, found):
         # a product, its scale, their sum and the gradients of all are rounded to 2**-8 each
         assert (ours.float() - exact).norm() < 2**-6 * exact.norm()

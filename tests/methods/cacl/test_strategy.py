@@ -193,7 +193,8 @@ def test_under_autocast_logits_are_finite_and_training_goes_on():
             strategy.train(experience)
             for out in logits(network, stream.test_stream, [0, 1, 2]):
                 assert bool(torch.isfinite(out).all())
-    assert dtypes == {torch.float32} and torch.isfinite(torch.tensor(losses)).all()
+    assert dtypes == {torch.float32}
+    assert torch.isfinite(torch.tensor(losses)).all()
 
 
 # ------------------------------------------------------------------ learning
@@ -219,7 +220,8 @@ def test_stronger_sparsity_never_makes_the_network_larger():
             stream, 2, epochs=6, lambda_sparse=lambda_sparse, energy=0.01, storage="factors"
         ).network
         sizes.append(sum(sum(store.ranks.values()) for store in network.weight_stores))
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]
 
 
 def test_layers_too_small_to_factor_learn_too():
@@ -245,7 +247,8 @@ def test_a_bare_vector_can_be_compressed_by_name():
         assert all(torch.equal(a, b) for a, b in zip(known, now))
         known = now
     weights = [network.weight_of("scale", task) for task in range(3)]
-    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
 
 
 def test_small_layers_one_after_another_learn_without_sharing():
@@ -285,9 +288,11 @@ def test_evaluating_unseen_tasks_changes_nothing():
     before, sections = state_of(strategy.model), sections_of(strategy.model)
     parameters = [id(p) for p in strategy.model.parameters()]
     strategy.eval(stream.test_stream)
-    assert same(before, state_of(strategy.model)) and sections == sections_of(strategy.model)
+    assert same(before, state_of(strategy.model))
+    assert sections == sections_of(strategy.model)
     assert parameters == [id(p) for p in strategy.model.parameters()]
-    assert strategy.model.tasks == [0] and strategy.model.open_task is None
+    assert strategy.model.tasks == [0]
+    assert strategy.model.open_task is None
 
 
 def test_evaluation_within_training_changes_nothing():
@@ -354,7 +359,8 @@ def test_the_optimiser_stays_and_trains_new_terms_and_nothing_that_finished_task
     )
     assert all(found is strategy.optimizer for found in inspect.optimizers)
     first, second, third = inspect.terms
-    assert not {map(id, first)} & {map(id, second)} and not {map(id, second)} & {map(id, third)}
+    assert not {map(id, first)} & {map(id, second)}
+    assert not {map(id, second)} & {map(id, third)}
     # each term was moved by the optimiser
     for parameters in inspect.terms:
         assert all(p.grad is not None for p in parameters if p.numel())
@@ -389,7 +395,8 @@ def test_terms_join_the_group_of_their_weight_and_keep_its_schedule():
     strategy.plugins.append(Watch())
     for experience in make_stream(3).train_stream:
         strategy.train(experience)
-    assert len(groups) == 6 and strategy.optimizer is optimizer
+    assert len(groups) == 6
+    assert strategy.optimizer is optimizer
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**6)
 
 
@@ -629,7 +636,8 @@ def test_non_finite_terms_are_not_committed_and_the_task_can_be_trained_again():
     strategy = learned(stream, 0, epochs=1, plugins=[spoil])
     with pytest.raises(NonFiniteError, match=r"3\.weight"):
         strategy.train(stream.train_stream[0])
-    assert strategy.model.tasks == [] and not any(sections_of(strategy.model))
+    assert strategy.model.tasks == []
+    assert not any(sections_of(strategy.model))
     spoil.on = False
     for experience in stream.train_stream:
         strategy.train(experience)

@@ -79,10 +79,13 @@ def test_zero_rows_and_columns_are_scaled_by_zero(solve):
     tuned, base = draw(4, 5, 3, 3, seed=1), draw(4, 5, 3, 3, seed=2)
     base[1], base[:, 2] = 0, 0
     r, s = solve(tuned, base)
-    assert r[1] == 0 and s[2] == 0
-    assert r.isfinite().all() and s.isfinite().all()
+    assert r[1] == 0
+    assert s[2] == 0
+    assert r.isfinite().all()
+    assert s.isfinite().all()
     r, s = solve(tuned, torch.zeros_like(base))
-    assert not r.any() and not s.any()
+    assert not r.any()
+    assert not s.any()
 
 
 def test_scalings_of_a_scaled_weight_are_found_again():
@@ -113,7 +116,9 @@ def test_factors_reach_the_bound_of_eckart_and_young(method, seed, m, n, data):
     svd = leading_svd(matrix, rank, method=method)
     values = np.linalg.svd(matrix.numpy(), compute_uv=False)
     assert svd.energy == pytest.approx((values**2).sum(), rel=1e-12)
-    assert svd.exact and svd.u.shape == (m, rank) and svd.v.shape == (rank, n)
+    assert svd.exact
+    assert svd.u.shape == (m, rank)
+    assert svd.v.shape == (rank, n)
     np.testing.assert_allclose(svd.singular_values, values, atol=1e-7 * values[0])
     u, a = balanced_factors(svd, rank)
     left = float((matrix - u @ a).square().sum())
@@ -141,7 +146,8 @@ def test_randomised_error_is_within_one_percent_on_geometric_spectra(decay, shap
     values = decay ** torch.arange(200, dtype=torch.float64)
     matrix = with_spectrum(*shape, values)
     svd = leading_svd(matrix, rank, method="randomised")
-    assert not svd.exact and svd.singular_values.shape == (rank,)
+    assert not svd.exact
+    assert svd.singular_values.shape == (rank,)
     u, a = balanced_factors(svd, rank)
     least = float(values[rank:].square().sum())
     assert float((matrix - u @ a).square().sum()) <= 1.01 * least
@@ -154,7 +160,8 @@ def test_randomised_result_depends_on_the_seed_alone():
         leading_svd(matrix, 4, method="randomised", power_iterations=0, seed=seed)
         for seed in (3, 3, 4)
     )
-    assert torch.equal(first.u, second.u) and torch.equal(first.v, second.v)
+    assert torch.equal(first.u, second.u)
+    assert torch.equal(first.v, second.v)
     assert not torch.equal(first.u, other.u)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -172,7 +179,8 @@ def test_a_matrix_of_lower_rank_has_orthonormal_vectors_and_no_nan(method):
 @pytest.mark.parametrize("method", ["gram", "exact"])
 def test_all_singular_values_descend(method):
     values = leading_svd(draw(70, 50).float(), 7, method=method).singular_values
-    assert values.shape == (50,) and (values.diff() <= 0).all()
+    assert values.shape == (50,)
+    assert (values.diff() <= 0).all()
 
 
 @pytest.mark.parametrize(

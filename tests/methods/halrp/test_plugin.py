@@ -137,7 +137,8 @@ def test_importance_leaves_no_trace(kind):
         layer_importance(network, network.weight_stores, batches, F.cross_entropy, kind)
         for _ in range(2)
     ]
-    assert torch.equal(*measured) and not measured[0].requires_grad
+    assert torch.equal(*measured)
+    assert not measured[0].requires_grad
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for module in network.modules()] == modes
     now = network.state_dict()
@@ -161,7 +162,8 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_no_importance():
         found = layer_importance(
             network, network.weight_stores, some_batches(), F.cross_entropy, kind
         )
-        assert found[0] == 0 and found[1] > 0
+        assert found[0] == 0
+        assert found[1] > 0
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
@@ -184,7 +186,8 @@ def test_cudnn_computes_no_gradients_of_recurrent_layers(recurrent):
     network.open(0, [0, 1])
     found = layer_importance(network, network.weight_stores, some_batches(), F.cross_entropy)
     assert set(enabled) == {not recurrent and torch.backends.cudnn.enabled}
-    assert all(found > 0) and torch.backends.cudnn.enabled
+    assert all(found > 0)
+    assert torch.backends.cudnn.enabled
 
 
 def test_the_samples_for_importance_come_in_order_and_once():
@@ -264,7 +267,8 @@ def test_ranks_and_weights_are_those_of_the_public_code(rate):
     index = strategy.plugins.index(plugin_of(strategy))
     strategy.plugins[index] = Watched(rate, max_rank=6)
     train(strategy)
-    assert seen["found"][0] == seen["expected"][0] and max(seen["found"][0]) > 1
+    assert seen["found"][0] == seen["expected"][0]
+    assert max(seen["found"][0]) > 1
     for ours, theirs in zip(seen["found"][1], seen["expected"][1]):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -463,7 +467,8 @@ def test_the_optimiser_object_groups_and_schedule_stay():
     plugins = [LRSchedulerPlugin(scheduler, reset_scheduler=False, reset_lr=False)]
     strategy = build(model, 2, optimizer, plugins=plugins)
     train(strategy)
-    assert strategy.optimizer is optimizer and scheduler.optimizer is optimizer
+    assert strategy.optimizer is optimizer
+    assert scheduler.optimizer is optimizer
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**4)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in strategy.model.parameters())
@@ -832,7 +837,8 @@ def test_entries_at_the_floor_are_pruned_and_nothing_else():
     for store in strategy.network.weight_stores:
         for part in store.factors:
             kept = part[part != 0].abs()
-            assert float(kept.min()) > 0.02 and bool((part == 0).any())
+            assert float(kept.min()) > 0.02
+            assert bool((part == 0).any())
 
 
 def test_the_public_codes_threshold_may_miss_the_bound():
@@ -950,7 +956,8 @@ def test_too_few_epochs_are_refused_before_anything_changes(arguments, least):
     strategy = build(epochs=3, **arguments)
     with pytest.raises(TaskStateError, match=f"train_epochs={least} at least"):
         train(strategy)
-    assert strategy.network.open_task is None and not strategy.network.tasks
+    assert strategy.network.open_task is None
+    assert not strategy.network.tasks
 
 
 def test_importance_of_validation_data_needs_some():
@@ -995,4 +1002,5 @@ def test_a_network_whose_weights_are_all_too_small_keeps_them_whole():
     strategy = build(model)
     train(strategy, 3)
     (store,) = strategy.network.weight_stores
-    assert not store.factored and store.added_values(2) == 64
+    assert not store.factored
+    assert store.added_values(2) == 64

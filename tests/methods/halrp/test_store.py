@@ -202,7 +202,8 @@ def test_only_what_the_open_task_trains_gets_a_gradient():
     store.scratch.grad = None
     perturb(store)
     store.weight().square().sum().backward()
-    assert store.scratch.grad is None and store.base.grad is None
+    assert store.scratch.grad is None
+    assert store.base.grad is None
     names = {"row_scale", "column_scale", "left", "right"}
     assert {name for name, p in store.named_parameters() if p.grad.any()} == names
     assert not any(buffer.requires_grad for buffer in store.buffers())
@@ -217,7 +218,9 @@ def test_a_base_row_of_zeros_has_the_scale_zero():
     with torch.no_grad():
         store.scratch.normal_()
     r, s = store.scalings()
-    assert r[0, 1] == 0 and s[0, 2] == 0 and bool(r.isfinite().all() and s.isfinite().all())
+    assert r[0, 1] == 0
+    assert s[0, 2] == 0
+    assert bool(r.isfinite().all() and s.isfinite().all())
 
 
 def test_more_sweeps_leave_less():
@@ -228,7 +231,8 @@ def test_more_sweeps_leave_less():
         float(store.residual(*store.scalings(sweeps), "flatten").square().sum())
         for sweeps in (1, 2, 5, 20)
     ]
-    assert left == sorted(left, reverse=True) and left[0] > left[-1]
+    assert left == sorted(left, reverse=True)
+    assert left[0] > left[-1]
     reference = float(
         store.residual(*store.scalings(solve=reference_scalings), "flatten").square().sum()
     )
@@ -242,7 +246,8 @@ def test_the_first_task_is_the_base_and_later_ones_start_from_it():
     store = linear_store()
     before = store.scratch.detach().clone()
     store.open([])
-    assert torch.equal(store.weight(), before) and store.base is None
+    assert torch.equal(store.weight(), before)
+    assert store.base is None
     with pytest.raises(TaskStateError, match="no base"):
         store.scalings()
     finish(store, 3)
@@ -261,7 +266,8 @@ def test_a_given_base_is_the_weight_at_the_first_opening_however_often_that_is()
         given = store.scratch.fill_(2.0).clone()  # as when pretrained weights are loaded late
     for _ in range(2):
         store.open([])
-        assert torch.equal(store.weight(), given) and torch.equal(store.base, given)
+        assert torch.equal(store.weight(), given)
+        assert torch.equal(store.base, given)
         with torch.no_grad():
             store.scratch.normal_()
     perturb(store)
@@ -269,7 +275,8 @@ def test_a_given_base_is_the_weight_at_the_first_opening_however_often_that_is()
     assert torch.equal(store.base, given)
     assert store.rank_of(0) == 2
     assert store.stored_values(0) == store.added_values(0) == 3 * 20
-    assert store.value_bits(0) == 32 * 3 * 20 and store.shared_bits == 32 * 8 * 12
+    assert store.value_bits(0) == 32 * 3 * 20
+    assert store.shared_bits == 32 * 8 * 12
     learn(store, 1)
     assert store.stored_values(1) == store.added_values(1) == 3 * 20
 
@@ -277,8 +284,10 @@ def test_a_given_base_is_the_weight_at_the_first_opening_however_often_that_is()
 def test_a_quantised_first_task_is_a_quantised_base():
     store = linear_store()
     learn(store, 0, quantise=partial(quantise_codebook, bits=2))
-    assert len(store.base.unique()) <= 4 and torch.equal(store.base, store.committed(0))
-    assert store.value_bits(0) == 2 * 96 and store.added_values(0) == 0
+    assert len(store.base.unique()) <= 4
+    assert torch.equal(store.base, store.committed(0))
+    assert store.value_bits(0) == 2 * 96
+    assert store.added_values(0) == 0
 
 
 def test_nothing_that_a_finished_task_uses_lies_in_a_trained_tensors_memory():
@@ -427,9 +436,11 @@ def test_a_task_that_is_committed_in_its_warm_up_keeps_its_whole_weight():
         tuned = store.scratch.normal_().clone()
     finish(store, 1)
     assert torch.equal(store.committed(1), tuned)
-    assert store.rank_of(1) == 4 and store.stored_values(1) == store.shape.numel()
+    assert store.rank_of(1) == 4
+    assert store.stored_values(1) == store.shape.numel()
     learn(store, 2)
-    assert torch.equal(store.committed(1), tuned) and store.rank_of(2) == 2
+    assert torch.equal(store.committed(1), tuned)
+    assert store.rank_of(2) == 2
 
 
 # ------------------------------------------------------------------ freezing
@@ -485,7 +496,8 @@ def test_a_finished_base_trains_on_nowhere():
             perturb(store)
             trained = [store.scratch, *store.parameters()]
     finish(store, 1)
-    assert store.base is base and torch.equal(base, bits)
+    assert store.base is base
+    assert torch.equal(base, bits)
     assert torch.equal(store.committed(0), bits)
 
 
@@ -495,7 +507,8 @@ def test_a_task_that_is_opened_anew_forgets_its_first_attempt():
     prune(store)
     store.keep_values([quantise_codebook(values, 1) for values in store.kept_values()])
     store.open([0])
-    assert store.dense and torch.equal(store.weight(), store.base)
+    assert store.dense
+    assert torch.equal(store.weight(), store.base)
     perturb(store, seed=9)
     assert store.factors == (store.left, store.right)
     assert len(store.kept_values()[0].unique()) == 8
@@ -562,7 +575,8 @@ def test_a_copy_in_any_phase_goes_on_as_the_original(copied, phase, base):
     network = trained_network(base, phase)
     expected = outputs(network)
     other = copied(network)
-    assert other.tasks == [3, 1] and other.open_task == 8
+    assert other.tasks == [3, 1]
+    assert other.open_task == 8
     assert all(torch.equal(a, b) for a, b in zip(outputs(other), expected))
     for one in (network, other):
         one.commit()
@@ -582,7 +596,8 @@ def test_a_given_base_goes_with_the_state_before_a_task_is_finished():
             parameter.add_(1)
     second.load_state_dict(first.state_dict())
     for ours, theirs in zip(first.weight_stores, second.weight_stores):
-        assert torch.equal(ours.base, theirs.base) and not torch.equal(ours.base, ours.scratch)
+        assert torch.equal(ours.base, theirs.base)
+        assert not torch.equal(ours.base, ours.scratch)
 
 
 def test_loading_a_state_keeps_the_parameters_that_an_optimiser_knows():
@@ -602,7 +617,8 @@ def test_an_archive_gives_the_same_bits_and_learns_on(base, tmp_path):
     loaded = load_archive(tmp_path / "archive", small_net)
     assert all(torch.equal(a, b) for a, b in zip(outputs(loaded), outputs(network)))
     for ours, theirs in zip(network.weight_stores, loaded.weight_stores):
-        assert ours.config() == theirs.config() and torch.equal(ours.base, theirs.base)
+        assert ours.config() == theirs.config()
+        assert torch.equal(ours.base, theirs.base)
     loaded.open(9, [0, 1])
     for store in loaded.weight_stores:
         assert torch.equal(store.weight(), store.base)

@@ -139,7 +139,8 @@ def test_ranks_are_remembered_task_by_task():
     ranks = layer_ranks(strategy.network)
     assert list(ranks) == ["1.weight", "3.weight"]
     for own in ranks.values():
-        assert own[0] == 0 and all(1 <= rank <= 5 for rank in own[1:])
+        assert own[0] == 0
+        assert all(1 <= rank <= 5 for rank in own[1:])
 
 
 def test_few_bits_make_a_small_file():

@@ -100,12 +100,15 @@ def test_a_task_starts_from_the_base_and_trains_nothing_else():
     store = linear_store()
     before = store.scratch.detach().clone()
     store.open([])
-    assert torch.equal(store.weight(), before) and not store.left.any()
+    assert torch.equal(store.weight(), before)
+    assert not store.left.any()
     bound = 12**-0.5
-    assert float(store.right.abs().max()) <= bound and float(store.right.std()) > 0.4 * bound
+    assert float(store.right.abs().max()) <= bound
+    assert float(store.right.std()) > 0.4 * bound
     adapt(store)
     store.weight().square().sum().backward()
-    assert store.scratch.grad is None and not any(b.requires_grad for b in store.buffers())
+    assert store.scratch.grad is None
+    assert not any(b.requires_grad for b in store.buffers())
     assert {name for name, p in store.named_parameters() if p.grad.any()} == {"left", "right"}
 
 
@@ -115,11 +118,13 @@ def test_the_first_task_may_be_the_base():
     base = store.base.clone()
     for task in (1, 2):
         learn(store, task)
-        assert torch.equal(store.base, base) and not torch.equal(store.committed(task), base)
+        assert torch.equal(store.base, base)
+        assert not torch.equal(store.committed(task), base)
     assert torch.equal(store.committed(3), base)
     assert [store.rank_of(task) for task in (3, 1, 2)] == [0, 2, 2]
     assert [store.added_values(task) for task in (3, 1, 2)] == [0, 40, 40]
-    assert store.encode_shared() == b"" and store.shared_bits == 0
+    assert store.encode_shared() == b""
+    assert store.shared_bits == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,8 @@ def test_the_first_task_may_be_the_base():
 def test_no_task_takes_a_rank_at_which_its_whole_weight_has_fewer_numbers(layer, rank):
     torch.manual_seed(0)
     store = behind(layer())
-    assert store.break_even_rank == rank and store.factored == (rank > 0)
+    assert store.break_even_rank == rank
+    assert store.factored == (rank > 0)
     learn(store, 0, rank=100)
     numbers = rank * store.groups * (store.rows + store.width)
     assert store.stored_values(0) == (numbers or store.shape.numel()) <= store.shape.numel()
@@ -171,7 +177,8 @@ def test_quantised_factors_are_what_the_task_computes_with(quantise, bits):
 def test_a_quantised_first_task_is_a_quantised_base():
     store = linear_store(base="first")
     learn(store, 0, quantise=partial(quantise_codebook, bits=2))
-    assert len(store.base.unique()) <= 4 and torch.equal(store.base, store.committed(0))
+    assert len(store.base.unique()) <= 4
+    assert torch.equal(store.base, store.committed(0))
 
 
 @pytest.mark.parametrize("base", ["first", "given"])
@@ -220,7 +227,8 @@ def test_a_copy_in_the_middle_of_a_task_goes_on_as_the_original(copied, base):
     assert torch.equal(other.eval()(x, 1), network.eval()(x, 1))
     network.commit()
     other.commit()
-    assert torch.equal(other(x, 0), network(x, 0)) and torch.equal(other(x, 1), network(x, 1))
+    assert torch.equal(other(x, 0), network(x, 0))
+    assert torch.equal(other(x, 1), network(x, 1))
     for each in (network, other):
         torch.manual_seed(4)
         each.open(2, [0, 1])

@@ -114,7 +114,8 @@ def test_every_layer_of_every_task_draws_its_own_density():
     masking = MaskingPlugin(DensityRange(0.2, 0.7), seed=1)
     drawn = [masking.density_at(t, f"{layer}.weight") for t in range(30) for layer in "abc"]
     assert len(set(drawn)) == 90
-    assert 0.2 <= min(drawn) < 0.25 and 0.65 < max(drawn) <= 0.7
+    assert 0.2 <= min(drawn) < 0.25
+    assert 0.65 < max(drawn) <= 0.7
     again = MaskingPlugin(DensityRange(0.2, 0.7), seed=1)
     assert again.density_at(17, "b.weight") == masking.density_at(17, "b.weight")
     other = MaskingPlugin(DensityRange(0.2, 0.7), seed=2)
@@ -130,7 +131,9 @@ def test_drawn_densities_are_those_of_the_masks():
     assert kept["3.weight"] == 0.5
 
 
-@pytest.mark.parametrize("low, high", [(-0.1, 0.5), (0.5, 1.1), (0.6, 0.4), (float("nan"), 0.5)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.1, 0.5), (0.5, 1.1), (0.6, 0.4), (float("nan"), 0.5)]
+)
 @pytest.mark.parametrize("kind", [DensityRange, DensitySearch])
 def test_a_range_that_is_none_is_an_error(kind, low, high):
     with pytest.raises(TaskStateError, match="low <= high"):

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from avalanche_compress.codec import ByteReader, quantise_codebook, quantise_fixed_point
+from avalanche_compress.codec import (
+    ByteReader,
+    CorruptStreamError,
+    quantise_codebook,
+    quantise_fixed_point,
+)
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError, NonFiniteError, TaskStateError
 from avalanche_compress.methods.subnetworks.store import MaskedStore
@@ -175,7 +180,8 @@ def test_free_weights_start_at_zero_next_to_old_ones_and_go_on_where_nothing_old
     store.open(reusable)
     zeroed = bool(reusable) and not scored
     expected = torch.zeros_like(trained) if zeroed else trained
-    assert bool(free.any()) and torch.equal(store.scratch[free], expected[free])
+    assert bool(free.any())
+    assert torch.equal(store.scratch[free], expected[free])
     assert torch.equal(store.scratch[~free], trained[~free])
 
 
@@ -187,7 +193,8 @@ def test_a_scored_weight_that_may_read_nothing_computes_with_free_weights_alone(
     used = store.free == 0
     assert bool(used.any())
     store.open([])
-    assert not bool((store.mask & used).any()) and not bool(store.weight()[used].any())
+    assert not bool((store.mask & used).any())
+    assert not bool(store.weight()[used].any())
     store.open([0])
     assert bool((store.mask & used).any())
     assert torch.equal(store.weight()[store.mask & used], store.value[store.mask & used])
@@ -263,8 +270,8 @@ def test_a_damaged_section_is_refused():
     store.prune(0.5)
     section = store.encode()
     for cut in range(len(section)):
-        with pytest.raises(ValueError):
+        with pytest.raises(CorruptStreamError):
             store_of(20, 30).restore(0, section[:cut])
-    with pytest.raises(ValueError):
+    with pytest.raises(CorruptStreamError):
         store_of(20, 30).restore(0, section + b"\0")
     assert ByteReader(section).remaining == len(section)
