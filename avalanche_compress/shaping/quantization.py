@@ -25,13 +25,21 @@ from avalanche_compress.errors import TaskStateError
 from avalanche_compress.shaping.codebook_training import train_centroids
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.task_loss import task_loss
-from avalanche_compress.shaping.validation import ValidationPlugin, find_validation, validation_of
+from avalanche_compress.shaping.validation import (
+    Comparison,
+    Quality,
+    ValidationPlugin,
+    check_loss_tolerance,
+    find_validation,
+    validation_of,
+)
 
 _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
     "kmeans": quantise_codebook,
     "fixed_point": quantise_fixed_point,
     "entropy": quantise_entropy,
 }
+_PURPOSE = "bits='auto'"
 _LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
 _MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
@@ -43,6 +51,7 @@ class QuantizationOptions(TypedDict, total=False):
     bits: int | str
     method: str
     tolerance: float
+    loss_tolerance: float
     private_bits: int | None
     max_bits: int
     per_layer: bool
@@ -55,11 +64,13 @@ class QuantizationPlugin(ShapingPlugin):
 
     Values that the task reads from earlier tasks stay their owners'. With ``bits="auto"`` the
     smallest width is taken whose validation accuracy is within ``tolerance`` of the float
-    weights' (the ascending search of Pietron et al., arXiv 2412.10869 v1, Algorithm 1); if none is,
-    ``max_bits``. A gain of accuracy is no loss. Then, with ``per_layer``, layers give up further
-    bits one after another, those first whose loss of one bit alone costs least, as long as all of
-    it together stays within ``tolerance`` (our choice; Ada-QPacknet's code measures this
-    sensitivity and does not use it). Both need a :class:`ValidationPlugin`.
+    weights' (the ascending search of Pietron et al., arXiv 2412.10869 v1, Algorithm 1), and whose
+    loss on these samples and some of the training is within ``loss_tolerance`` of theirs (our
+    choice: few held-out samples do not see what few bits do); if none is, ``max_bits``. A gain is
+    no loss. Then, with ``per_layer``, layers give up further bits one after another, those first
+    whose loss of one bit alone costs least, as long as all of it together stays within the
+    tolerances (our choice; Ada-QPacknet's code measures this sensitivity and does not use it). Both
+    need a :class:`ValidationPlugin`.
 
     At the end the centroids may be trained for ``codebook_finetune_epochs`` on the task's training
     data, the codes as they are. The loss on validation data, where there is some, says whether that
@@ -75,6 +86,8 @@ class QuantizationPlugin(ShapingPlugin):
         its vectors (biases, norms, running statistics) are then kept as bfloat16. None keeps all
         of them as floats.
     :param tolerance: loss of accuracy that the search accepts, in percentage points.
+    :param loss_tolerance: what the search may add to the criterion's mean (of cross-entropy, nats);
+        ``float("inf")`` for accuracy alone.
     :param max_bits: where the search ends.
     :param per_layer: search layer by layer after the common width is found.
     :param codebook_finetune_epochs: of training for the centroids; fixed point has none to train.
@@ -87,6 +100,7 @@ class QuantizationPlugin(ShapingPlugin):
     bits: int | str = "auto"
     method: str = "kmeans"
     tolerance: float = 0.5
+    loss_tolerance: float = 0.05
     private_bits: int | None = None
     max_bits: int = 8
     per_layer: bool = False
@@ -113,6 +127,7 @@ class QuantizationPlugin(ShapingPlugin):
                 f"tolerance={self.tolerance} percentage points cannot be negative: it is the loss "
                 "of accuracy that few bits may cost."
             )
+        check_loss_tolerance(self.loss_tolerance)
         if self.codebook_finetune_epochs < 0:
             raise TaskStateError(
                 f"codebook_finetune_epochs={self.codebook_finetune_epochs} cannot be negative."
@@ -127,7 +142,7 @@ class QuantizationPlugin(ShapingPlugin):
         if self.bits == "auto" and not any(
             isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
         ):
-            validation_of(strategy, "bits='auto'")  # raises now, not after hours of training
+            validation_of(strategy, _PURPOSE)  # raises now, not after hours of training
         for store in network_of(strategy).weight_stores:
             if store.counts_bits and self.method == "entropy":
                 raise TaskStateError(
@@ -145,7 +160,7 @@ class QuantizationPlugin(ShapingPlugin):
         if isinstance(self.bits, int):
             self.quantise(layers, self.bits)
         else:
-            self._search(layers, network, validation_of(strategy, "bits='auto'"))
+            self._search(layers, strategy)
         if self.codebook_finetune_epochs:
             self._finetune(layers, strategy)
 
@@ -177,51 +192,45 @@ class QuantizationPlugin(ShapingPlugin):
     def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
         return _QUANTISERS[self.method](values, bits)
 
-    def _search(
-        self, layers: Sequence[Layer], network: TaskNetwork, validation: ValidationPlugin
-    ) -> None:
-        reference = validation.accuracy(network)
+    def _search(self, layers: Sequence[Layer], strategy: Any) -> None:
+        comparison = Comparison(strategy, _PURPOSE, self.tolerance, self.loss_tolerance)
+        if self._find_width(layers, comparison) and self.per_layer:
+            self._lower_layers(layers, comparison)
 
-        def loss() -> float:
-            return reference - validation.accuracy(network)
+    def _find_width(self, layers: Sequence[Layer], comparison: Comparison) -> bool:
+        """Take the smallest common width within the tolerances, else the widest.
 
-        if self._find_width(layers, loss) and self.per_layer:
-            self._lower_layers(layers, loss)
-
-    def _find_width(self, layers: Sequence[Layer], loss: Callable[[], float]) -> bool:
-        """Take the smallest common width within the tolerance, else the widest.
-
-        :param loss: of accuracy in percentage points, with the layers as they are.
-        :return: whether it is within the tolerance.
+        :param comparison: with the float weights.
+        :return: whether it is within the tolerances.
         """
         for bits in range(_LEAST_BITS[self.method], self.max_bits + 1):
             self.quantise(layers, bits)
-            if loss() <= self.tolerance:
+            if comparison.accepts():
                 return True
         return False
 
-    def _lower_layers(self, layers: Sequence[Layer], loss: Callable[[], float]) -> None:
-        """Take bits from one layer after another while the loss of all stays within the tolerance.
+    def _lower_layers(self, layers: Sequence[Layer], comparison: Comparison) -> None:
+        """Take bits from one layer after another while all of it stays within the tolerances.
 
-        :param layers: quantised within the tolerance.
-        :param loss: of accuracy in percentage points, with the layers as they are.
+        :param layers: quantised within the tolerances.
+        :param comparison: with the float weights.
         """
         least = _LEAST_BITS[self.method]
         candidates = [layer for layer in layers if layer.bits > least and layer.count]
-        sensitivity = [self._loss_of_a_bit(layer, loss) for layer in candidates]
+        sensitivity = [self._lost_by_a_bit(layer, comparison) for layer in candidates]
         # of layers that lose the same, the larger first: its bits weigh more
         order = sorted(range(len(candidates)), key=lambda i: (sensitivity[i], -candidates[i].count))
         for layer in (candidates[i] for i in order):
             while layer.bits > least:
                 self.quantise([layer], layer.bits - 1)
-                if loss() > self.tolerance:
+                if not comparison.accepts():
                     self.quantise([layer], layer.bits + 1)
                     break
 
-    def _loss_of_a_bit(self, layer: Layer, loss: Callable[[], float]) -> float:
-        """The layer's sensitivity: the loss when it alone has a bit less."""
+    def _lost_by_a_bit(self, layer: Layer, comparison: Comparison) -> Quality:
+        """The layer's sensitivity: what is lost when it alone has a bit less."""
         self.quantise([layer], layer.bits - 1)
-        result = loss()
+        result = comparison.lost()
         self.quantise([layer], layer.bits + 1)
         return result
 

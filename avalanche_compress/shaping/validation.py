@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -14,12 +15,23 @@ from torch.utils.data import DataLoader
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
-from avalanche_compress.errors import ValidationDataError
+from avalanche_compress.errors import TaskStateError, ValidationDataError
 from avalanche_compress.host.early_stopping import forget_best_epoch
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.tensor_data import NoTensorsError, read_samples
 from avalanche_compress.shaping.plugin import ShapingPlugin
 from avalanche_compress.shaping.task_loss import task_loss
+
+_FAMILIAR = 1024  # samples that were trained on and are looked at again, at most
+
+
+class Quality(NamedTuple):
+    """How well a task answers."""
+
+    accuracy: float
+    """Percent of the held-out samples, 0..100."""
+    loss: float
+    """Mean over the held-out samples and as many as 1,024 that were trained on."""
 
 
 @dataclass(eq=False)
@@ -53,6 +65,8 @@ class ValidationPlugin(ShapingPlugin):
             )
         self._best: tuple[float, list[Tensor]] | None = None
         self._batches: list[tuple[Tensor, Tensor]] = []
+        self._familiar: list[tuple[Tensor, Tensor]] = []
+        self._trained_on: Any = None
 
     def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
         return {"_best": (0.0, _trained_tensors(network))}
@@ -73,6 +87,8 @@ class ValidationPlugin(ShapingPlugin):
             dataset.subset(order[:held_out]).eval(),
             strategy.eval_mb_size or strategy.train_mb_size,
         )
+        self._familiar = []  # loaded when they are asked for
+        self._trained_on = dataset.subset(order[held_out : held_out + _FAMILIAR]).eval()
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         self._batches = [moved_to(batch, strategy.device) for batch in self._batches]
@@ -97,7 +113,7 @@ class ValidationPlugin(ShapingPlugin):
         self.restart()
 
     def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self._batches = []
+        self._batches, self._familiar, self._trained_on = [], [], None
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
@@ -120,14 +136,106 @@ class ValidationPlugin(ShapingPlugin):
         :param strategy: whose network has an open task.
         :return: mean over samples.
         """
-        loss = task_loss(strategy)
-        return self._mean(network_of(strategy), lambda out, y: float(loss(out, y)) * len(y))
+        loss = summed_loss(strategy)
+        return self._mean(network_of(strategy), loss)
+
+    @torch.no_grad()
+    def quality(self, strategy: Any) -> Quality:
+        """How well the open task answers, by more than accuracy, which few samples hardly tell.
+
+        :param strategy: whose network has an open task.
+        """
+        if not self._familiar:
+            size = strategy.eval_mb_size or strategy.train_mb_size
+            batches = iterate_batches(self._trained_on, size)
+            self._familiar = [moved_to(batch, strategy.device) for batch in batches]
+        network, loss = network_of(strategy), summed_loss(strategy)
+        right = count = 0
+        total = 0.0
+        with evaluating(network):
+            for x, y in self._batches:
+                logits = network(x, network.open_task)
+                right += int((logits.argmax(dim=1) == y).sum())
+                count += len(y)
+                total += loss(logits, y)
+            for x, y in self._familiar:
+                total += loss(network(x, network.open_task), y)
+        samples = count + sum(len(y) for _, y in self._familiar)
+        return Quality(100 * right / count, total / samples)
 
     def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
         """``summed(logits, targets)`` of each batch, added up and divided by the samples."""
         with evaluating(network):
             sums = [summed(network(x, network.open_task), y) for x, y in self._batches]
         return sum(sums) / sum(len(y) for _, y in self._batches)
+
+
+class Comparison:
+    """What the open task loses from now on, and whether that is little enough.
+
+    Accuracy on held-out samples alone is too coarse: of 25, none may be lost by a width at which a
+    hundredth of all samples is. So the loss of samples that were trained on counts too.
+
+    :param strategy: with a :class:`ValidationPlugin` and an open task.
+    :param purpose: of the comparison, for messages.
+    :param accuracy: that may be lost, in percentage points.
+    :param loss: that may be added, as the criterion measures it: of cross-entropy, nats.
+    :raises ValidationDataError: if there is no held-out data.
+    """
+
+    def __init__(self, strategy: Any, purpose: str, accuracy: float, loss: float):
+        self._validation = validation_of(strategy, purpose)
+        self._strategy = strategy
+        self._accuracy, self._loss = accuracy, loss
+        samples = sum(len(y) for _, y in self._validation.batches)
+        if 0 < accuracy < 100 / samples:
+            warnings.warn(
+                f"{purpose} may cost {accuracy:g} points of accuracy and one of {samples} held-out "
+                f"samples is {100 / samples:.3g}: the rise of the loss, {loss:g} at most, decides. "
+                "Hold more samples out (validation_fraction=) or raise the tolerance.",
+                stacklevel=2,
+            )
+        self._before = self._validation.quality(strategy)
+
+    def lost(self) -> Quality:
+        """The accuracy that is lost, and the loss that is added, both since the beginning."""
+        now = self._validation.quality(self._strategy)
+        return Quality(self._before.accuracy - now.accuracy, now.loss - self._before.loss)
+
+    def accepts(self) -> bool:
+        """Whether what is lost now is within both tolerances."""
+        accuracy, loss = self.lost()
+        return accuracy <= self._accuracy and loss <= self._loss
+
+    def accepts_less(self) -> bool:
+        """Whether less accuracy is lost now than may be, and no more loss is added."""
+        accuracy, loss = self.lost()
+        return accuracy < self._accuracy and loss <= self._loss
+
+
+def check_loss_tolerance(tolerance: float) -> None:
+    """Refuse a tolerance that no loss is within.
+
+    :param tolerance: of a :class:`Comparison`.
+    :raises TaskStateError: if it is negative or NaN.
+    """
+    if not tolerance >= 0:
+        raise TaskStateError(
+            f"loss_tolerance={tolerance} cannot be negative: it is what few bits and weights may "
+            "add to the loss."
+        )
+
+
+def summed_loss(strategy: Strategy) -> Callable[[Tensor, Tensor], float]:
+    """The open task's loss of a batch, added up over its samples.
+
+    :param strategy: whose network has an open task.
+    :return: of logits (N, C) and targets.
+    """
+    loss = task_loss(strategy)
+    if getattr(loss.criterion, "reduction", "mean") == "sum":
+        return lambda logits, targets: float(loss(logits, targets))
+    return lambda logits, targets: float(loss(logits, targets)) * len(targets)
 
 
 def _trained_tensors(network: TaskNetwork) -> list[Tensor]:

@@ -25,22 +25,23 @@ from avalanche_compress import (
 )
 from avalanche_compress.codec import quantise_codebook
 from avalanche_compress.shaping.codebook_training import STEP, train_centroids
+from avalanche_compress.shaping.validation import Quality
 
 FLOAT = 32
 
 
 class Scripted(ValidationPlugin):
-    """Held-out accuracy as a function of the layers' widths, and nothing else."""
+    """Held-out accuracy and the loss as functions of the layers' widths, and nothing else."""
 
-    batches = ((None, None),)
+    batches = ((None, range(1000)),)
 
-    def __init__(self, loss):
+    def __init__(self, lost, added=lambda found: 0.0):
         super().__init__()
-        self.loss, self.asked = loss, []
+        self.lost, self.added, self.asked = lost, added, []
 
-    def accuracy(self, network):
-        self.asked.append(widths(network))
-        return 90 - self.loss(self.asked[-1])
+    def quality(self, strategy):
+        self.asked.append(widths(strategy.model))
+        return Quality(90 - self.lost(self.asked[-1]), self.added(self.asked[-1]))
 
 
 def widths(network):
@@ -53,11 +54,11 @@ def widths(network):
     return found
 
 
-def choose(loss, **arguments):
+def choose(loss, added=lambda found: 0.0, **arguments):
     """The widths that the search leaves, and those that it tried."""
     network = TaskNetwork(mlp())
     network.open(0, [0, 1])
-    validation = Scripted(loss)
+    validation = Scripted(loss, added)
     plugin = QuantizationPlugin("auto", **arguments)
     plugin.shape(SimpleNamespace(model=network, plugins=[validation]))
     return widths(network), validation.asked
@@ -132,6 +133,39 @@ def test_any_loss_accepted_or_no_loss_at_all_gives_the_smallest_width(method, le
 
 def test_a_gain_of_accuracy_is_no_loss():
     assert choose(lambda found: -9.0 if max(found) == 1 else 0.0, tolerance=0.5)[0] == [1, 1]
+
+
+@pytest.mark.parametrize("tolerance, chosen", [(0.05, 4), (0.2, 2), (float("inf"), 1), (0, 5)])
+def test_a_width_that_accuracy_does_not_see_is_judged_by_the_loss(tolerance, chosen):
+    added = [0.9, 0.15, 0.06, 0.05, 0.0, 0.0, 0.0, 0.0]  # by bits, from 1 on
+    found, _ = choose(
+        lambda found: 0.0,
+        lambda found: 0.3 + (0.0 if FLOAT in found else added[max(found) - 1]),
+        loss_tolerance=tolerance,
+    )
+    assert found == [chosen] * 2
+    assert choose(lambda found: 0.0, lambda found: float("nan"), max_bits=6)[0] == [6, 6]
+
+
+def test_the_layer_whose_bit_costs_less_loss_is_lowered_first():
+    for rates, chosen in (([0.04, 0.03], [3, 2]), ([0.03, 0.04], [2, 3])):
+
+        def added(found, rates=rates):  # the budget allows one of the two to have 2 bits
+            return sum(rate * max(0, 3 - bits) for rate, bits in zip(rates, found))
+
+        assert choose(lambda found: 0.0, added, per_layer=True)[0] == chosen
+
+
+def test_held_out_samples_that_are_too_few_for_the_tolerance_are_named():
+    network = TaskNetwork(mlp())
+    strategy = Naive(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.01),
+        plugins=[ValidationPlugin(0.1), QuantizationPlugin("auto", tolerance=0.5)],
+        evaluator=None,
+    )
+    with pytest.warns(UserWarning, match=r"0\.5 points .* one of 6 held-out samples is 16\.7"):
+        strategy.train(make_stream(1).train_stream[0])
 
 
 def test_when_no_width_is_within_tolerance_the_widest_is_taken():

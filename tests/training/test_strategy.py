@@ -350,11 +350,12 @@ def test_post_pruning_frees_own_weights_only_and_holds_its_tolerance():
     accuracies = []
 
     class Measure(MaskingPlugin):
-        def _prune_further(self, network, held_out):
+        def _prune_further(self, strategy):
+            network = strategy.network
             masks = [store.mask.clone() for store in network.weight_stores]
-            accuracies.append(held_out.accuracy(network))
-            super()._prune_further(network, held_out)
-            accuracies.append(held_out.accuracy(network))
+            accuracies.append(validation.accuracy(network))
+            super()._prune_further(strategy)
+            accuracies.append(validation.accuracy(network))
             for store, before in zip(network.weight_stores, masks):
                 shared = before & (store.free == 0)
                 assert torch.equal(store.mask & (store.free == 0), shared)

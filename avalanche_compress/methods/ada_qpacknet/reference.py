@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from avalanche_compress.codec import Codebook, Values, quantise_codebook
-from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.network import network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.ada_qpacknet.store import SLOT_BITS
 from avalanche_compress.methods.subnetworks.plugin import MaskingPlugin
 from avalanche_compress.shaping.quantization import Layer, QuantizationPlugin
-from avalanche_compress.shaping.validation import ValidationPlugin
+from avalanche_compress.shaping.validation import validation_of
 
 
 class ReferenceMasking(MaskingPlugin):
@@ -63,9 +63,8 @@ class ReferenceQuantization(QuantizationPlugin):
         everything = quantise_codebook(torch.cat([values, pruned]), bits)
         return Codebook(everything.codes[: values.numel()], everything.centroids)
 
-    def _search(
-        self, layers: Sequence[Layer], network: TaskNetwork, validation: ValidationPlugin
-    ) -> None:
+    def _search(self, layers: Sequence[Layer], strategy: Any) -> None:
+        network, validation = network_of(strategy), validation_of(strategy, "bits='auto'")
         reference = validation.accuracy(network)
         self.quantise(layers, self.max_bits)
         for bits in range(self.max_bits, 0, -1):

@@ -37,6 +37,8 @@ def count_kept(writable: int, density: float) -> int:
 def tasks_until_full(network: TaskNetwork, density: Density) -> int | None:
     """How many tasks find a free weight somewhere, if each keeps a fraction of the free ones.
 
+    There may be more: of weights of equal magnitude at the threshold all are dropped.
+
     :param network: of :class:`~avalanche_compress.MaskedStore` without scores.
     :param density: as :class:`~avalanche_compress.MaskingPlugin` takes it.
     :return: None where it is given by position of the task, or nothing is ever kept.

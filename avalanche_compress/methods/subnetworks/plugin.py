@@ -15,7 +15,9 @@ from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
 from avalanche_compress.shaping.validation import (
+    Comparison,
     ValidationPlugin,
+    check_loss_tolerance,
     restart_comparisons,
     validation_of,
 )
@@ -107,6 +109,7 @@ class MaskingOptions(TypedDict, total=False):
     prune_rounds: int
     prune_fraction: float
     prune_tolerance: float
+    loss_tolerance: float
     seed: int
 
 
@@ -126,7 +129,9 @@ class MaskingPlugin(ShapingPlugin):
 
     Afterwards ``prune_rounds`` times a random layer loses the ``prune_fraction`` smallest of the
     task's own weights, unless validation accuracy falls by ``prune_tolerance`` or more
-    (TinySubNets, Pietron et al., AAAI 2025, Algorithm 2); that needs a :class:`ValidationPlugin`.
+    (TinySubNets, Pietron et al., AAAI 2025, Algorithm 2) or the loss rises by more than
+    ``loss_tolerance`` (our choice: few samples do not see it); that needs a
+    :class:`ValidationPlugin`.
 
     :param density: fraction kept, 0..1; a float, a list by position of the task in the stream, a
         function of that position, a DensityRange, or a mapping from a weight's name to any of
@@ -135,6 +140,8 @@ class MaskingPlugin(ShapingPlugin):
     :param prune_rounds: rounds of post-training pruning.
     :param prune_fraction: fraction of a layer's own weights dropped in a round.
     :param prune_tolerance: loss of accuracy that undoes a round, in percentage points.
+    :param loss_tolerance: what all rounds may add to the criterion's mean over held-out and some
+        training samples (of cross-entropy, nats).
     :param seed: of the choice of layers and of densities.
     :raises TaskStateError: if an argument is outside its range.
 
@@ -147,6 +154,7 @@ class MaskingPlugin(ShapingPlugin):
     prune_rounds: int = 0
     prune_fraction: float = 0.2
     prune_tolerance: float = 0.2
+    loss_tolerance: float = 0.05
     seed: int = 0
 
     stage = Stage.PRUNE
@@ -160,6 +168,7 @@ class MaskingPlugin(ShapingPlugin):
                 f"negative: they are {self.post_prune_epochs}, {self.prune_rounds} and "
                 f"{self.prune_tolerance}."
             )
+        check_loss_tolerance(self.loss_tolerance)
         if not 0 < self.prune_fraction < 1:
             raise TaskStateError(f"prune_fraction={self.prune_fraction} must lie between 0 and 1.")
         self._random = random.Random(self.seed)
@@ -225,7 +234,7 @@ class MaskingPlugin(ShapingPlugin):
         if not self._pruned:
             self._prune(strategy)
         if self.prune_rounds and network.weight_stores:
-            self._prune_further(network, validation_of(strategy, "post-training pruning"))
+            self._prune_further(strategy)
 
     def _prune(self, strategy: Any) -> None:
         network = network_of(strategy)
@@ -262,14 +271,16 @@ class MaskingPlugin(ShapingPlugin):
         """Draws that depend on the seed and on what is drawn, not on what was drawn before."""
         return random.Random(repr((self.seed, *what)))
 
-    def _prune_further(self, network: TaskNetwork, validation: ValidationPlugin) -> None:
-        stores = subnetwork_stores(network)
-        reference = validation.accuracy(network)
+    def _prune_further(self, strategy: Any) -> None:
+        stores = subnetwork_stores(network_of(strategy))
+        comparison = Comparison(
+            strategy, "post-training pruning", self.prune_tolerance, self.loss_tolerance
+        )
         for _ in range(self.prune_rounds):
             store = self._random.choice(stores)
             before = store.mask
             store.fix_mask(self._without_smallest(store))
-            if reference - validation.accuracy(network) >= self.prune_tolerance:
+            if not comparison.accepts_less():
                 store.fix_mask(before)
 
     def _without_smallest(self, store: SubnetworkStore) -> torch.Tensor:

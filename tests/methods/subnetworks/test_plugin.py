@@ -19,7 +19,7 @@ from avalanche_compress.methods.subnetworks.plugin import (
     MaskingPlugin,
 )
 from avalanche_compress.methods.subnetworks.store import MaskedStore
-from avalanche_compress.shaping.validation import ValidationPlugin
+from avalanche_compress.shaping.validation import Quality, ValidationPlugin
 
 
 def slotted(place, name):
@@ -155,22 +155,32 @@ def test_a_search_among_other_densities_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("accuracy_after", "undone"), [(89.75, False), (89.5, True), (89.0, True), (95.0, False)]
+    ("after", "undone"),
+    [
+        (Quality(89.75, 0.2), False),
+        (Quality(89.5, 0.2), True),
+        (Quality(89.0, 0.2), True),
+        (Quality(95.0, 0.2), False),
+        (Quality(90.0, 0.325), False),
+        (Quality(90.0, 0.375), True),
+        (Quality(90.0, float("nan")), True),
+    ],
 )
-def test_a_round_is_undone_if_accuracy_falls_by_the_tolerance_or_more(
-    monkeypatch, accuracy_after, undone
+def test_a_round_is_undone_if_accuracy_falls_by_the_tolerance_or_the_loss_rises_by_more(
+    monkeypatch, after, undone
 ):
-    accuracies = iter([90.0, accuracy_after])
-    monkeypatch.setattr(ValidationPlugin, "accuracy", lambda self, network: next(accuracies))
+    found = iter([Quality(90.0, 0.2), after])
+    monkeypatch.setattr(ValidationPlugin, "quality", lambda self, strategy: next(found))
     masks = []
 
     class Watching(MaskingPlugin):
-        def _prune_further(self, network, validation):
-            masks.append([store.mask.clone() for store in network.weight_stores])
-            super()._prune_further(network, validation)
-            masks.append([store.mask.clone() for store in network.weight_stores])
+        def _prune_further(self, strategy):
+            stores = strategy.model.weight_stores
+            masks.append([store.mask.clone() for store in stores])
+            super()._prune_further(strategy)
+            masks.append([store.mask.clone() for store in stores])
 
-    masking = Watching(0.5, prune_rounds=1, prune_tolerance=0.5)
+    masking = Watching(0.5, prune_rounds=1, prune_tolerance=0.5, loss_tolerance=0.15)
     strategy_of(masking, ValidationPlugin(0.2)).train(make_stream(tasks=1).train_stream[0])
     before, after = masks
     same = [torch.equal(old, new) for old, new in zip(before, after)]
