@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from inspect import signature
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,15 @@ from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.container import Manifest, pack, unpack
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.registry import store_of_kind
-from avalanche_compress.core.statistics import read_statistics, write_statistics
 from avalanche_compress.core.store import Place, Store, WeightStore
 from avalanche_compress.errors import ArchiveError, TaskStateError, UnsupportedModuleError
 from avalanche_compress.files import FileLike, name_of, write_file
-
-MOST_CLASSES = 1 << 20
-"""Class numbers are below this: a row of logits is as long as the largest one."""
-ANY_CLASSES = 1 << 16
-"""Class numbers below this may have any gaps."""
-ROOM_FOR_CLASSES = 16
-"""Others are below so many times the number of classes that the tasks have: a row of logits takes
-memory for each number up to the largest."""
+from avalanche_compress.sections import (
+    read_shared_sections,
+    read_task_sections,
+    write_shared_sections,
+    write_task_sections,
+)
 
 
 def save_archive(network: TaskNetwork, path: FileLike) -> int:
@@ -45,8 +41,9 @@ def save_archive(network: TaskNetwork, path: FileLike) -> int:
     :return: bytes written.
     :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
     :raises ArchiveError: if a task has a label or classes that no archive holds (see
-        :data:`MOST_CLASSES`), a store is none that :func:`load_archive` could build again, or the
-        open file takes text; the previous file is as it was.
+        :data:`~avalanche_compress.sections.MOST_CLASSES`), a store is none that
+        :func:`load_archive` could build again, or the open file takes text; the previous file is
+        as it was.
     """
     data = archive_bytes(network)
     try:
@@ -111,7 +108,7 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     try:
         static = _read_static(network, ByteReader(content["static"]))
         _read_shared(network, content["shared"])
-        _read_tasks(network, ByteReader(content["tasks"]), manifest["version"])
+        _read_tasks(network, content["tasks"], manifest["version"])
     except (CorruptStreamError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} is damaged: {error}") from error
     _fill_static(network, static)
@@ -200,97 +197,34 @@ def _stores(network: TaskNetwork) -> list[Store]:
 
 
 def _write_tasks(network: TaskNetwork) -> bytes:
-    writer = ByteWriter()
-    _check_width(network.classes.values())
-    writer.write_uint(len(network.tasks))
-    for task, classes in network.classes.items():
-        _check_task(task, classes)
-        writer.write_bytes(str(task).encode())
-        writer.write_uint(len(classes))
-        for class_number in classes:
-            writer.write_uint(class_number)
-        write_statistics(writer, network.statistics.get(task, {}))
-        for store in _stores(network):
-            writer.write_bytes(store.sections[task])
-    return writer.getvalue()
+    stores = _stores(network)
+    return write_task_sections(
+        (task, classes, network.statistics.get(task, {}), [s.sections[task] for s in stores])
+        for task, classes in network.classes.items()
+    )
 
 
 def _write_shared(network: TaskNetwork) -> bytes:
-    """What the tasks of each store share; nothing at all if no store has any."""
-    sections = [store.encode_shared() for store in _stores(network)]
-    if not any(sections):
-        return b""
-    writer = ByteWriter()
-    for section in sections:
-        writer.write_bytes(section)
-    return writer.getvalue()
+    return write_shared_sections([store.encode_shared() for store in _stores(network)])
 
 
 def _read_shared(network: TaskNetwork, content: memoryview) -> None:
-    if not len(content):
-        return
-    reader = ByteReader(content)
-    for store in _stores(network):
-        store.accept_shared(reader.read_bytes())
-    reader.finish()
+    stores = _stores(network)
+    for store, section in zip(stores, read_shared_sections(content, len(stores))):
+        store.accept_shared(section)
 
 
-def _read_tasks(network: TaskNetwork, reader: ByteReader, version: int) -> None:
-    classes: dict[int, tuple[int, ...]] = {}
-    for _ in range(reader.read_uint()):
-        task = _read_label(reader)
-        if task in classes:
-            raise CorruptStreamError(f"two tasks labelled {task}")
-        classes[task] = _read_classes(reader)
-        _check_task(task, classes[task])
-        statistics = read_statistics(reader)
-        if statistics:
-            network.statistics[task] = statistics
-        for store in _stores(network):
-            section = reader.read_bytes()
-            store.defer(task, store.section_of_version_1(section) if version == 1 else section)
-        _check_private(network, task, len(classes[task]))
-    reader.finish()
-    _check_width(classes.values())
-    network.finish_loading(classes)
-
-
-def _read_label(reader: ByteReader) -> int:
-    label = reader.read_bytes().decode()
-    if not re.fullmatch("0|-?[1-9][0-9]{0,18}", label):
-        raise CorruptStreamError(f"a task labelled {label[:20]!r}")
-    return int(label)
-
-
-def _read_classes(reader: ByteReader) -> tuple[int, ...]:
-    count = reader.read_uint()
-    if count > reader.remaining:
-        raise CorruptStreamError(f"a task of {count} classes")
-    return tuple(reader.read_uint() for _ in range(count))
-
-
-def _check_task(task: int, classes: Sequence[int]) -> None:
-    """Refuse what no archive holds, both when it is written and when it is read."""
-    if not -(1 << 63) <= task < 1 << 63:
-        raise CorruptStreamError(f"a task labelled {task}, which does not fit 64 bits")
-    if not classes or list(classes) != sorted(set(classes)):
-        raise CorruptStreamError(f"a task of the classes {list(classes[:20])}")
-    if classes[-1] >= MOST_CLASSES:
-        raise CorruptStreamError(f"the class number {classes[-1]}, of {MOST_CLASSES} at most")
-
-
-def _check_width(classes: Iterable[Sequence[int]]) -> None:
-    """Refuse rows of logits by far wider than all classes together: a file is small, they are not.
-
-    :param classes: the class numbers of each task.
-    """
-    numbers = list(classes)
-    count, highest = sum(map(len, numbers)), max((task[-1] for task in numbers), default=0)
-    if highest >= max(ANY_CLASSES, ROOM_FOR_CLASSES * count):
-        raise CorruptStreamError(
-            f"the class number {highest} and {count} classes in all: numbers from {ANY_CLASSES} on "
-            f"are below {ROOM_FOR_CLASSES} times the classes"
-        )
+def _read_tasks(network: TaskNetwork, content: memoryview, version: int) -> None:
+    stores = _stores(network)
+    tasks = read_task_sections(content, len(stores))
+    for task in tasks:
+        if task.statistics:
+            network.statistics[task.label] = task.statistics
+        for store, section in zip(stores, task.sections):
+            old = version == 1
+            store.defer(task.label, store.section_of_version_1(section) if old else section)
+        _check_private(network, task.label, len(task.classes))
+    network.finish_loading({task.label: task.classes for task in tasks})
 
 
 def _check_private(network: TaskNetwork, task: int, classes: int) -> None:

@@ -16,12 +16,16 @@ ROOMS = [
     "core",
     "host",
     "container",
+    "sections",
     "archive",
     "metrics",
     "inference",
     "shaping",
     "training",
     "methods",
+    "inspection",
+    "command",
+    "__main__",
 ]
 """Each room may know those before it, and itself."""
 KNOW_AVALANCHE = {"core/network.py", "core/heads.py"}

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from avalanche_compress import ArchiveError, TaskNetwork, load_archive, save_archive
-from avalanche_compress.archive import ANY_CLASSES, MOST_CLASSES, ROOM_FOR_CLASSES
+from avalanche_compress.sections import ANY_CLASSES, MOST_CLASSES, ROOM_FOR_CLASSES
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_a_row_of_logits_is_bounded_by_the_classes_that_a_file_has(classes, fits
 def test_a_sealed_file_cannot_have_what_no_archive_is_written_with(tmp_path, monkeypatch):
     network = network_with([0, MOST_CLASSES - 1])
     with monkeypatch.context() as patch:
-        patch.setattr("avalanche_compress.archive.ANY_CLASSES", MOST_CLASSES)
+        patch.setattr("avalanche_compress.sections.ANY_CLASSES", MOST_CLASSES)
         save_archive(network, tmp_path / "file")
     assert os.path.getsize(tmp_path / "file") < 2000
     with pytest.raises(ArchiveError, match=rf"class number {MOST_CLASSES - 1} and 2 classes"):

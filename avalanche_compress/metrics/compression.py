@@ -126,12 +126,17 @@ def layer_bits(network: TaskNetwork) -> dict[str, list[float | None]]:
     :return: by dotted name of the weight, in order of learning; None where a task added nothing.
     """
     return {
-        store.name: [_mean_bits(store, task) for task in network.tasks]
+        store.name: [mean_bits(store, task) for task in network.tasks]
         for store in network.weight_stores
     }
 
 
-def _mean_bits(store: WeightStore, task: int) -> float | None:
+def mean_bits(store: WeightStore, task: int) -> float | None:
+    """Bits of each number that a finished task added to a weight; None if it added none.
+
+    :param store: the weight's.
+    :param task: its label.
+    """
     added = store.stored_values(task)
     return store.value_bits(task) / added if added else None
 

@@ -1,0 +1,234 @@
+"""The command ``avalanche-compress``: looks into archives, checks, compares and exports them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any, Callable, NoReturn, Sequence
+
+from avalanche_compress.errors import CompressError
+from avalanche_compress.inspection import (
+    ArchiveContents,
+    BuildModel,
+    LayerContents,
+    diff_archives,
+    inspect_archive,
+    verify_archive,
+)
+
+FINE, NOT_FINE, FAILED = range(3)
+"""Exit codes: the answer is yes, it is no (damaged, different), there is no answer."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    :param arguments: of the command line.
+    :return: 0 if all is well; 1 if ``verify`` finds damage or ``diff`` a difference; 2 if the
+        command cannot answer, with one line of why on standard error.
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except _UsageError as error:
+        return _say(str(error))
+    except (CompressError, OSError) as error:
+        return _say(f"{type(error).__name__}: {error}")
+
+
+class _UsageError(Exception):
+    """What was given cannot be used."""
+
+
+def _say(message: str) -> int:
+    print(f"avalanche-compress: {' '.join(message.split())}", file=sys.stderr)
+    return FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FAILED, f"{self.prog}: {message} (--help says more)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="avalanche-compress", description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    inspect = _command(commands, "inspect", _inspect, "tasks, classes, bytes, density, bits, ranks")
+    inspect.add_argument("file")
+    verify = _command(commands, "verify", _verify, "read everything with all checks")
+    verify.add_argument("file")
+    diff = _command(commands, "diff", _diff, "in what two archives differ")
+    diff.add_argument("old")
+    diff.add_argument("new")
+    for command in (inspect, verify, diff):
+        command.add_argument("--json", action="store_true", help="for programs to read")
+    for command in (inspect, verify):
+        _add_model(command, required=False)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], title: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=title, description=title)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser, required: bool) -> None:
+    command.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        required=required,
+        help="a function of yours that builds the model; the module is imported, which runs it",
+    )
+
+
+def _build_model(name: str | None) -> BuildModel | None:
+    """The function that ``--model`` names.
+
+    :raises _UsageError: if there is none.
+    """
+    if name is None:
+        return None
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise _UsageError(f"--model {name}: MODULE:FUNCTION was expected, such as my_models:build")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise _UsageError(f"--model {name}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(function):
+        raise _UsageError(f"--model {name}: it is a {type(function).__name__} and no function")
+    build: BuildModel = function
+    return build
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    contents = inspect_archive(given.file, _build_model(given.model))
+    print(json.dumps(asdict(contents), indent=2) if given.json else _described(contents))
+    return FINE
+
+
+def _verify(given: argparse.Namespace) -> int:
+    build = _build_model(given.model)
+    try:
+        unchecked = verify_archive(given.file, build)
+    except CompressError as error:
+        if given.json:
+            print(json.dumps({"intact": False, "reason": str(error)}, indent=2))
+        else:
+            print(f"{given.file}: {' '.join(str(error).split())}")
+        return NOT_FINE
+    if given.json:
+        print(json.dumps({"intact": True, "unchecked": unchecked}, indent=2))
+    else:
+        print(f"{given.file}: intact" + "".join(f"\nnot checked: {what}" for what in unchecked))
+    return FINE
+
+
+def _diff(given: argparse.Namespace) -> int:
+    differences = diff_archives(given.old, given.new)
+    if given.json:
+        print(json.dumps([asdict(difference) for difference in differences], indent=2))
+    else:
+        print(
+            *(f"{d.where}: {d.what}" for d in differences), sep="\n", end="\n" * bool(differences)
+        )
+    return NOT_FINE if differences else FINE
+
+
+# ---------------------------------------------------------------------------- as text
+
+
+def _described(contents: ArchiveContents) -> str:
+    inside = sum(task.total_bytes for task in contents.tasks)
+    shared = contents.static_bytes + sum(layer.shared_bytes for layer in contents.layers)
+    lines = [
+        f"{contents.file}: {contents.total_bytes:,} bytes, format {contents.format}, "
+        f"{len(contents.tasks)} tasks ({inside:,} bytes), shared by all {shared:,} bytes",
+        "",
+        *_table(
+            ["task", "classes", "bytes", "private", "statistics", "layers"],
+            [
+                [
+                    str(task.label),
+                    _numbers(task.classes),
+                    f"{task.total_bytes:,}",
+                    f"{task.private_bytes:,}",
+                    f"{task.statistics_bytes:,}",
+                    f"{task.total_bytes - task.private_bytes - task.statistics_bytes:,}",
+                ]
+                for task in contents.tasks
+            ],
+        ),
+        "",
+        *_table(
+            ["layer", "kind", "shape", "bytes", "shared", "density %", "bits", "rank"],
+            [_layer_row(layer) for layer in contents.layers],
+        ),
+    ]
+    lines += [f"not read: {x.unread}" for x in contents.layers if x.unread is not None]
+    lines += ["", "density, bits and rank are those of the first and the last task"]
+    return "\n".join(lines)
+
+
+def _layer_row(layer: LayerContents) -> list[str]:
+    return [
+        layer.name,
+        layer.kind,
+        "x".join(map(str, layer.shape)),
+        f"{sum(layer.section_bytes):,}",
+        f"{layer.shared_bytes:,}",
+        _ends([None if d is None else 100 * d for d in layer.density]),
+        _ends(layer.bits),
+        _ends(layer.ranks),
+    ]
+
+
+def _ends(values: Sequence[float | None]) -> str:
+    """A row of numbers by its first and its last one."""
+    if all(value is None for value in values):
+        return "-"
+    ends = ["-" if value is None else f"{value:.3g}" for value in (values[0], values[-1])]
+    return ends[0] if len(values) == 1 or ends[0] == ends[1] else " .. ".join(ends)
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Class numbers, runs of them by their ends, many of them cut.
+
+    >>> _numbers([0, 1, 2, 7, 9, 10])
+    '0-2 7 9-10'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
+    return " ".join(texts[:8]) + (f" ... ({len(numbers)})" if len(texts) > 8 else "")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in (head, *rows)
+    ]

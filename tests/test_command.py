@@ -1,0 +1,101 @@
+"""The command answers, in words and as JSON; what goes wrong is one line and an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avalanche_compress.command import FAILED, FINE, NOT_FINE, main
+
+WRITTEN = sorted((Path(__file__).parent / "archives").glob("*.v1"))
+EVERY_FILE = pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
+MODEL = ["--model", "benchmarks.stress.examples:SmallNet"]
+
+
+@EVERY_FILE
+def test_inspect_shows_every_task_and_layer(path, capsys):
+    assert main(["inspect", str(path)]) == FINE
+    text = capsys.readouterr().out
+    assert main(["inspect", str(path), "--json"]) == FINE
+    contents = json.loads(capsys.readouterr().out)
+    assert len(contents["tasks"]) == len(contents["layers"]) == 3
+    lines = [line.split() for line in text.splitlines()]
+    for task in contents["tasks"]:
+        assert [str(task["label"]), "0-1", f"{task['total_bytes']:,}"] in [x[:3] for x in lines]
+    for layer in contents["layers"]:
+        (line,) = (words for words in lines if words[:1] == [layer["name"]])
+        assert line[3] == f"{sum(layer['section_bytes']):,}"
+    assert max(map(len, text.splitlines()[1:])) < 100
+
+
+@EVERY_FILE
+def test_verify_says_what_it_could_not_check(path, capsys):
+    assert main(["verify", str(path)]) == FINE
+    assert "intact\nnot checked: the tensors" in capsys.readouterr().out
+    assert main(["verify", str(path), *MODEL]) == FINE
+    assert capsys.readouterr().out == f"{path}: intact\n"
+    assert main(["verify", str(path), "--json", *MODEL]) == FINE
+    assert json.loads(capsys.readouterr().out) == {"intact": True, "unchecked": []}
+
+
+def test_verify_answers_no_for_a_damaged_file(tmp_path, capsys):
+    data = bytearray(WRITTEN[0].read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "file").write_bytes(data)
+    assert main(["verify", str(tmp_path / "file")]) == NOT_FINE
+    assert "checksum" in capsys.readouterr().out
+    assert main(["verify", "--json", str(tmp_path / "file")]) == NOT_FINE
+    assert json.loads(capsys.readouterr().out)["intact"] is False
+
+
+def test_diff_answers_whether_two_files_are_one(capsys):
+    a, b = map(str, WRITTEN[:2])
+    assert main(["diff", a, a]) == FINE
+    assert capsys.readouterr().out == ""
+    assert main(["diff", a, b]) == NOT_FINE
+    assert "layer hidden.weight: slotted [10, 96]" in capsys.readouterr().out
+    assert main(["diff", a, b, "--json"]) == NOT_FINE
+    assert {"where", "what"} == set(json.loads(capsys.readouterr().out)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["inspect", "none"], "FileNotFoundError: there is no archive at none"),
+        (["inspect", __file__], "ArchiveError"),
+        (["inspect", str(Path(__file__).parent)], "ArchiveError"),
+        (["diff", str(WRITTEN[0]), "none"], "FileNotFoundError"),
+        (["verify", "none"], "FileNotFoundError"),
+        (["inspect", str(WRITTEN[0]), "--model", "no_colon"], "MODULE:FUNCTION was expected"),
+        (["inspect", str(WRITTEN[0]), "--model", "no_module:build"], "No module named"),
+        (["inspect", str(WRITTEN[0]), "--model", "json:nothing"], "has no attribute"),
+        (["inspect", str(WRITTEN[0]), "--model", "json:__doc__"], "is a str and no function"),
+        (["inspect", str(WRITTEN[0]), "--model", "torch.nn:Identity"], "another model"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(arguments, expected, capsys):
+    assert main(arguments) == FAILED
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["inspect"], ["unknown", "x"], ["diff", "a"]])
+def test_wrong_options_are_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == FAILED
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_module_runs_as_a_command():
+    command = [sys.executable, "-m", "avalanche_compress", "inspect", str(WRITTEN[0])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == FINE
+    assert "slotted" in done.stdout
+    assert not done.stderr
