@@ -135,7 +135,7 @@ def test_a_gain_of_accuracy_is_no_loss():
     assert choose(lambda found: -9.0 if max(found) == 1 else 0.0, tolerance=0.5)[0] == [1, 1]
 
 
-@pytest.mark.parametrize("tolerance, chosen", [(0.05, 4), (0.2, 2), (float("inf"), 1), (0, 5)])
+@pytest.mark.parametrize(("tolerance", "chosen"), [(0.05, 4), (0.2, 2), (float("inf"), 1), (0, 5)])
 def test_a_width_that_accuracy_does_not_see_is_judged_by_the_loss(tolerance, chosen):
     added = [0.9, 0.15, 0.06, 0.05, 0.0, 0.0, 0.0, 0.0]  # by bits, from 1 on
     found, _ = choose(

@@ -275,7 +275,7 @@ def test_sharing_none_makes_masks_disjoint_until_no_slots_are_left():
     strategy = TinySubNets(
         model=mlp(),
         optimizer=torch.optim.Adam(mlp().parameters()),
-        density=0.4,
+        density=[0.4, 1.0, 0.4],
         sharing="none",
         bits=8,
         prune_rounds=0,

@@ -45,7 +45,9 @@ class MaskedStore(SubnetworkStore):
     - scored (WSN, Kang et al., ICML 2022): ``W = M (U V + (1 - U) scratch)`` with
       ``M = top(|scores|)``, gradients passed straight through the threshold to the scores.
 
-    A committed slot keeps its owner's value for ever; later tasks may read it.
+    A committed slot keeps its owner's value for ever; later tasks may read it. A density is a part
+    of the weights that the task may use: where it may not read all earlier tasks' (``sharing``),
+    of the free ones and of those that it may read.
 
     A section says which slots the task wrote, which of the others it reads, and the values. The
     second is coded given one earlier mask (see :func:`told_by`), so that of many tasks' masks few
@@ -81,7 +83,7 @@ class MaskedStore(SubnetworkStore):
         owner = torch.full_like(scratch, _NOBODY, dtype=torch.int32)
         self.register_buffer("_owner", owner, persistent=False)  # the sections tell
         self.scores = nn.Parameter(_initial_scores(scratch)) if scored else None
-        self._bar: tuple[Tensor, Tensor] | None = None
+        self._bar: _Bar | None = None
         self._draft: _Draft | None = None
 
     @torch.no_grad()
@@ -115,13 +117,11 @@ class MaskedStore(SubnetworkStore):
     def check_open(self, reusable: Sequence[int]) -> None:
         if self.scores is None:
             return
-        available = int(self._free_or_used_by(reusable).sum())
-        needed = kept_count(self.density, self.value.numel())
-        if available < needed:
+        if not bool(self._free_or_used_by(reusable).any()):
             raise CapacityExhaustedError(
-                f"{self.name} has {available} weights that the new task may use and density "
-                f"{self.density:g} asks for {needed}: lower the density, let the task reuse more "
-                "earlier tasks (sharing='all'), or start from a wider model."
+                f"{self.name} has no weights that the new task may use: lower the density of "
+                "each task, let it reuse more earlier tasks (sharing='all'), or start from a wider "
+                "model."
             )
 
     def open(self, reusable: Sequence[int]) -> None:
@@ -144,7 +144,7 @@ class MaskedStore(SubnetworkStore):
     def weight(self) -> Tensor:
         if self.scores is None or self._mask is not None:
             return super().weight()
-        threshold = top_threshold(self._magnitude(), self.density)
+        threshold = top_threshold(self._magnitude(), self._share())
         tensors = (self.frozen, self.trainable, self.scratch, self.scores)
         weight: Tensor
         (weight,) = _ScoredWeights.apply([threshold], *tensors)
@@ -256,21 +256,28 @@ class MaskedStore(SubnetworkStore):
     def _unfixed_mask(self) -> Tensor:
         if self.scores is None:
             return super()._unfixed_mask()
-        return top_mask_(self._magnitude(), self.density) != 0
+        return top_mask_(self._magnitude(), self._share()) != 0
 
     def _magnitude(self) -> Tensor:
         """What the scores of weights are compared by, -inf for those that the task may not use."""
         assert self.scores is not None
         magnitude = self.scores.detach().abs()
-        # below every magnitude, and check_open saw to it that enough others are there
-        return magnitude if self._available is None else magnitude + self._barred(self._available)
+        if self._available is None:
+            return magnitude
+        return magnitude + self._bar_of(self._available).bar  # -inf, below every magnitude
 
-    def _barred(self, available: Tensor) -> Tensor:
-        """0 where the task may use a weight, else -inf; adding is 8 times faster than a choice."""
-        if self._bar is None or self._bar[0] is not available:
+    def _share(self) -> float:
+        """The part of all weights that is :attr:`density` of those that the task may use."""
+        if self._available is None:
+            return self.density
+        count, usable = self.value.numel(), self._bar_of(self._available).usable
+        return 1 - (count - kept_count(self.density, usable)) / max(1, count - 1)
+
+    def _bar_of(self, available: Tensor) -> _Bar:
+        if self._bar is None or self._bar.available is not available:
             choices = torch.tensor([-torch.inf, 0.0]).to(self.value)
-            self._bar = available, choices[available.int()]
-        return self._bar[1]
+            self._bar = _Bar(available, choices[available.int()], int(available.sum()))
+        return self._bar
 
     def _free_or_used_by(self, tasks: Sequence[int]) -> Tensor:
         if set(self.sections) <= set(tasks):
@@ -321,6 +328,15 @@ def _with_bits(mask: Tensor, index: Tensor, bits: Tensor) -> Tensor:
 def _is_open(coded: bytes) -> bool:
     """Whether a mask is not all or nothing, so that a context tells of it."""
     return len(coded) > 1
+
+
+class _Bar(NamedTuple):
+    """Keeps a task to the weights that it may use."""
+
+    available: Tensor
+    bar: Tensor
+    """0 where the task may use a weight, else -inf; adding is 8 times faster than a choice."""
+    usable: int
 
 
 class _Section(NamedTuple):

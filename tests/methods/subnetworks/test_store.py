@@ -11,6 +11,7 @@ from torch import nn
 from avalanche_compress.codec import (
     ByteReader,
     CorruptStreamError,
+    kept_count,
     quantise_codebook,
     quantise_fixed_point,
 )
@@ -218,12 +219,30 @@ def test_sharing_decides_what_a_task_may_read():
 
 def test_a_scored_task_without_room_is_refused():
     store = store_of(10, 10, scored=True)
-    store.density = 0.6
+    store.density = 1.0
     store.open([])
     finish(store, 0)
     store.check_open([0])
-    with pytest.raises(CapacityExhaustedError, match="weight has 40 weights"):
+    with pytest.raises(CapacityExhaustedError, match=r"weight has no weights .* density"):
         store.check_open([])
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 0.5, 0.77, 1.0])
+@pytest.mark.parametrize("shape", [(10, 10), (1, 1), (2, 7)])
+def test_a_density_is_a_part_of_the_weights_that_a_task_may_use(density, shape):
+    store = store_of(*shape, scored=True)
+    store.density = density
+    masks = []
+    for task in range(4):
+        if not bool(store.free.any()):
+            break
+        store.open([])  # nothing of earlier tasks
+        assert int(store.mask.sum()) == kept_count(density, int(store.free.sum()))
+        weight = store.weight().detach()
+        assert torch.equal(weight != 0, store.mask & (store.scratch != 0))
+        masks.append(store.mask)
+        finish(store, task)
+    assert int(torch.stack(masks).sum(0).max()) == 1
 
 
 def test_blocked_slots_are_never_chosen():
@@ -233,7 +252,7 @@ def test_blocked_slots_are_never_chosen():
     finish(store, 0)
     store.open([])
     assert not (store.mask & store.mask_of(0)).any()
-    assert int(store.mask.sum()) == int(store.mask_of(0).sum())
+    assert int(store.mask.sum()) == kept_count(0.4, 100 - int(store.mask_of(0).sum()))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
