@@ -20,6 +20,21 @@ def classes_in(experience: Any) -> list[int]:
     return sorted(int(c) for c in found)
 
 
+def classes_in_stream(experience: Any) -> int | None:
+    """How many classes the stream of an experience has, if that is known without reading samples.
+
+    :param experience: of any of Avalanche's benchmarks.
+    """
+    seen = getattr(experience, "classes_seen_so_far", None)
+    to_come = getattr(experience, "future_classes", None)
+    if seen is not None and to_come is not None:
+        return len({*seen, *to_come})
+    others = getattr(getattr(experience, "origin_stream", None), "exps", None)
+    if not isinstance(others, list):  # of a lazy one, the others may not be there yet
+        return None
+    return len({number for other in others for number in classes_in(other)})
+
+
 def task_labels_of(experience: Any) -> list[int] | None:
     """The task labels of an experience: its own or, where Avalanche drops them, its samples'.
 

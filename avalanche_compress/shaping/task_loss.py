@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from types import MethodType
 from typing import Any, Dict, Iterator, Sequence, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from avalanche_compress.core.batches import rows_of
+from avalanche_compress.core.experiences import classes_in_stream
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import UnsupportedPluginError
 from avalanche_compress.host.strategy import Criterion, Strategy, criterion_of
@@ -21,6 +24,8 @@ _IGNORED = -100
 Known = Union[bool, Tensor]
 """Whether something is so; a bool tensor, scalar, where it is not waited for."""
 _Holder = Dict[str, Any]
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
+"""Of a criterion that has layers, the tensors of these are never entries of classes."""
 
 
 class TaskLoss:
@@ -29,8 +34,10 @@ class TaskLoss:
     It is given the logits of the task's classes, and targets that are renumbered from 0 in their
     order, so that label smoothing, class weights, soft targets and binary criteria mean what they
     mean on a plain model. What of the criterion has an entry for each class of the stream (class
-    weights, of a module or of a ``functools.partial``) is restricted to the task's classes for the
-    call; what has one for each class of the task is taken as it is. Targets are
+    weights, of a module, an object or a ``functools.partial``) is restricted to the task's classes
+    for the call; what has one for each class of the task is taken as it is. Tensors are looked at
+    (of costs of confusion, rows and columns) and, if it is known how many classes the stream has,
+    arrays, lists and dictionaries by class number. Targets are
 
     - class numbers of any shape; negative ones, and the criterion's ``ignore_index``, stay ignored;
     - or an entry for each column of the logits (one-hot, mixed, multi-hot), of the stream's classes
@@ -39,6 +46,7 @@ class TaskLoss:
 
     :param criterion: of logits and targets; a function, a ``partial`` of one, or a module.
     :param classes: ascending class numbers of the task.
+    :param width: how many classes the stream has, if that is known.
 
     >>> loss = TaskLoss(nn.CrossEntropyLoss(label_smoothing=0.1), [2, 3])
     >>> logits, targets = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
@@ -48,9 +56,9 @@ class TaskLoss:
     True
     """
 
-    def __init__(self, criterion: Any, classes: Sequence[int]):
+    def __init__(self, criterion: Any, classes: Sequence[int], width: int | None = None):
         self.criterion: Criterion = criterion
-        self.classes = tuple(classes)
+        self.classes, self._width = tuple(classes), width
         self._first, self._count = self.classes[0], len(self.classes)
         self._in_a_row = self.classes[-1] - self._first + 1 == self._count
         ignored = _options_of(criterion).get("ignore_index", _IGNORED)
@@ -59,8 +67,7 @@ class TaskLoss:
             (holder, name)
             for holder in _holders(criterion)
             for name, value in holder.items()
-            if _is_of_the_stream(value, self.classes)
-            or (name == "ignore_index" and self._ignored >= 0)
+            if self._is_of_the_stream(value) or (name == "ignore_index" and self._ignored >= 0)
         ]
 
     def __call__(self, logits: Tensor, targets: Any) -> Tensor:
@@ -113,11 +120,12 @@ class TaskLoss:
         :raises UnsupportedPluginError: naming the variable.
         """
         function = getattr(self.criterion, "func", self.criterion)
+        function = getattr(function, "__func__", function)
         if not inspect.isfunction(function):
             return
         outside = inspect.getclosurevars(function)
         for name, value in {**outside.globals, **outside.nonlocals}.items():
-            if _is_of_the_stream(value, self.classes):
+            if self._is_of_the_stream(value):
                 raise UnsupportedPluginError(
                     f"the criterion {function.__name__} reads {name}, which has an entry for each "
                     f"of {len(value)} classes, from outside, and it is given the logits of the "
@@ -125,6 +133,19 @@ class TaskLoss:
                     f"an argument, functools.partial({function.__name__}, weight={name}), or an "
                     "attribute of a module."
                 )
+
+    def _is_of_the_stream(self, value: Any) -> bool:
+        """Whether something has an entry for each class of the stream, and not only the task's."""
+        if isinstance(value, Tensor):
+            # a square one says what it costs to take one class for another
+            square = value.dim() == 2 and value.shape[0] == value.shape[1]
+            entries = len(value) if value.dim() == 1 or square else 0
+            return entries > self.classes[-1] and entries != self._count
+        if self._width is None or not isinstance(value, (list, dict, np.ndarray)):
+            return False
+        if isinstance(value, dict):
+            return value.keys() >= set(self.classes) and len(value) == self._width
+        return len(value) == self._width > self.classes[-1]
 
     def _columns(self, logits: Tensor) -> Tensor:
         if logits.shape[-1] == self._count:
@@ -188,8 +209,8 @@ class TaskLoss:
             for holder, name, value in before:
                 if name == "ignore_index":
                     holder[name] = _IGNORED
-                elif _is_of_the_stream(value, self.classes):
-                    holder[name] = value[list(self.classes)]
+                else:
+                    holder[name] = _own_part(value, self.classes)
             yield
         finally:
             for holder, name, value in before:
@@ -203,11 +224,32 @@ def task_loss(strategy: Strategy) -> TaskLoss:
     """
     network = network_of(strategy)
     assert network.open_task is not None
-    return TaskLoss(criterion_of(strategy), network.classes_of(network.open_task))
+    criterion = criterion_of(strategy)
+    width = stream_width(criterion, strategy.experience)
+    return TaskLoss(criterion, network.classes_of(network.open_task), width)
+
+
+def stream_width(criterion: Any, experience: Any) -> int | None:
+    """How many classes the stream has; None if that is unknown, or the criterion has no use for it.
+
+    :param criterion: of logits and targets.
+    :param experience: of the stream.
+    """
+    values = [value for holder in _holders(criterion) for value in holder.values()]
+    asks = any(
+        isinstance(value, (list, np.ndarray)) or (isinstance(value, dict) and 0 in value)
+        for value in values
+    )
+    return classes_in_stream(experience) if asks else None
 
 
 def loss_by_task(
-    criterion: Any, network: TaskNetwork, logits: Tensor, targets: Any, labels: int | Tensor
+    criterion: Any,
+    network: TaskNetwork,
+    logits: Tensor,
+    targets: Any,
+    labels: int | Tensor,
+    width: int | None = None,
 ) -> Tensor:
     """The mean loss of samples of several tasks, each over the columns of its task.
 
@@ -218,31 +260,38 @@ def loss_by_task(
     :param logits: ``(N, ..., W)``.
     :param targets: see :class:`TaskLoss`.
     :param labels: the task that was asked for each sample, (N,), or for all.
+    :param width: how many classes the stream has, if that is known.
     """
     if not isinstance(labels, Tensor):
-        return _loss_of(criterion, network, logits, targets, labels)
+        return _loss_of(criterion, network, logits, targets, labels, width)
     asked = labels.unique().tolist()
     if len(asked) == 1:
-        return _loss_of(criterion, network, logits, targets, asked[0])
+        return _loss_of(criterion, network, logits, targets, asked[0], width)
     total, add = logits.new_zeros(()), getattr(criterion, "reduction", "mean") == "sum"
     for label in asked:
         chosen = labels == label
-        loss = _loss_of(criterion, network, logits[chosen], rows_of(targets, chosen), label)
+        parts = logits[chosen], rows_of(targets, chosen)
+        loss = _loss_of(criterion, network, *parts, label, width)
         total = total + loss * (1 if add else chosen.float().mean())
     return total
 
 
 def _loss_of(
-    criterion: Any, network: TaskNetwork, logits: Tensor, targets: Any, label: int
+    criterion: Any,
+    network: TaskNetwork,
+    logits: Tensor,
+    targets: Any,
+    label: int,
+    width: int | None,
 ) -> Tensor:
     task = network.answering(label)
     # before any task was opened, all columns are the model's own
     classes = range(logits.shape[-1]) if task is None else network.classes_of(task)
-    loss = TaskLoss(criterion, classes)
+    loss = TaskLoss(criterion, classes, width)
     if not loss.knows(logits, targets):
         found = targets.unique().tolist() if isinstance(targets, Tensor) else []
         numbers = {int(number) for number in found if 0 <= number < logits.shape[-1]}
-        loss = TaskLoss(criterion, sorted({*loss.classes, *numbers}))
+        loss = TaskLoss(criterion, sorted({*loss.classes, *numbers}), width)
         if not loss.knows(logits, targets):
             return criterion(logits, targets)  # type: ignore[no-any-return]
     return loss(logits, targets)
@@ -260,14 +309,15 @@ def _tables(classes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Ten
     return places.to(device), numbers.to(device)
 
 
-def _is_of_the_stream(value: Any, classes: Sequence[int]) -> bool:
-    """Whether something has an entry for each class of the stream, and not only of the task."""
-    return (
-        isinstance(value, Tensor)
-        and value.dim() == 1
-        and len(value) > classes[-1]
-        and len(value) != len(classes)
-    )
+def _own_part(value: Any, classes: Sequence[int]) -> Any:
+    """What is of the task's classes, in their order."""
+    if isinstance(value, dict):
+        return {place: value[number] for place, number in enumerate(classes)}
+    if isinstance(value, list):
+        return [value[number] for number in classes]
+    for dim in range(value.ndim):
+        value = value[(slice(None),) * dim + (list(classes),)]
+    return value
 
 
 def _options_of(criterion: Any) -> _Holder:
@@ -278,11 +328,16 @@ def _options_of(criterion: Any) -> _Holder:
 
 
 def _holders(criterion: Any) -> list[_Holder]:
-    """The dictionaries in which a criterion keeps its tensors."""
+    """The dictionaries in which a criterion keeps what it has for each class."""
+    if isinstance(criterion, MethodType):
+        return _holders(criterion.__self__)
+    if isinstance(criterion, partial):
+        return [criterion.keywords, *_holders(criterion.func)]
     if not isinstance(criterion, nn.Module):
         return [_options_of(criterion)]
     return [
         holder
         for module in criterion.modules()
+        if not isinstance(module, _LAYERS)
         for holder in (vars(module), module._parameters, module._buffers)
     ]

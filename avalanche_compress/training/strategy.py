@@ -35,7 +35,13 @@ from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
-from avalanche_compress.shaping.task_loss import Known, TaskLoss, loss_by_task, task_loss
+from avalanche_compress.shaping.task_loss import (
+    Known,
+    TaskLoss,
+    loss_by_task,
+    stream_width,
+    task_loss,
+)
 from avalanche_compress.shaping.validation import (
     find_validation,
     iterate_batches,
@@ -143,6 +149,7 @@ class CompressedStrategy(ResumableTraining):
         self.guard = StepGuard()
         self._answered_by: int | Tensor = 0
         self._targets_are_known: Known = True
+        self._stream_width: int | None = None
         join_groups(network, optimizer, groups)
         plugins = [*shaping, *(plugins or [])]
         if estimate_norms and not any(isinstance(plugin, NormPlugin) for plugin in plugins):
@@ -248,8 +255,9 @@ class CompressedStrategy(ResumableTraining):
         """
         if self.is_training:
             return self._training_loss()
+        width = self._stream_width
         return loss_by_task(
-            criterion_of(self), self.network, self.mb_output, self.mb_y, self._answered_by
+            criterion_of(self), self.network, self.mb_output, self.mb_y, self._answered_by, width
         )
 
     def _training_loss(self) -> Tensor:
@@ -359,6 +367,7 @@ class CompressedStrategy(ResumableTraining):
         """Refuse a criterion that cannot do with the task's classes; forget other tasks' epochs."""
         restart_comparisons(self)
         task_loss(self).check()
+        self._stream_width = stream_width(criterion_of(self), self.experience)
         super().epochs_begin()
 
     def task_ends(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
@@ -40,6 +41,31 @@ class Focal(nn.Module):
     def forward(self, logits, targets):
         log_p = F.log_softmax(logits, dim=1).gather(1, targets[:, None])[:, 0]
         return -(self.alpha[targets] * (1 - log_p.exp()) ** 2 * log_p).mean()
+
+
+class Costs(nn.Module):
+    """What it costs to take one class for another, looked up by target."""
+
+    def __init__(self, costs):
+        super().__init__()
+        self.register_buffer("costs", costs)
+
+    def forward(self, logits, targets):
+        return (logits.softmax(1) * self.costs[targets]).sum(1).mean()
+
+
+class Listed(nn.Module):
+    """Weights of classes in any container; what the criterion remembers is its own."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights, self.losses = weights, []
+
+    def forward(self, logits, targets):
+        weight = torch.tensor([float(self.weights[int(target)]) for target in targets])
+        loss = (weight * F.cross_entropy(logits, targets, reduction="none")).sum() / weight.sum()
+        self.losses.append(loss.item())
+        return loss
 
 
 class Binary(nn.Module):
@@ -81,6 +107,11 @@ CRITERIA = {  # for the stream, and for a plain model of some of its classes
     "binary": (Binary(WEIGHT), lambda c: Binary(WEIGHT[c])),
     "a buffer of one's own": (Focal(WEIGHT, True), lambda c: Focal(WEIGHT[c], True)),
     "an attribute of one's own": (Focal(WEIGHT, False), lambda c: Focal(WEIGHT[c], False)),
+    "costs of confusion": (
+        Costs(WEIGHT.outer(WEIGHT).sqrt()),
+        lambda c: Costs(WEIGHT.outer(WEIGHT).sqrt()[c][:, c]),
+    ),
+    "a method": (Focal(WEIGHT, False).forward, lambda c: Focal(WEIGHT[c], False).forward),
     "summed": (
         nn.CrossEntropyLoss(reduction="sum"),
         lambda c: nn.CrossEntropyLoss(reduction="sum"),
@@ -113,6 +144,22 @@ def test_loss_and_gradients_are_those_of_a_plain_model(name, classes):
     assert_same(loss, narrow(list(classes))(own, places), own)
 
 
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(
+    "container",
+    [list, np.array, lambda weights: dict(enumerate(weights))],
+    ids=["list", "array", "dict"],
+)
+def test_containers_with_an_entry_for_each_class_are_restricted(classes, container):
+    own, wide, places = samples(classes)
+    criterion = Listed(container(WEIGHT.tolist()))
+    before = criterion.weights
+    narrow = Listed(WEIGHT[list(classes)].tolist())
+    loss = TaskLoss(criterion, classes, STREAM)(wide, torch.tensor(classes)[places])
+    assert_same(loss, narrow(own, places), own)
+    assert criterion.weights is before and criterion.losses == narrow.losses
+
+
 @pytest.mark.parametrize("classes", CLASSES[1:3])
 def test_what_has_an_entry_for_each_class_of_the_task_is_taken_as_it_is(classes):
     own, wide, places = samples(classes)
@@ -136,6 +183,14 @@ def test_soft_targets_are_those_of_the_stream_or_of_the_task(criterion, width):
     loss, known = TaskLoss(criterion, classes).checked(wide, targets)
     assert bool(known)
     assert_same(loss, criterion(own, mixed), own)
+
+
+def test_what_only_may_have_an_entry_for_each_class_is_taken_as_it_is():
+    own, wide, places = samples((3, 4, 5))
+    criterion = Listed([2.0, 3.0, 5.0, 7.0])  # of a stream of eight, or of unknown width
+    for width in (STREAM, None):
+        loss = TaskLoss(criterion, (3, 4, 5), width)(wide, places + 3)
+        assert torch.equal(loss, criterion(own, places))
 
 
 def test_tuples_of_targets_are_renumbered_one_by_one():
