@@ -1,5 +1,7 @@
 """Continual learning methods that learn compressed, as drop-in Avalanche strategies."""
 
+from typing import TYPE_CHECKING, Any
+
 from avalanche_compress.archive import load_archive, save_archive
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.registry import (
@@ -29,7 +31,6 @@ from avalanche_compress.errors import (
 from avalanche_compress.host.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from avalanche_compress.host.tensor_data import ByteValues, NoTensorsError, TensorSamples
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
-from avalanche_compress.host.wandb_logger import WandBLogger
 from avalanche_compress.inference.energy import EnergyRule
 from avalanche_compress.inference.entropy import EntropyRule
 from avalanche_compress.inference.gaussian import GaussianRule
@@ -85,6 +86,9 @@ from avalanche_compress.training.state import (
     save_training_state,
 )
 from avalanche_compress.training.strategy import CompressedStrategy
+
+if TYPE_CHECKING:
+    from avalanche_compress.host.wandb_logger import WandBLogger
 
 __version__ = "0.1.0"
 
@@ -172,3 +176,16 @@ __all__ = [
     "task_id_metrics",
     "unregister_method",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``WandBLogger``, which imports wandb and is therefore imported when it is asked for."""
+    if name == "WandBLogger":
+        from avalanche_compress.host.wandb_logger import WandBLogger
+
+        return WandBLogger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,47 @@
+"""What a user gets by installing and importing the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import yaml
+
+import avalanche_compress
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_version_that_is_cited_is_the_packages():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == avalanche_compress.__version__
+
+
+def test_importing_the_package_asks_for_neither_scipy_nor_wandb():
+    """Avalanche 0.6 imports both itself, so it is who asks for them that counts."""
+    script = """
+        import builtins
+
+        import_module, asked = builtins.__import__, set()
+
+        def import_and_record(name, globals=None, *arguments, **kwargs):
+            asker = (globals or {}).get("__name__", "")
+            if asker.partition(".")[0] == "avalanche_compress":
+                asked.add(name.partition(".")[0])
+            return import_module(name, globals, *arguments, **kwargs)
+
+        builtins.__import__ = import_and_record
+        import avalanche_compress
+        assert {"torch", "avalanche", "avalanche_compress"} <= asked, asked
+        assert not {"scipy", "wandb"} & asked
+        assert avalanche_compress.WandBLogger.__module__.startswith("avalanche_compress.")
+        assert "wandb" in asked
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_names_are_completed_and_unknown_ones_are_errors():
+    assert set(avalanche_compress.__all__) <= set(dir(avalanche_compress))
+    assert not hasattr(avalanche_compress, "Wandblogger")
