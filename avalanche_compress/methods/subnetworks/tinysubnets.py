@@ -56,7 +56,7 @@ class TinySubNets(CompressedStrategy):
         *,
         score_init: str = "magnitude",
         sharing: str = "all",
-        similarity_threshold: float = 0.5,
+        similarity_threshold: float = 0.95,
         validation_fraction: float = 0.1,
         **options: Unpack[TinySubNetsOptions],
     ) -> None:
