@@ -236,9 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
+    labelled = [name for name, entry in STRATEGIES.items() if "task" in entry.scenarios]
     for kind, names, known in (
         ("stream", [given.stream], list(STREAMS)),
-        ("strategy", given.strategies, list(STRATEGIES)),
+        ("strategy with task labels", given.strategies, labelled),
     ):
         for name in set(names) - set(known):
             near = nearest(name, known)

@@ -29,6 +29,8 @@ from benchmarks.report.statistics import (
     sign_flip_p,
     smallest_p,
 )
+from benchmarks.runs.accuracies import Row, mean_so_far
+from benchmarks.runs.ours import UNKNOWN
 from benchmarks.runs.strategies import REFERENCES
 
 RESULT_NOTE = (
@@ -39,6 +41,11 @@ RESULT_NOTE = (
 CLASS_NOTE = (
     "class scenario: no task labels at test, all classes in one head; task id: part of the test "
     "samples whose task was inferred rightly"
+)
+MEMORY_NOTE = "memory: of what is stored, samples or statistics of samples"
+REFUSED_NOTE = (
+    f"refused: part of the test samples that unknown={UNKNOWN} refuses, known ones of the tasks "
+    "learned at the end, new ones of each task just before it was learned"
 )
 ORDER_NOTE = (
     "AOPD, MOPD: mean and maximum over tasks of a task's best minus worst final accuracy in R "
@@ -140,7 +147,9 @@ def result_table(group: Group) -> Table:
     accuracies = {
         name: _accuracies(runs) for name, runs in strategies.items() if name not in REFERENCES
     }
-    best = best_series(accuracies)
+    without_labels = group.runs[0].scenario == "class"
+    # whoever keeps samples and whoever keeps statistics do not compete
+    best = set() if without_labels else best_series(accuracies)
     notes = [RESULT_NOTE]
     columns: _Columns = [(Column("strategy"), _label)]
     if len({_count_seeds(runs) for runs in strategies.values()}) > 1:  # else the title says it
@@ -169,7 +178,16 @@ def result_table(group: Group) -> Table:
         (Column("stored"), lambda runs: bytes_cell([run.stored_bytes for run in runs])),
         (Column("ratio"), lambda runs: number_cell([mean(run.ratio for run in runs)], digits=3)),
     ]
-    notes += [CLASS_NOTE] if group.runs[0].scenario == "class" else []
+    if without_labels and any(run.memory_bytes is not None for run in group.runs):
+        columns.append((Column("memory"), _memory))
+        notes.append(MEMORY_NOTE)
+    if any(run.refused for run in group.runs):
+        columns += [
+            (Column("refused: known", "%"), lambda runs: _mean_rate([r.refused for r in runs])),
+            (Column("new", "%"), lambda runs: _mean_rate([r.refused_before for r in runs])),
+        ]
+        notes.append(REFUSED_NOTE)
+    notes += [CLASS_NOTE] if without_labels else []
     notes += [BEST_NOTE] if best else []
     return _table(group.title, columns, strategies.values(), notes)
 
@@ -184,6 +202,15 @@ def _accuracy(runs: Runs) -> Cell:
 
 def _task_id(runs: Runs) -> Cell:
     return percent_cell([run.task_id_accuracy for run in runs])
+
+
+def _memory(runs: Runs) -> Cell:
+    return bytes_cell([run.memory_bytes for run in runs])
+
+
+def _mean_rate(rows: Sequence[Row | None]) -> Cell:
+    """Of each run the mean over the tasks of which a rate is known."""
+    return percent_cell([mean_so_far(row) for row in rows if row is not None])
 
 
 def _accuracies(runs: Runs) -> Series:

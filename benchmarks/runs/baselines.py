@@ -10,7 +10,11 @@ from types import SimpleNamespace
 from typing import Any, Callable
 
 import torch
+from avalanche.benchmarks.utils.classification_dataset import (
+    _make_taskaware_tensor_classification_dataset,
+)
 from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
+from avalanche.benchmarks.utils.utils import concat_datasets
 from avalanche.models.packnet import PackNetModel, WeightAndBiasPackNetModule
 from avalanche.training.plugins import (
     AGEMPlugin,
@@ -24,17 +28,20 @@ from avalanche.training.supervised import (
     ER_ACE,
     EWC,
     MAS,
+    ICaRL,
     LwF,
     Naive,
     Replay,
 )
 from avalanche.training.supervised import PackNet as AvalanchePackNet
 from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
+from avalanche.training.supervised.icarl import _ICaRLPlugin
 from torch import nn
+from torch.nn.functional import normalize
 
 from avalanche_compress import Position
 from benchmarks.runs.backbones import float_bytes
-from benchmarks.runs.learners import Learner, baseline_model, learner_of
+from benchmarks.runs.learners import Learner, baseline_model, body_and_head, learner_of
 from benchmarks.runs.settings import RunSettings
 
 
@@ -220,6 +227,75 @@ class _Agem(AGEMPlugin):
         self.buffers.append(dataset.subset(random.sample(range(len(dataset)), count)))
 
 
+def icarl(settings: RunSettings, memory: int = 500) -> Learner:
+    """iCaRL (Rebuffi et al., 2017): examples chosen by herding, whose mean features answer.
+
+    Avalanche's strategy, without mirrored copies of the examples, which are other digits of digits.
+
+    :param settings: of the run.
+    :param memory: examples, shared evenly by the classes.
+    :raises ValueError: if a class is in two tasks, which iCaRL is not made for.
+    """
+    stream = settings.stream
+    classes = [number for task in stream.tasks for number in task]
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"iCaRL needs tasks of other classes, and those of {stream.name} are not.")
+    # Avalanche's strategy asks the benchmark for these, as its classic benchmarks have them
+    stream.benchmark.n_classes_per_exp = [len(task) for task in stream.tasks]
+    stream.benchmark.classes_order = [sorted(classes).index(number) for number in classes]
+    body, head = body_and_head(settings)
+    arguments = settings.arguments(nn.Sequential(body, head))
+    del arguments["model"], arguments["criterion"]
+    strategy = ICaRL(
+        **arguments,
+        feature_extractor=body,
+        classifier=head,
+        memory_size=memory,
+        buffer_transform=None,
+        fixed_memory=True,
+        plugins=list(settings.plugins),
+    )
+    herding = _Herding(memory)
+    strategy.plugins = [
+        herding if isinstance(plugin, _ICaRLPlugin) else plugin for plugin in strategy.plugins
+    ]
+    return _with_memory(settings, strategy, lambda: sum(map(len, herding.x_memory)))
+
+
+class _Herding(_ICaRLPlugin):
+    """Avalanche's plugin, whose class means are those of the examples as they are.
+
+    The original also gives its examples one task label in a form that Avalanche 0.6 cannot join to
+    the labels of data sets.
+    """
+
+    class_means: dict[int, torch.Tensor]
+
+    def after_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        """Train on the examples as well."""
+        if self.x_memory:
+            targets = [target for of_class in self.y_memory for target in of_class]
+            examples = _make_taskaware_tensor_classification_dataset(
+                torch.cat(self.x_memory).cpu(),
+                torch.tensor(targets),
+                task_labels=[0] * len(targets),
+            )
+            strategy.adapted_dataset = concat_datasets((strategy.adapted_dataset, examples))
+
+    def compute_class_means(self, strategy: Any) -> None:
+        """Take the mean of the normalised features of each class's examples."""
+        # zeros for all at first, so that the copy of the old network has as many of them
+        classes = sum(strategy.experience.benchmark.n_classes_per_exp)
+        nothing = torch.zeros(self.embedding_size, device=strategy.device)
+        self.class_means = self.class_means or dict.fromkeys(range(classes), nothing)
+        for x, targets in zip(self.x_memory, self.y_memory):
+            with torch.no_grad():
+                features = strategy.model.feature_extractor(x.to(strategy.device))
+            mean = normalize(features).mean(dim=0)
+            self.class_means[targets[0]] = normalize(mean, dim=0)
+        strategy.model.eval_classifier.replace_class_means_dict(self.class_means)
+
+
 def _with_memory(
     settings: RunSettings, strategy: Any, kept: Callable[[], int], more: int = 0
 ) -> Learner:
@@ -228,7 +304,11 @@ def _with_memory(
     :param more: bytes that an example has besides.
     """
     example = math.prod(settings.stream.input_shape) + 1 + more
-    return learner_of(settings, strategy, lambda: float_bytes(strategy.model) + kept() * example)
+
+    def memory() -> int:
+        return kept() * example
+
+    return learner_of(settings, strategy, lambda: float_bytes(strategy.model) + memory(), memory)
 
 
 # --- Avalanche's own PackNet ---------------------------------------------------------------------

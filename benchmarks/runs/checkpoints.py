@@ -46,12 +46,15 @@ class Measured:
     :param task_ids: how often these tasks were inferred rightly.
     :param train_seconds: of learning it.
     :param eval_seconds: of evaluating the tasks so far.
+    :param refused: the part of the test samples that is refused: of the next task, and after the
+        last one of all; None for the others, and where nothing can be refused.
     """
 
     accuracies: Row
     task_ids: Row
     train_seconds: float
     eval_seconds: float
+    refused: Row
 
 
 def open_history(folder: Path) -> list[Measured]:
@@ -81,7 +84,7 @@ def _measured(task: Any, path: Path) -> Measured:
     if (
         not isinstance(task, dict)
         or task.keys() != set(names)
-        or not all(map(is_row, (task["accuracies"], task["task_ids"])))
+        or not all(map(is_row, (task["accuracies"], task["task_ids"], task["refused"])))
         or not all(map(is_number, (task["train_seconds"], task["eval_seconds"])))
     ):
         raise _damaged(path)

@@ -23,10 +23,16 @@ RULES = ("entropy", "energy", "prototype", "gaussian@first", "triangular@first",
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that a method keeps, and bytes of its archive, if it has one."""
+    """Bytes that a method keeps, of its archive, if it has one, and of what it keeps of samples.
+
+    :param stored: all that is needed to go on and to answer.
+    :param archive: the file; None where there is none.
+    :param memory: samples, or statistics of them, as part of the others; None where there are none.
+    """
 
     stored: int
     archive: int | None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,11 @@ class Learner:
     :param eval: evaluates a list of experiences, returns Avalanche's metric dictionary.
     :param stored_bytes: what the method has to keep after the tasks so far; None when that is
         its archive.
+    :param memory_bytes: of these, those of samples or of statistics of samples.
     :param save_archive: writes the compressed file and returns its size after checking that it
         loads back exactly; None when the method has no such file.
+    :param refused: of an experience the part of the test samples that are refused as none of a
+        learned task's; None where samples cannot be refused.
     :param layers: what the tasks so far made of each layer; None when the network is a plain one.
     :param save: ``(folder, finished)`` writes the state after so many tasks, the random generators'
         included, without touching the state after one task less.
@@ -66,6 +75,8 @@ class Learner:
     stored_bytes: Callable[[], int] | None = None
     save_archive: Callable[[Path], int] | None = None
     layers: Callable[[], Layers] | None = None
+    memory_bytes: Callable[[], int] | None = None
+    refused: Callable[[Any], float] | None = None
     save: Callable[[Path, int], None] = lambda folder, finished: None
     load: Callable[[Path, int], Position] = lambda folder, finished: Position(0, 0)
 
@@ -75,7 +86,7 @@ class Learner:
         stored = archive if self.stored_bytes is None else self.stored_bytes()
         if stored is None:
             raise ValueError("A learner needs stored_bytes or save_archive.")
-        return Sizes(stored, archive)
+        return Sizes(stored, archive, None if self.memory_bytes is None else self.memory_bytes())
 
 
 @dataclass(frozen=True)
@@ -107,12 +118,18 @@ class StrategyEntry:
         return self.hyper_parameters
 
 
-def learner_of(settings: RunSettings, strategy: Any, stored_bytes: Callable[[], int]) -> Learner:
+def learner_of(
+    settings: RunSettings,
+    strategy: Any,
+    stored_bytes: Callable[[], int],
+    memory_bytes: Callable[[], int] | None = None,
+) -> Learner:
     """A learner that is one strategy of Avalanche.
 
     :param settings: of the run.
     :param strategy: a new one.
     :param stored_bytes: see :class:`Learner`.
+    :param memory_bytes: likewise.
     """
 
     def save(folder: Path, finished: int) -> None:
@@ -124,7 +141,14 @@ def learner_of(settings: RunSettings, strategy: Any, stored_bytes: Callable[[], 
             load_strategy(strategy, folder / f"turn{finished % 2}", settings)
         return Position(finished, 0)
 
-    return Learner(strategy.train, strategy.eval, stored_bytes, save=save, load=load)
+    return Learner(
+        strategy.train,
+        strategy.eval,
+        stored_bytes,
+        memory_bytes=memory_bytes,
+        save=save,
+        load=load,
+    )
 
 
 def baseline_model(settings: RunSettings) -> nn.Module:
@@ -132,6 +156,13 @@ def baseline_model(settings: RunSettings) -> nn.Module:
     if settings.stream.scenario == "class":
         return settings.model()
     return MultiHead(settings.model(), "head")
+
+
+def body_and_head(settings: RunSettings) -> tuple[nn.Module, nn.Linear]:
+    """A new plain network without its last layer, and that layer."""
+    model: Any = settings.model()
+    head, model.head = model.head, nn.Identity()
+    return model, head
 
 
 def defaults_of(function: Callable[..., Any], leave_out: set[str]) -> dict[str, Any]:

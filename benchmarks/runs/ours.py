@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterable
@@ -10,12 +13,14 @@ from typing import Any, Callable, Iterable
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import nn
+from torch.utils.data import DataLoader
 
 from avalanche_compress import (
     CompressedStrategy,
     PackNet,
     Position,
     QuantizationPlugin,
+    TaskNetwork,
     ValidationPlugin,
     compression_metrics,
     layer_bits,
@@ -50,7 +55,51 @@ def compressed(strategy_class: Callable[..., Any], settings: RunSettings, **own:
     def load(folder: Path, finished: int) -> Position:
         return resume(strategy, folder, settings.save_every)
 
-    return Learner(strategy.train, strategy.eval, None, save, layers, load=load)
+    learner = Learner(strategy.train, strategy.eval, None, save, layers, load=load)
+    if strategy.task_inference is None:
+        return learner
+    learner = replace(learner, memory_bytes=partial(_statistics_bytes, strategy.model))
+    if not strategy.task_inference.rule.refuses:
+        return learner
+    return replace(
+        learner,
+        train=partial(_train_to_refuse, strategy),
+        refused=partial(_refused, strategy),
+    )
+
+
+UNKNOWN = 0.05
+"""Part of a task's own samples that may be refused, where it is measured who is."""
+
+
+def _train_to_refuse(strategy: Any, experience: Any) -> None:
+    """Learn an experience, and keep by what samples can be refused; nobody refuses any yet."""
+    strategy.task_inference.unknown = UNKNOWN
+    try:
+        strategy.train(experience)
+    finally:
+        strategy.task_inference.unknown = None
+
+
+@torch.no_grad()
+def _refused(strategy: Any, experience: Any) -> float:
+    """The part of an experience's samples that is refused."""
+    inference = copy.copy(strategy.task_inference)
+    inference.unknown = UNKNOWN
+    count, data = 0, experience.dataset.eval()
+    for x, *_ in DataLoader(data, batch_size=strategy.eval_mb_size):
+        _, tasks = inference(strategy.model, x.to(strategy.device))
+        count += int((tasks == -1).sum())
+    return count / len(data)
+
+
+def _statistics_bytes(network: TaskNetwork) -> int:
+    """What an archive is longer by for the statistics of samples."""
+    apart = copy.copy(network)
+    apart.statistics = {}
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [save_archive(own, Path(folder) / "archive") for own in (network, apart)]
+    return sizes[0] - sizes[1]
 
 
 def new_strategy(

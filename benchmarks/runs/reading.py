@@ -108,6 +108,9 @@ _CHECKS: dict[str, Check] = {
     "bits": _or_none(_by_name(_list_of(_or_none(is_number)))),
     "hardware": is_text,
     "bf16": is_flag,
+    "memory_bytes": _or_none(is_count),
+    "refused": _or_none(is_row),
+    "refused_before": _or_none(is_row),
 }
 _REQUIRED = [field.name for field in fields(RunResult) if field.default is MISSING]
 
@@ -134,6 +137,9 @@ def result_of(entry: Any, source: str) -> RunResult:
     for layers in (result.ranks, result.densities, result.bits):
         if layers and any(len(row) != tasks for row in layers.values()):
             raise ResultsError(f"{source} is no run: its layers are not those of {tasks} tasks.")
+    for row in (result.refused, result.refused_before):
+        if row is not None and len(row) != tasks:
+            raise ResultsError(f"{source} is no run: its refusals are not those of {tasks} tasks.")
     return result
 
 

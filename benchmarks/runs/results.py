@@ -100,6 +100,11 @@ class RunResult:
         None where it added nothing; None where the method is not one of ours.
     :param hardware: the processor that it was computed on; empty where it was not recorded.
     :param bf16: whether training computed in bfloat16.
+    :param memory_bytes: of what is stored, samples or statistics of samples; None where the method
+        keeps none, or it was not recorded.
+    :param refused: by task in order of learning, the part of its test samples that is refused as
+        those of no learned task, when all are learned; None where nothing can be refused.
+    :param refused_before: the same just before the task was learned, None for the first.
     """
 
     strategy: str
@@ -133,6 +138,9 @@ class RunResult:
     bits: dict[str, list[float | None]] | None = None
     hardware: str = ""
     bf16: bool = False
+    memory_bytes: int | None = None
+    refused: Row | None = None
+    refused_before: Row | None = None
 
     @property
     def key(self) -> RunKey:

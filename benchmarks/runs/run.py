@@ -8,6 +8,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from benchmarks.data.streams import STREAMS, Budget, build_stream, task_orders
 from benchmarks.report import pictures
 from benchmarks.runs import recipe
 from benchmarks.runs.accuracies import (
+    Row,
     accuracy_row,
     backward_transfer,
     final_accuracy,
@@ -228,7 +230,15 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
         bits=(layers.bits or None) if layers else None,
         hardware=hardware(job.device),
         bf16=key.bf16,
+        memory_bytes=sizes.memory,
+        refused=None if learner.refused is None else history[-1].refused,
+        refused_before=None if learner.refused is None else _before(history),
     )
+
+
+def _before(history: Sequence[Measured]) -> Row:
+    """Refusals of each task's samples when the one before had been learned."""
+    return [None, *(measured.refused[t] for t, measured in enumerate(history[:-1], start=1))]
 
 
 @dataclass
@@ -253,14 +263,26 @@ def _train_all(
         now.task, now.watch.seconds = task, 0.0
         learner.train(experience)
         train_seconds, start = now.watch.seconds, time.perf_counter()
-        metrics = learner.eval(stream.benchmark.test_stream[: task + 1])
+        tests = stream.benchmark.test_stream
+        metrics = learner.eval(tests[: task + 1])
         eval_seconds = time.perf_counter() - start
         row = accuracy_row(metrics, len(stream.tasks))
         task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
-        history.append(Measured(row, task_ids, train_seconds, eval_seconds))
+        refused = _refused(learner, tests, task)
+        history.append(Measured(row, task_ids, train_seconds, eval_seconds, refused))
         learner.save(folder, task + 1)
         write_history(history, folder)
         now.display.task(now.key, task, mean_so_far(row))
+
+
+def _refused(learner: Learner, tests: Sequence[Any], task: int) -> Row:
+    """Refusals by task: of the next one, which nobody has learned, or of all at the end."""
+    asked = [task + 1] if task + 1 < len(tests) else [*range(len(tests))]
+    rates: Row = [None] * len(tests)
+    if learner.refused is not None:
+        for position in asked:
+            rates[position] = learner.refused(tests[position])
+    return rates
 
 
 def _sha256(path: Path) -> str:

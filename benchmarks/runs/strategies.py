@@ -11,12 +11,14 @@ from benchmarks.runs.baselines import (
     der,
     er_ace,
     ewc,
+    icarl,
     lwf,
     mas,
     naive,
     replay,
     si,
 )
+from benchmarks.runs.fixed_features import fecam, ncm, random_gaussians, random_ridge, slda
 from benchmarks.runs.learners import RULES, Learner, StrategyEntry
 from benchmarks.runs.ours import hyper_parameters_of, ours, packnet
 from benchmarks.runs.references import (
@@ -42,6 +44,7 @@ def _methods() -> dict[str, StrategyEntry]:
 
 
 _LABELLED = ("task",)
+_UNLABELLED = ("class",)
 
 _REFERENCES = {
     "independent": StrategyEntry(independent, scenarios=_LABELLED),
@@ -53,6 +56,8 @@ _REFERENCES = {
         hyper_parameters=hyper_parameters_of(AdaQPackNet),
     ),
     "naive_snapshots": StrategyEntry(naive_snapshots, scenarios=_LABELLED),
+    "random_gaussians": StrategyEntry(random_gaussians, scenarios=_UNLABELLED),
+    "random_ridge": StrategyEntry(random_ridge, scenarios=_UNLABELLED),
     "joint": StrategyEntry(joint),
 }
 
@@ -70,6 +75,10 @@ STRATEGIES: dict[str, StrategyEntry] = {
     "der": StrategyEntry(der),
     "er_ace": StrategyEntry(er_ace),
     "agem": StrategyEntry(agem),
+    "icarl": StrategyEntry(icarl, scenarios=_UNLABELLED),
+    "ncm": StrategyEntry(ncm, scenarios=_UNLABELLED),
+    "slda": StrategyEntry(slda, scenarios=_UNLABELLED),
+    "fecam": StrategyEntry(fecam, scenarios=_UNLABELLED),
     "avalanche_packnet": StrategyEntry(avalanche_packnet, scenarios=_LABELLED),
     **_methods(),
     **_REFERENCES,

@@ -86,6 +86,34 @@ def test_both_scenarios_stand_side_by_side_with_a_dash_for_what_was_not_run():
     assert rows(result_table, runs[3:5])[0][:3] == ["wsn, energy", "55.00 ± 7.07", "60.00 ± 0.00"]
 
 
+def test_without_labels_a_row_says_what_is_kept_of_samples_and_who_is_refused():
+    refused = {"refused": [0.02, 0.04], "refused_before": [None, 0.9]}
+    runs = [make_result("replay", scenario="class", memory_bytes=32_500)]
+    runs += [make_result("wsn", scenario="class", memory_bytes=22_000, **refused)]
+    runs += [make_result("naive", scenario="class")]
+    table = result_table(Group(runs))
+    assert [str(column) for column in table.columns[-3:]] == ["memory", "refused: known %", "new %"]
+    assert {row[0]: row[-3:] for row in table.texts()} == {
+        "replay": ["32.5 kB", "-", "-"],
+        "wsn": ["22.0 kB", "3.00", "90.00"],
+        "naive": ["-", "-", "-"],
+    }
+
+
+def test_rows_that_keep_different_things_are_not_ranked():
+    runs = [
+        make_result(name, scenario=scenario, seed=seed, accuracy=0.9 - lost)
+        for name, lost in (("replay", 0.0), ("wsn", 0.3))
+        for scenario in ("task", "class")
+        for seed in range(8)
+    ]
+    labelled, without = (
+        Group([run for run in runs if run.scenario == scenario]) for scenario in ("task", "class")
+    )
+    bold = [[c.is_bold for row in result_table(g).rows for c in row] for g in (labelled, without)]
+    assert any(bold[0]) and not any(bold[1])
+
+
 def test_several_orders_add_columns_and_one_order_has_none():
     runs = [make_result(), reordered(accuracies=(0.94, 0.96)), make_result("wsn")]
     table = result_table(Group(runs))

@@ -108,7 +108,8 @@ def test_seconds_are_those_of_a_run_that_was_never_stopped(tmp_path, monkeypatch
 def test_a_killed_run_goes_on_to_the_same_numbers_and_the_same_archive(
     strategy, tmp_path, killed_after, capsys
 ):
-    arguments = ["--strategies", strategy, *SMALL, "--save-every", "0"]
+    scenario = STRATEGIES[strategy].scenarios[0]
+    arguments = ["--strategies", strategy, *SMALL, "--save-every", "0", "--scenario", scenario]
     assert compare.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     out = tmp_path / "killed"
     for more_tasks in (2, 1):
@@ -121,7 +122,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers_and_the_same_archive(
     # ours shape the third task once more
     last = "after task 1/5 and epoch 2/2 of the next" if strategy in OURS else "after task 3/5"
     printed = capsys.readouterr().out
-    assert f"{strategy} on split_digits, seed 0: goes on {last}" in printed
+    where = "" if scenario == "task" else " (class scenario)"
+    assert f"{strategy} on split_digits{where}, seed 0: goes on {last}" in printed
     assert differences(results(tmp_path / "whole"), results(out)) == []
     assert not (out / "checkpoints").exists()
 

@@ -67,6 +67,9 @@ WRONG = [
     ("ranks", {"a": 1}),
     ("densities", {"a": [0.5, 1.5]}),
     ("bits", {"a": [4, math.nan]}),
+    ("memory_bytes", -1),
+    ("refused", [0.1, 1.5]),
+    ("refused_before", [0.1]),
     ("quick", 1),
     ("another", 1),
 ]
@@ -240,7 +243,7 @@ PROGRESS = [
 
 @pytest.mark.parametrize("text", PROGRESS, ids=lambda text: str(text[-30:]))
 def test_damaged_progress_is_named_with_what_to_do(text, tmp_path):
-    write_history([Measured([0.5, None], [None, None], 1.0, 2.0)], tmp_path)
+    write_history([Measured([0.5, None], [None, None], 1.0, 2.0, [None, 0.9])], tmp_path)
     assert len(open_history(tmp_path)) == 1
     path = tmp_path / "progress.json"
     versions = json.dumps(json.loads(path.read_text())["versions"]).encode()

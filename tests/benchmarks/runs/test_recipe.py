@@ -136,7 +136,9 @@ def built(monkeypatch, tmp_path):
     monkeypatch.setattr(JointTraining, "train", stop)  # it has its own
 
     def build(strategy, **budget):
-        (job,) = compare.parse(["--strategies", strategy, "--out", str(tmp_path)]).jobs()
+        scenario = STRATEGIES[strategy].scenarios[0]
+        arguments = ["--strategies", strategy, "--scenario", scenario, "--out", str(tmp_path)]
+        (job,) = compare.parse(arguments).jobs()
         job = dataclasses.replace(job, budget=dataclasses.replace(job.budget, **budget))
         with pytest.raises(Built) as stopped:
             runs.perform(job, Display())

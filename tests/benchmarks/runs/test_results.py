@@ -48,6 +48,9 @@ KEYS = [
     "bits",
     "hardware",
     "bf16",
+    "memory_bytes",
+    "refused",
+    "refused_before",
 ]
 
 MATRIX = [
