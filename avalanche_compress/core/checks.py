@@ -352,7 +352,7 @@ def check_label(task: int, finished: Sequence[int], open_task: int | None) -> No
             f"task {task} is finished and its weights are frozen; each experience needs a task "
             f"label of its own (finished: {list(finished)}). Build the stream with "
             "return_task_id=True, or one label per experience; for a stream that has none, "
-            "give the strategy task_inference='entropy'."
+            "give the strategy task_inference='triangular@first'."
         )
     if open_task not in (None, task):
         raise TaskStateError(

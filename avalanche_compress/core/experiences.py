@@ -60,7 +60,8 @@ def single_task_label(experience: Any) -> int:
         raise TaskLabelError(
             "the experience has no task labels, and every task needs one for a sub-network of "
             "its own: build the stream with return_task_id=True, or with with_task_labels(); for a "
-            "stream that has none at test either, give the strategy task_inference='entropy'."
+            "stream that has none at test either, give the strategy "
+            "task_inference='triangular@first'."
         )
     if len(labels) != 1:
         raise TaskLabelError(

@@ -56,6 +56,11 @@ class Features:
             if name == HEAD:
                 found.append(network.head)
             elif name == FIRST:
+                if not network.weight_stores:
+                    raise TaskInferenceError(
+                        f"the tasks of this model share no weights, so there is no {FIRST!r} "
+                        f"module: read features of {HEAD!r} or of a module by name."
+                    )
                 found.append(network.weight_stores[0].place.module)
             elif name in known and name:
                 found.append(known[name])

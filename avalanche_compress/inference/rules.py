@@ -16,6 +16,8 @@ RULES: dict[str, type[Rule]] = {
     for rule in (EntropyRule, EnergyRule, PrototypeRule, GaussianRule, TriangularRule, RidgeRule)
 }
 BATCH = "_batch"
+DEFAULT = "triangular@first"
+"""The choice of held-out data on the streams of RESULTS.md."""
 
 
 def rule_of(name: str) -> Rule:

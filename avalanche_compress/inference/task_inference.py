@@ -18,7 +18,7 @@ from avalanche_compress.inference.choice import choose, spread_chosen
 from avalanche_compress.inference.collecting import Collection, thresholds_name
 from avalanche_compress.inference.features import HEAD, Features
 from avalanche_compress.inference.rule import Kept, Rule
-from avalanche_compress.inference.rules import BATCH, rule_of
+from avalanche_compress.inference.rules import BATCH, DEFAULT, rule_of
 from avalanche_compress.inference.unknown import check_rate, threshold_at
 from avalanche_compress.metrics.task_identity import REFUSED
 
@@ -51,8 +51,9 @@ class TaskInference:
     are not told: compare those with the rules that judge each sample by itself.
 
     :param rule: a name, ``"triangular"``; with a layer to read features of, ``"triangular@first"``
-        or ``"ridge@body.1+body.3"``; with ``_batch`` behind it to vote batch-wise; or a
-        :class:`Rule` with its options, ``TriangularRule(references=4)``.
+        (the default, which held-out data chose) or ``"ridge@body.1+body.3"``; with ``_batch``
+        behind it to vote batch-wise; or a :class:`Rule` with its options,
+        ``TriangularRule(references=4)``.
     :param batchwise: whether the samples of a mini-batch vote together.
     :param features: the layer, see :class:`~avalanche_compress.inference.features.Features`: the
         head's inputs by default.
@@ -72,7 +73,7 @@ class TaskInference:
 
     def __init__(
         self,
-        rule: str | Rule = "entropy",
+        rule: str | Rule = DEFAULT,
         *,
         batchwise: bool = False,
         features: str | None = None,
@@ -336,7 +337,7 @@ class _Prepared(NamedTuple):
         )
 
 
-def infer(network: TaskNetwork, x: Tensor, rule: str | Rule = "entropy") -> Inferred:
+def infer(network: TaskNetwork, x: Tensor, rule: str | Rule = DEFAULT) -> Inferred:
     """Logits of samples of unknown tasks, see :class:`TaskInference`.
 
     :param network: with a finished task or more.
@@ -347,7 +348,7 @@ def infer(network: TaskNetwork, x: Tensor, rule: str | Rule = "entropy") -> Infe
     >>> for task, classes in enumerate([[0, 1], [2, 3, 4]]):
     ...     network.open(task, classes)
     ...     network.commit()
-    >>> logits, tasks = infer(network, torch.zeros(6, 4))
+    >>> logits, tasks = infer(network, torch.zeros(6, 4), "entropy")
     >>> logits.shape, tasks.shape
     (torch.Size([6, 5]), torch.Size([6]))
     """

@@ -297,7 +297,7 @@ class CompressedStrategy(ResumableTraining):
             raise TaskLabelError(
                 "the experience has no task labels, which say whose sub-network is to answer: "
                 "build the stream with return_task_id=True, or with with_task_labels(); for a "
-                "stream that has none, give the strategy task_inference='entropy'."
+                "stream that has none, give the strategy task_inference='triangular@first'."
             )
         labels: Tensor = self.mb_task_id
         return labels

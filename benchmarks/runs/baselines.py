@@ -228,7 +228,7 @@ class _Agem(AGEMPlugin):
 
 
 def icarl(settings: RunSettings, memory: int = 500) -> Learner:
-    """iCaRL (Rebuffi et al., 2017): examples chosen by herding, whose mean features answer.
+    """Examples chosen by herding, whose mean features answer (iCaRL; Rebuffi et al., 2017).
 
     Avalanche's strategy, without mirrored copies of the examples, which are other digits of digits.
 

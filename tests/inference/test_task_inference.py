@@ -129,11 +129,27 @@ def test_stacked_sub_networks_choose_as_the_loop_does(rule):
         torch.testing.assert_close(loop.logits, stacked.logits, rtol=1e-4, atol=1e-4)
 
 
+def test_the_default_is_the_rule_that_the_readme_names():
+    stream = old_style()
+    trained = learned(stream, "triangular@first")
+    for x in map(inputs_of, stream.test_stream):
+        default, named = infer(trained.network, x), infer(trained.network, x, "triangular@first")
+        assert torch.equal(default.logits, named.logits)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f'Take `task_inference="{TaskInference()}"`' in text
+
+
+def test_a_model_that_shares_nothing_has_no_first_layer():
+    network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    with pytest.raises(TaskInferenceError, match=r"no 'first' module.*'head'"):
+        TaskInference().candidates(network)
+
+
 def test_little_memory_changes_nothing():
     stream = old_style()
     network = learned(stream, "entropy").network.eval()
     x = inputs_of(stream.test_stream[1])
-    roomy, tight = TaskInference()(network, x), TaskInference(memory=0)(network, x)
+    roomy, tight = (TaskInference("entropy", memory=m)(network, x) for m in (2**30, 0))
     assert torch.equal(roomy.logits, tight.logits)
     network.activate(2)
     assert torch.equal(network(x, 0), network(x, 0))

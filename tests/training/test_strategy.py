@@ -514,7 +514,7 @@ def test_evaluation_without_task_labels_is_refused():
     data = TensorDataset(inputs_of(stream.test_stream[0]), torch.zeros(30).long())
     data.targets = [0] * 30
     unlabelled = benchmark_from_datasets(test=[as_classification_dataset(data)])
-    with pytest.raises(TaskLabelError, match=r"no task labels.*task_inference='entropy'"):
+    with pytest.raises(TaskLabelError, match=r"no task labels.*task_inference='triangular@first'"):
         strategy.eval(unlabelled.streams["test"])
 
 

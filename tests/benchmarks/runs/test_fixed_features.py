@@ -95,8 +95,10 @@ def test_random_features_are_the_seeds(settings):
     x = torch.randn(5, 1, 8, 8)
     same, again = (RandomFeatures(settings, 7, torch.nn.ReLU())(x) for _ in range(2))
     other = RandomFeatures(dataclasses.replace(settings, seed=1), 7, torch.nn.ReLU())(x)
-    assert torch.equal(same, again) and not torch.equal(same, other)
-    assert same.shape == (5, 7) and same.min() >= 0
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    assert same.shape == (5, 7)
+    assert same.min() >= 0
 
 
 def test_gaussians_rank_classes_as_probabilistic_pca_does():
