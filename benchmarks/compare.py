@@ -18,7 +18,8 @@ from typing import Iterable, NoReturn, Sequence
 import torch
 from rich.console import Console
 
-from benchmarks.data.streams import SCENARIOS, STREAMS, Budget, nearest
+from benchmarks.data.splits import SCENARIOS
+from benchmarks.data.streams import STREAMS, Budget, nearest
 from benchmarks.report import command as report
 from benchmarks.runs.backbones import BACKBONES
 from benchmarks.runs.display import Display, make_display

@@ -55,12 +55,14 @@ class Moments:
     def means(self, cuts: np.ndarray) -> np.ndarray:
         """The mean of every segment, in the units of the values."""
         means = np.diff(self.total[cuts]) / np.diff(self.count[cuts]) + self.origin
-        return np.ldexp(means, self.exponent)
+        scaled: np.ndarray = np.ldexp(means, self.exponent)
+        return scaled
 
     def errors(self, cuts: np.ndarray) -> np.ndarray:
         """The squared error of every segment around its mean, in scaled units."""
         count, total = np.diff(self.count[cuts]), np.diff(self.total[cuts])
-        return np.maximum(np.diff(self.square[cuts]) - total * total / count, 0.0)
+        errors: np.ndarray = np.maximum(np.diff(self.square[cuts]) - total * total / count, 0.0)
+        return errors
 
 
 def safe_exponent(largest: float) -> int:

@@ -46,7 +46,8 @@ class BaseStore(FactorStore):
             raise TaskStateError(f"base={base!r} must be one of {BASES}.")
         self.base_is_given = base == "given"
         """Whether the base is a weight that no task of this network has trained."""
-        outputs, inputs = (*self.shape, 1, 1)[:2]
+        outputs: int = self.shape[0] if self.shape else 1
+        inputs: int = self.shape[1] if len(self.shape) > 1 else 1
         convolution = isinstance(place.module, _ConvNd) and len(self.shape) > 1
         self.groups: int = place.module.groups if convolution else 1  # type: ignore[assignment]
         self.rows, self.columns = outputs // self.groups, inputs

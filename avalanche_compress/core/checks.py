@@ -262,7 +262,8 @@ def check_answers(task: int, expected: Tensor, logits: Tensor) -> None:
 def _rounding(logits: Tensor) -> float:
     """By how much two evaluations of one task may differ."""
     scale = float(logits.abs().max()) if logits.numel() else 0.0
-    return float(torch.finfo(logits.dtype).eps) ** ROUNDING * scale
+    digits: float = torch.finfo(logits.dtype).eps ** ROUNDING
+    return digits * scale
 
 
 def differ(one: nn.Module, other: nn.Module, run: Run) -> bool:

@@ -144,7 +144,8 @@ class FactorStore(WeightStore):
         """
         if self._dense or not self.supports_factored_forward or not torch.is_grad_enabled():
             return self.weight()
-        return DeferredWeight(self.scratch, self.weight, self._forward)
+        deferred: Tensor = DeferredWeight(self.scratch, self.weight, self._forward)
+        return deferred
 
     def kept_values(self) -> list[Tensor]:
         return [values.decode() for values in self._kept()]

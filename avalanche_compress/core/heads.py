@@ -43,12 +43,12 @@ class HeadAdapter(nn.Linear):
         :param task: the only label that it answers, if it is a ``MultiHeadClassifier``.
         """
         classes = self.weight.shape[0]
-        incremental = IncrementalClassifier(self.in_features, classes, masking=False)
+        incremental: Any = IncrementalClassifier(self.in_features, classes, masking=False)
         incremental.classifier.weight, incremental.classifier.bias = self.weight, self.bias
         if not self.multi_head:
-            return incremental
+            return incremental  # type: ignore[no-any-return]
         incremental._auto_adapt = False  # noqa: SLF001 - Avalanche has no argument for it
-        classifier = MultiHeadClassifier(self.in_features, classes, masking=False)
+        classifier: nn.Module = MultiHeadClassifier(self.in_features, classes, masking=False)
         classifier.classifiers = nn.ModuleDict({str(task): incremental})
         return classifier
 

@@ -101,7 +101,8 @@ class OpenTask:
         if self._model.training:
             self._last_inputs = x
         if is_first:
-            return self._run_first(tensors, x, task, call)
+            logits: Tensor = self._run_first(tensors, x, task, call)
+            return logits
         return self._run(tensors, x, call)
 
     def fails_behind_head(self, x: Any, call: Call) -> bool:

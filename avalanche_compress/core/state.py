@@ -255,7 +255,7 @@ class NetworkState(nn.Module):
             )
         self.views.clear()
         self.end_substitution()
-        result: Self = super()._apply(fn, *args, **kwargs)
+        result: Self = super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.classes:
             self._structure.move(fn)
         else:

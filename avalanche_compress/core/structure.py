@@ -250,7 +250,8 @@ def _alike(then: Any, now: Any, twin_of: Mapping[int, nn.Module], depth: int = _
         return bool(np.array_equal(then, now))
     first, second = _entries(then), _entries(now)
     if not first and not second:
-        compares = type(then).__eq__ is not object.__eq__ and not callable(then)
+        kind: Any = type(then)
+        compares = kind.__eq__ is not object.__eq__ and not callable(then)
         return not compares or bool(then == now)
     if not depth:
         return True

@@ -34,9 +34,10 @@ from avalanche.checkpointing import checkpoint as host
 
 from avalanche_compress.errors import CompressError
 from avalanche_compress.files import PathLike, write_atomically
+from avalanche_compress.host.strategy import Strategy
 
 MapLocation = Union[None, str, torch.device, Dict[str, str]]
-Strategy = TypeVar("Strategy")
+AnyStrategy = TypeVar("AnyStrategy", bound=Strategy)
 
 _MAGIC = b"AVCMPCKP"
 _VERSION = 1
@@ -49,7 +50,9 @@ class CheckpointError(CompressError, RuntimeError):
     """A checkpoint could not be written or read; the message names the file."""
 
 
-def save_checkpoint(strategy: Any, path: PathLike, exclude: Collection[str] | None = None) -> None:
+def save_checkpoint(
+    strategy: Strategy, path: PathLike, exclude: Collection[str] | None = None
+) -> None:
     """Write a strategy to a file from which :func:`load_checkpoint` continues to the same numbers.
 
     The file appears at once: it is written next to ``path`` and then moved over it, so a crash in
@@ -88,13 +91,13 @@ def save_checkpoint(strategy: Any, path: PathLike, exclude: Collection[str] | No
 
 
 def load_checkpoint(
-    strategy: Strategy,
+    strategy: AnyStrategy,
     path: PathLike,
     map_location: MapLocation = None,
     unique_objects: Any = None,
     *,
     trusted: bool = False,
-) -> tuple[Strategy, int]:
+) -> tuple[AnyStrategy, int]:
     """Bring a strategy to the state of a checkpoint; this runs code that is in the file.
 
     The state of the random generators (torch, NumPy, Python) is restored too. The objects inside
@@ -139,11 +142,12 @@ def load_checkpoint(
     _verify(header, payload, source)
     try:
         with _importable_optimizers():
-            return host.maybe_load_checkpoint(
+            loaded: tuple[AnyStrategy, int] = host.maybe_load_checkpoint(
                 strategy, io.BytesIO(payload), _device_map(map_location), unique_objects
             )
     except Exception as error:
         raise CheckpointError(f"could not unpickle checkpoint {source}: {error}") from error
+    return loaded
 
 
 @contextmanager
@@ -176,7 +180,7 @@ def _importable_optimizers() -> Iterator[None]:
             vars(torch.optim).pop(name, None)
 
 
-def _dill_strategy(strategy: Any, exclude: Collection[str] | None) -> bytes:
+def _dill_strategy(strategy: Strategy, exclude: Collection[str] | None) -> bytes:
     """Return the host's own checkpoint of a strategy."""
     buffer = io.BytesIO()
     with _importable_optimizers():

@@ -30,6 +30,8 @@ class Strategy(Protocol):
 
     model: nn.Module
     optimizer: Optimizer
+    optimized_param_id: dict[str, Tensor] | None
+    """The optimiser's parameters by name; None before the first task."""
     device: torch.device
     plugins: list[Any]
     evaluator: Any
@@ -38,6 +40,7 @@ class Strategy(Protocol):
     adapted_dataset: Any
     dataloader: Any
     mbatch: Any
+    mb_x: Tensor
     loss: Tensor
     train_epochs: int
     train_mb_size: int
@@ -51,9 +54,9 @@ class Strategy(Protocol):
         """
 
 
-def criterion_of(strategy: Any) -> Any:
+def criterion_of(strategy: Strategy) -> Any:
     """The criterion that a strategy was built with; Avalanche has no public name for it.
 
     :param strategy: an Avalanche strategy.
     """
-    return strategy._criterion
+    return strategy._criterion  # type: ignore[attr-defined]

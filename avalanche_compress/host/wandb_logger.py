@@ -23,7 +23,9 @@ from avalanche.logging.wandb_logger import CHECKPOINT_METRIC_NAME
 from matplotlib.figure import Figure
 from PIL.Image import Image
 from PIL.Image import open as open_image
-from wandb.plot import CustomChart
+from wandb.plot.custom_chart import CustomChart
+
+from avalanche_compress.host.strategy import Strategy
 
 Matrix = Union[np.ndarray, torch.Tensor, Sequence[Sequence[float]]]
 
@@ -116,7 +118,9 @@ class WandBLogger(HostWandBLogger):
         """
         self._log_row(self._loggable(name, value, x_plot), x_plot)
 
-    def after_training_exp(self, strategy: Any, metric_values: Sequence[Any], **kwargs) -> None:
+    def after_training_exp(
+        self, strategy: Strategy, metric_values: Sequence[Any], **kwargs: Any
+    ) -> None:
         """Log how many experiences were trained; the metrics were logged by then.
 
         The iteration is the strategy's and not the last one that was logged: a run that goes on

@@ -141,7 +141,7 @@ class GaussianRule(Rule):
         return spaces == 1
 
     def novelty(self, answers: Answers, decoded: Any, position: int) -> Tensor:
-        space = decoded[position][0]
+        space: Space = decoded[position][0]
         features = answers.features(position)
         self.check_width(answers.tasks[position], space.gaussians, features)
         best = log_density(features, space.gaussians).amax(dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 import torch
 from avalanche.evaluation import PluginMetric
@@ -12,6 +12,7 @@ from avalanche_compress.archive import archive_bytes
 from avalanche_compress.codec import fused_mask_bits
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import Store, WeightStore
+from avalanche_compress.host.strategy import Strategy
 
 
 def stored_bytes(network: TaskNetwork) -> int:
@@ -54,7 +55,7 @@ def union_density(network: TaskNetwork) -> float:
     for store in stores:
         store.read_on()
     used = sum(int((store.free == 0).sum()) for store in stores)
-    return 100 * used / max(1, sum(store.shape.numel() for store in stores))
+    return 100 * used / max(1, _weights_in(stores))
 
 
 def capacity_tinysubnets(network: TaskNetwork, bits: int) -> float:
@@ -83,7 +84,7 @@ def capacity_wsn(network: TaskNetwork) -> float:
         fused_mask_bits(torch.stack([s.mask_of(task).flatten() for task in network.tasks]).cpu())
         for s in stores
     )
-    return union_density(network) + 100 * bits / (32 * sum(s.shape.numel() for s in stores))
+    return union_density(network) + 100 * bits / (32 * _weights_in(stores))
 
 
 def layer_ranks(network: TaskNetwork) -> dict[str, list[int]]:
@@ -157,6 +158,10 @@ def _masked(network: TaskNetwork) -> list[Any]:
     return [store for store in network.weight_stores if store.kind == "masked"]
 
 
+def _weights_in(stores: Iterable[WeightStore]) -> int:
+    return sum(store.scratch.numel() for store in stores)
+
+
 class NetworkMetric(PluginMetric[float]):
     """A number read off the network each time a task is finished.
 
@@ -176,7 +181,7 @@ class NetworkMetric(PluginMetric[float]):
     def reset(self, **kwargs: Any) -> None:
         self._last = 0.0
 
-    def after_training_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
         self._last = float(self._measure(network_of(strategy)))
         experience = strategy.experience.current_experience
         name = f"{self._name}/train_phase/Exp{experience:03d}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import MetricValue
 from avalanche.evaluation.metric_utils import get_metric_name
 from avalanche.evaluation.metrics import Mean
 from torch import Tensor
+
+from avalanche_compress.host.strategy import Strategy
 
 REFUSED = -1
 """The task of a sample that is refused as none of a known task."""
@@ -36,15 +36,15 @@ class _OfInferredTasks(PluginMetric[float]):
     def result(self) -> float:
         return float(self._mean.result())
 
-    def before_eval(self, strategy: Any) -> None:
+    def before_eval(self, strategy: Strategy) -> None:
         if self.emit_at == "stream":
             self.reset()
 
-    def before_eval_exp(self, strategy: Any) -> None:
+    def before_eval_exp(self, strategy: Strategy) -> None:
         if self.emit_at == "experience":
             self.reset()
 
-    def after_eval_iteration(self, strategy: Any) -> None:
+    def after_eval_iteration(self, strategy: Strategy) -> None:
         inferred = getattr(strategy, "inferred_tasks", None)
         if inferred is None:
             return
@@ -52,7 +52,7 @@ class _OfInferredTasks(PluginMetric[float]):
         self._mean.update(float(holds.float().mean()), len(holds))
         self._samples += len(holds)
 
-    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
+    def holds(self, strategy: Strategy, inferred: Tensor) -> Tensor:
         """Of which samples it holds, ``(N,)`` bool.
 
         :param strategy: that evaluates.
@@ -60,13 +60,13 @@ class _OfInferredTasks(PluginMetric[float]):
         """
         raise NotImplementedError
 
-    def after_eval_exp(self, strategy: Any) -> list[MetricValue]:
+    def after_eval_exp(self, strategy: Strategy) -> list[MetricValue]:
         return self._emitted(strategy) if self.emit_at == "experience" else []
 
-    def after_eval(self, strategy: Any) -> list[MetricValue]:
+    def after_eval(self, strategy: Strategy) -> list[MetricValue]:
         return self._emitted(strategy) if self.emit_at == "stream" else []
 
-    def _emitted(self, strategy: Any) -> list[MetricValue]:
+    def _emitted(self, strategy: Strategy) -> list[MetricValue]:
         if not self._samples:
             return []
         at_experience = self.emit_at == "experience"
@@ -88,8 +88,9 @@ class TaskIdAccuracy(_OfInferredTasks):
     'TaskId_Acc_Stream'
     """
 
-    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
-        return inferred == strategy.experience.current_experience
+    def holds(self, strategy: Strategy, inferred: Tensor) -> Tensor:
+        task: int = strategy.experience.current_experience
+        return inferred == task
 
     def __str__(self) -> str:
         return self._named("TaskId_Acc")
@@ -106,7 +107,7 @@ class RefusedSamples(_OfInferredTasks):
     'Refused_Exp'
     """
 
-    def holds(self, strategy: Any, inferred: Tensor) -> Tensor:
+    def holds(self, strategy: Strategy, inferred: Tensor) -> Tensor:
         return inferred == REFUSED
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.validation import iterate_batches
 
@@ -48,19 +49,19 @@ class NormPlugin(ShapingPlugin):
         super().__init__()
         self.batch_size = batch_size
 
-    def prepare(self, strategy: Any) -> None:
+    def prepare(self, strategy: Strategy) -> None:
         self.shape(strategy)
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         estimate_norms(strategy.model, self._passes(strategy))
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if isinstance(strategy.model, TaskNetwork):
             super().after_training_exp(strategy, *args, **kwargs)
         else:
             self.shape(strategy)
 
-    def _passes(self, strategy: Any) -> Iterator[Callable[[], Any]]:
+    def _passes(self, strategy: Strategy) -> Iterator[Callable[[], Any]]:
         """A forward pass for each batch of the task's training data."""
         model, dataset = strategy.model, strategy.adapted_dataset
         size = self.batch_size or max(_LEAST_BATCH, strategy.train_mb_size)

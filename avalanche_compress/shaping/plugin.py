@@ -10,6 +10,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import Strategy
 
 S = TypeVar("S", bound=WeightStore)
 
@@ -52,29 +53,29 @@ class ShapingPlugin(SupervisedPlugin):
         """
         return {}
 
-    def prepare(self, strategy: Any) -> None:
+    def prepare(self, strategy: Strategy) -> None:
         """Get the task of the best epoch ready to be judged, before anything is pruned.
 
         :param strategy: its model has an open task.
         """
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         """Change the open task's weights, after its last training step.
 
         :param strategy: its model has an open task.
         """
 
-    def finish(self, strategy: Any) -> None:
+    def finish(self, strategy: Strategy) -> None:
         """Change what the task has for itself, when all plugins have shaped its weights.
 
         :param strategy: its model has an open task.
         """
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         shape_and_commit(strategy)
 
 
-def shape_and_commit(strategy: Any) -> None:
+def shape_and_commit(strategy: Strategy) -> None:
     """Run the strategy's shaping plugins by stage and commit the task; nothing if that was done.
 
     :param strategy: an Avalanche strategy.

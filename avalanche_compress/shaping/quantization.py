@@ -22,6 +22,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.shaping.codebook_training import train_centroids
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.task_loss import task_loss
@@ -138,7 +139,7 @@ class QuantizationPlugin(ShapingPlugin):
         """Bits that a value takes at most."""
         return self.bits if isinstance(self.bits, int) else self.max_bits
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if self.bits == "auto" and not any(
             isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
         ):
@@ -151,7 +152,7 @@ class QuantizationPlugin(ShapingPlugin):
                 )
             store.reserve = self.most_bits
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
         layers = [
             Layer(store, [values.clone() for values in store.kept_values()])
@@ -165,7 +166,7 @@ class QuantizationPlugin(ShapingPlugin):
             self._finetune(layers, strategy)
 
     @torch.no_grad()
-    def finish(self, strategy: Any) -> None:
+    def finish(self, strategy: Strategy) -> None:
         if self.private_bits is None:
             return
         private = network_of(strategy).private
@@ -192,7 +193,7 @@ class QuantizationPlugin(ShapingPlugin):
     def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
         return _QUANTISERS[self.method](values, bits)
 
-    def _search(self, layers: Sequence[Layer], strategy: Any) -> None:
+    def _search(self, layers: Sequence[Layer], strategy: Strategy) -> None:
         comparison = Comparison(strategy, _PURPOSE, self.tolerance, self.loss_tolerance)
         if self._find_width(layers, comparison) and self.per_layer:
             self._lower_layers(layers, comparison)
@@ -234,7 +235,7 @@ class QuantizationPlugin(ShapingPlugin):
         self.quantise([layer], layer.bits + 1)
         return result
 
-    def _finetune(self, layers: Sequence[Layer], strategy: Any) -> None:
+    def _finetune(self, layers: Sequence[Layer], strategy: Strategy) -> None:
         network, validation = network_of(strategy), find_validation(strategy)
         before = [layer.values for layer in layers]
         reference = validation.loss(strategy) if validation else 0.0
@@ -290,7 +291,7 @@ class Layer:
         self.store.keep_values(values)
 
 
-def _training_data(strategy: Any) -> DataLoader[Any]:
+def _training_data(strategy: Strategy) -> DataLoader[Any]:
     """The task's training data in an order of its own, transformed as for evaluation."""
     dataset = strategy.adapted_dataset.eval()
     return DataLoader(

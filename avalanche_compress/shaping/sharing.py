@@ -14,6 +14,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.core.views import run_with_features
 from avalanche_compress.errors import NonFiniteError, TaskStateError, ValidationDataError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.shaping.plugin import shape_and_commit
 from avalanche_compress.shaping.validation import load_batches
 
@@ -64,7 +65,7 @@ class SharingPlugin(SupervisedPlugin):
             )
         self._probe: list[Tensor] = []
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         if self.sharing == "none":
             network.plan_reuse([])
@@ -74,7 +75,7 @@ class SharingPlugin(SupervisedPlugin):
                 [t for t in network.tasks if self.similarity(network, t) >= self.threshold]
             )
 
-    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if self.sharing != "similar" or not self._probe:
             return
         shape_and_commit(strategy)

@@ -71,7 +71,7 @@ class ValidationPlugin(ShapingPlugin):
     def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
         return {"_best": (0.0, _trained_tensors(network))}
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         dataset = strategy.adapted_dataset
         held_out = round(self.fraction * len(dataset))
         if not 0 < held_out < len(dataset):
@@ -90,10 +90,10 @@ class ValidationPlugin(ShapingPlugin):
         self._familiar = []  # loaded when they are asked for
         self._trained_on = dataset.subset(order[held_out : held_out + _FAMILIAR]).eval()
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         self._batches = [moved_to(batch, strategy.device) for batch in self._batches]
 
-    def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if not self.keep_best:
             return
         loss = self.loss(strategy)
@@ -106,13 +106,13 @@ class ValidationPlugin(ShapingPlugin):
         self._best = None
 
     @torch.no_grad()
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         if self._best is not None:
             for tensor, best in zip(_trained_tensors(network_of(strategy)), self._best[1]):
                 tensor.copy_(best)
         self.restart()
 
-    def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         self._batches, self._familiar, self._trained_on = [], [], None
 
     @property
@@ -130,7 +130,7 @@ class ValidationPlugin(ShapingPlugin):
         return self._mean(network, lambda out, y: 100 * int((out.argmax(dim=1) == y).sum()))
 
     @torch.no_grad()
-    def loss(self, strategy: Any) -> float:
+    def loss(self, strategy: Strategy) -> float:
         """The open task's loss on the held-out samples.
 
         :param strategy: whose network has an open task.
@@ -140,7 +140,7 @@ class ValidationPlugin(ShapingPlugin):
         return self._mean(network_of(strategy), loss)
 
     @torch.no_grad()
-    def quality(self, strategy: Any) -> Quality:
+    def quality(self, strategy: Strategy) -> Quality:
         """How well the open task answers, by more than accuracy, which few samples hardly tell.
 
         :param strategy: whose network has an open task.
@@ -183,7 +183,7 @@ class Comparison:
     :raises ValidationDataError: if there is no held-out data.
     """
 
-    def __init__(self, strategy: Any, purpose: str, accuracy: float, loss: float):
+    def __init__(self, strategy: Strategy, purpose: str, accuracy: float, loss: float):
         self._validation = validation_of(strategy, purpose)
         self._strategy = strategy
         self._accuracy, self._loss = accuracy, loss
@@ -243,7 +243,7 @@ def _trained_tensors(network: TaskNetwork) -> list[Tensor]:
     return [*network.parameters(), *(place.tensor for place in network.private.places)]
 
 
-def find_validation(strategy: Any) -> ValidationPlugin | None:
+def find_validation(strategy: Strategy) -> ValidationPlugin | None:
     """The strategy's validation plugin, if there is one and it has data.
 
     :param strategy: an Avalanche strategy.
@@ -267,7 +267,7 @@ def restart_comparisons(strategy: Strategy) -> None:
     forget_best_epoch(strategy)
 
 
-def validation_of(strategy: Any, purpose: str) -> ValidationPlugin:
+def validation_of(strategy: Strategy, purpose: str) -> ValidationPlugin:
     """The strategy's validation plugin.
 
     :param strategy: an Avalanche strategy.

@@ -9,6 +9,8 @@ from avalanche.core import SupervisedPlugin
 from avalanche.models import DynamicModule
 from torch import Tensor, nn
 
+from avalanche_compress.host.strategy import Strategy
+
 
 class AutocastPlugin(SupervisedPlugin):
     """Computes the forward passes of training under ``torch.autocast`` in bfloat16.
@@ -25,7 +27,7 @@ class AutocastPlugin(SupervisedPlugin):
 
     state_attributes = ()
 
-    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         # Avalanche's multi-task models gather their heads' logits in float32 and take no others
         heads = [m for m in strategy.model.modules() if isinstance(m, DynamicModule)]
         handles = [head.register_forward_hook(_in_float32) for head in heads]

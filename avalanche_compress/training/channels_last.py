@@ -8,6 +8,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_compress.host.strategy import Strategy
+
 
 class ChannelsLastPlugin(SupervisedPlugin):
     """Lays out the images of training with their channels last.
@@ -24,7 +26,7 @@ class ChannelsLastPlugin(SupervisedPlugin):
 
     state_attributes = ()
 
-    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_forward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         inputs = strategy.mb_x
         if isinstance(inputs, Tensor) and inputs.dim() == 4:
             strategy.mbatch[0] = inputs.contiguous(memory_format=torch.channels_last)

@@ -10,12 +10,13 @@ from torch import nn
 
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import Strategy
 
 _OWNERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 """Modules whose parameters a strategy trains; not in the model, so that copies are free."""
 
 
-def take_over(network: TaskNetwork, strategy: Any) -> None:
+def take_over(network: TaskNetwork, strategy: Strategy) -> None:
     """Let a strategy be the one that trains a network's modules, for as long as it exists.
 
     Frozen modules may be shared, as nobody trains them.
@@ -35,7 +36,7 @@ def former_owner(model: nn.Module) -> Any:
     return _other_owner(model, None)
 
 
-def check_not_owned(model: nn.Module, strategy: Any) -> None:
+def check_not_owned(model: nn.Module, strategy: Strategy) -> None:
     """Refuse a model with modules that another strategy has taken over.
 
     :param model: plain or a :class:`TaskNetwork`.
@@ -54,7 +55,7 @@ def check_not_owned(model: nn.Module, strategy: Any) -> None:
         )
 
 
-def _other_owner(model: nn.Module, strategy: Any) -> Any:
+def _other_owner(model: nn.Module, strategy: Strategy | None) -> Any:
     for module in model.modules():
         reference = _OWNERS.get(module)
         owner = None if reference is None else reference()

@@ -93,7 +93,7 @@ class Stream:
         return max(len(classes) for classes in self.tasks)
 
 
-class PixelDataset(Dataset):
+class PixelDataset(Dataset[Any]):
     """Images of one task: shared bytes, a lookup table for the values, maybe a permutation.
 
     The bytes are kept once for all tasks; an image becomes ``float32 [channels, height, width]``

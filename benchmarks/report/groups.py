@@ -87,9 +87,11 @@ def groups_with(results: Iterable[RunResult], quantity: str) -> list[Group]:
     return groups_of(run for run in results if getattr(run, quantity))
 
 
-def by(results: Iterable[RunResult], key: Callable[[RunResult], _Key]) -> dict[_Key, list]:
+def by(
+    results: Iterable[RunResult], key: Callable[[RunResult], _Key]
+) -> dict[_Key, list[RunResult]]:
     """Runs by whatever the key says of them, in order of first appearance."""
-    grouped: dict[_Key, list] = {}
+    grouped: dict[_Key, list[RunResult]] = {}
     for result in results:
         grouped.setdefault(key(result), []).append(result)
     return grouped

@@ -27,7 +27,7 @@ from avalanche_compress import (
     load_training_state,
     save_checkpoint,
 )
-from benchmarks.data.streams import Stream
+from benchmarks.data.splits import Stream
 from benchmarks.runs.accuracies import Row
 from benchmarks.runs.reading import ResultsError, is_number, is_row, parse
 from benchmarks.runs.results import versions, write_text

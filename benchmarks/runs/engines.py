@@ -22,8 +22,8 @@ import torch
 
 from avalanche_compress import Position
 from benchmarks.runs.display import Display
-from benchmarks.runs.results import RunKey, write_text
-from benchmarks.runs.run import Failure, Job, RunResult, attempt, one_line
+from benchmarks.runs.results import RunKey, RunResult, write_text
+from benchmarks.runs.run import Failure, Job, attempt, one_line
 
 ENGINES = ("local", "ray")
 

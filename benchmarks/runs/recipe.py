@@ -30,7 +30,7 @@ import json
 from dataclasses import asdict, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Collection, Dict, List, Mapping, Optional, Union
 
 import yaml
 from pydantic import (
@@ -368,7 +368,7 @@ def _check_optimizer(path: Path, where: str, given: Any) -> None:
         raise RecipeError(f"{path}: {where}: momentum is of sgd, but the optimiser is {name}.")
 
 
-def _check_name(path: Path, where: str, kind: str, name: Any, known: Sequence | Mapping) -> None:
+def _check_name(path: Path, where: str, kind: str, name: Any, known: Collection[str]) -> None:
     if name not in known:
         raise RecipeError(
             f"{path}: {where} has the {kind} {name!r}, which is not known; the nearest is "

@@ -13,7 +13,8 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from benchmarks.data.streams import Budget, Stream
+from benchmarks.data.splits import Stream
+from benchmarks.data.streams import Budget
 from benchmarks.runs.backbones import BACKBONES, float_bytes
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

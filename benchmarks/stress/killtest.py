@@ -128,7 +128,7 @@ def _outcome(run: RunResult) -> tuple[Any, ...]:
     return run.accuracy_matrix, run.task_id_accuracy, run.archive_sha256, run.stored_bytes
 
 
-def _start(grid: Sequence[str], out: Path) -> subprocess.Popen:
+def _start(grid: Sequence[str], out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.compare", *grid, *OFTEN, "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 

@@ -17,6 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.tensor_data import NoTensorsError, Samples, read_samples
 
 
@@ -49,14 +50,14 @@ class TensorDataPlugin(SupervisedPlugin):
         self.memory = memory
         self._told: set[str] = set()
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         # not before_training_exp, where plugins after this one may still set a loader
         self._replace_loader(strategy, self.memory)
 
-    def before_eval_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_eval_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         self._replace_loader(strategy, 0)  # each sample is needed once
 
-    def _replace_loader(self, strategy: Any, memory: int) -> None:
+    def _replace_loader(self, strategy: Strategy, memory: int) -> None:
         if isinstance(strategy.dataloader, TensorLoader):
             return
         try:

@@ -11,6 +11,7 @@ from avalanche_compress.codec import Codebook, Values, quantise_codebook
 from avalanche_compress.core.network import network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import CapacityExhaustedError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.ada_qpacknet.store import SLOT_BITS
 from avalanche_compress.methods.subnetworks.plugin import MaskingPlugin
 from avalanche_compress.shaping.quantization import Layer, QuantizationPlugin
@@ -24,7 +25,7 @@ class ReferenceMasking(MaskingPlugin):
     stay the smallest, so its mask never changes after the first.
     """
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if strategy.clock.train_exp_epochs == 0:
             self._prune(strategy)
 
@@ -47,7 +48,7 @@ class ReferenceQuantization(QuantizationPlugin):
     def __init__(self, bits: int | str = "auto"):
         super().__init__(bits, tolerance=2.0, max_bits=6)
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         spent = sum(_width(network.weight_stores, task) for task in network.tasks)
         if not spent < SLOT_BITS - self.most_bits:
@@ -63,7 +64,7 @@ class ReferenceQuantization(QuantizationPlugin):
         everything = quantise_codebook(torch.cat([values, pruned]), bits)
         return Codebook(everything.codes[: values.numel()], everything.centroids)
 
-    def _search(self, layers: Sequence[Layer], strategy: Any) -> None:
+    def _search(self, layers: Sequence[Layer], strategy: Strategy) -> None:
         network, validation = network_of(strategy), validation_of(strategy, "bits='auto'")
         reference = validation.accuracy(network)
         self.quantise(layers, self.max_bits)

@@ -158,7 +158,8 @@ def _largest_eigenvalue(product: Callable[[Tensor], Tensor], starts: Tensor) -> 
     row = starts.index_select(0, starts.norm(dim=1).argmax(dim=0, keepdim=True))
     for _ in range(_POWER_STEPS):
         row = product(row / row.norm().clamp_min(torch.finfo(row.dtype).tiny))
-    return row.norm()
+    length: Tensor = row.norm()
+    return length
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from avalanche_compress.codec import Factors
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.cacl.maths import GROWTH, TRUNCATION, free_rank
 from avalanche_compress.methods.cacl.penalties import (
     SPARSITY,
@@ -161,18 +162,18 @@ class FactorizationPlugin(ShapingPlugin):
             grow_from=self.grow_from,
         )
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         for store in factored_stores(network_of(strategy)):
             store.rank = self.free_rank(store)
             store.start = self.init
             store.residual_strength = self.residual
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         stores = factored_stores(network_of(strategy))
         with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
             self._frozen = [self._frozen_of(store) for store in stores]
 
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         # training states are written between epochs, so bounds need not be in them
         if strategy.clock.train_epoch_iterations % self.reg_interval == 0:
             self._bounds = {}
@@ -228,7 +229,7 @@ class FactorizationPlugin(ShapingPlugin):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_bounds": {}, "_earlier": {}}
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         stores = factored_stores(network_of(strategy))
         for store in stores:
             store.check_finite()  # before any of them has changed

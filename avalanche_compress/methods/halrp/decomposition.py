@@ -50,7 +50,8 @@ class Layer:
     def singular_values(self) -> Tensor:
         """Of all groups together: components of one index stand or fall with each other."""
         groups = torch.stack([svd.singular_values for svd in self._svds])
-        return torch.linalg.vector_norm(groups, dim=0)
+        values: Tensor = torch.linalg.vector_norm(groups, dim=0)
+        return values
 
     @property
     def energy(self) -> float | None:

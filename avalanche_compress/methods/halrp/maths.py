@@ -313,7 +313,8 @@ def _randomised_svd(
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    return torch.linalg.qr(columns).Q
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
 
 
 def _project(tall: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:

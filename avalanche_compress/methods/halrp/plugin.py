@@ -13,6 +13,7 @@ from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError, ValidationDataError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.halrp.budget import prune_to_count
 from avalanche_compress.methods.halrp.decomposition import Layer
 from avalanche_compress.methods.halrp.growth import (
@@ -211,7 +212,7 @@ class PerturbationPlugin(FromBasePlugin):
         places = network.private.places  # the head of the start, of which nothing is used, is any
         return {"_given": [None if p.module in network.heads else p.tensor for p in places]}
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         stores = perturbed_stores(network)
         self.warmup(strategy.train_epochs)
@@ -228,29 +229,29 @@ class PerturbationPlugin(FromBasePlugin):
                 least = sum(_least_entries(store, self.min_rank) for store in stores)
             self.limit.entries(network, len(classes_in(strategy.experience)), least)
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         self._perturbed = self._pruned = trains_base(network)
         if not self._perturbed:
             self.start_from_base(network)
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         done, epochs = strategy.clock.train_exp_epochs, strategy.train_epochs
         if not self._perturbed and done >= self.warmup(epochs):
             self._perturb(strategy)
         if not self._pruned and 0 < epochs - done <= self.post_prune_epochs:
             self._prune(strategy)
 
-    def before_training_iteration(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if not self._perturbed:
             done, steps = strategy.clock.train_epoch_iterations, len(strategy.dataloader)
             if strategy.clock.train_exp_epochs + done / steps >= self.warmup(strategy.train_epochs):
                 self._perturb(strategy)
 
-    def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         if not self._perturbed:  # training was stopped early
             self._perturb(strategy)
         if not self._pruned:
@@ -287,7 +288,7 @@ class PerturbationPlugin(FromBasePlugin):
         """The r and s that a layer is perturbed with."""
         return store.scalings(self.als_iters)
 
-    def _perturb(self, strategy: Any) -> None:
+    def _perturb(self, strategy: Strategy) -> None:
         """Replace whole weights by perturbations, and the optimiser's parameters with them."""
         network = network_of(strategy)
         stores = [store for store in perturbed_stores(network) if store.factored]
@@ -309,7 +310,7 @@ class PerturbationPlugin(FromBasePlugin):
         strategy.make_optimizer(reset_optimizer_state=True)
         restart_comparisons(strategy)
 
-    def _importance(self, strategy: Any, stores: Sequence[PerturbedStore]) -> Tensor:
+    def _importance(self, strategy: Strategy, stores: Sequence[PerturbedStore]) -> Tensor:
         kind = "uniform" if self.rank_method == "flat" else self.importance
         batches: Iterable[Batch]
         if self.importance_data == "validation":
@@ -381,7 +382,7 @@ class PerturbationPlugin(FromBasePlugin):
         )
         return flat if better == "flatten" else None
 
-    def _prune(self, strategy: Any) -> None:
+    def _prune(self, strategy: Strategy) -> None:
         """Drop the smallest entries of the open task's factors."""
         network = network_of(strategy)
         stores = [store for store in perturbed_stores(network) if not store.dense]

@@ -7,6 +7,7 @@ from typing import Any, Sequence, TypedDict
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.lora.maths import largest_rank
 from avalanche_compress.methods.lora.store import AdaptedStore
 from avalanche_compress.shaping.from_base import FromBasePlugin, trains_base
@@ -52,7 +53,7 @@ class AdaptationPlugin(FromBasePlugin):
         if budget is not None and not (isinstance(budget, int) and budget >= 1):
             raise TaskStateError(f"budget={budget!r} bytes must be an int of at least 1, or None.")
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         quantised = [p for p in strategy.plugins if isinstance(p, QuantizationPlugin)]
         bits = quantised[0].most_bits if quantised else None
@@ -61,7 +62,7 @@ class AdaptationPlugin(FromBasePlugin):
         for store in stores:
             store.rank = rank
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         if not trains_base(network):
             self.start_from_base(network)

@@ -11,6 +11,7 @@ import torch
 from avalanche_compress.codec import magnitude_mask
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
@@ -207,7 +208,7 @@ class MaskingPlugin(ShapingPlugin):
             raise TaskStateError(f"density={density} of {name} must lie between 0 and 1.")
         return float(density)
 
-    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         stores = subnetwork_stores(network)
         if isinstance(self.density, DensitySearch) and any(store.scored for store in stores):
@@ -219,24 +220,24 @@ class MaskingPlugin(ShapingPlugin):
             store.density = self.density_at(len(network.tasks), store.name)
         self._pruned = False
 
-    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         if isinstance(self.density, DensitySearch):
             validation_of(strategy, "a DensitySearch")  # refused now, not after training
 
-    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         left = strategy.train_epochs - strategy.clock.train_exp_epochs
         if not self._pruned and 0 < left <= self.post_prune_epochs < strategy.train_epochs:
             self._prune(strategy)
             restart_comparisons(strategy)
 
-    def shape(self, strategy: Any) -> None:
+    def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
         if not self._pruned:
             self._prune(strategy)
         if self.prune_rounds and network.weight_stores:
             self._prune_further(strategy)
 
-    def _prune(self, strategy: Any) -> None:
+    def _prune(self, strategy: Strategy) -> None:
         network = network_of(strategy)
         if isinstance(self.density, DensitySearch) and network.weight_stores:
             self._search(network, self.density, validation_of(strategy, "a DensitySearch"))
@@ -271,7 +272,7 @@ class MaskingPlugin(ShapingPlugin):
         """Draws that depend on the seed and on what is drawn, not on what was drawn before."""
         return random.Random(repr((self.seed, *what)))
 
-    def _prune_further(self, strategy: Any) -> None:
+    def _prune_further(self, strategy: Strategy) -> None:
         stores = subnetwork_stores(network_of(strategy))
         comparison = Comparison(
             strategy, "post-training pruning", self.prune_tolerance, self.loss_tolerance

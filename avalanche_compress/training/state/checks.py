@@ -22,6 +22,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import CompressError, TrainingStateError
+from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.training.state.generators import check_generators, is_python_generator
 from avalanche_compress.training.state.metric_counts import check_counts
 from avalanche_compress.training.state.strategy_parts import (
@@ -48,7 +50,7 @@ _PARTS = {
 }
 
 
-def check_fits(strategy: Any, state: Any, source: object) -> None:
+def check_fits(strategy: TrainingLoop, state: Any, source: object) -> None:
     """Refuse a state that the strategy cannot go on from; nothing of the strategy changes.
 
     :param strategy: that it is for.
@@ -66,7 +68,7 @@ def check_fits(strategy: Any, state: Any, source: object) -> None:
         ) from error
 
 
-def _check(strategy: Any, state: Any) -> None:
+def _check(strategy: TrainingLoop, state: Any) -> None:
     _expect(isinstance(state, dict) and state.keys() == _PARTS, "it is no training state")
     for what, ours in what_it_is_built_of(strategy).items():
         theirs = state["built"][what]
@@ -139,7 +141,7 @@ def _form(tensor: Tensor) -> str:
 # ---------------------------------------------------------------------------- network
 
 
-def _follow_heads(strategy: Any, state: dict[str, Any]) -> None:
+def _follow_heads(strategy: TrainingLoop, state: dict[str, Any]) -> None:
     """Let a strategy that has not trained yet take the layers for heads that were seen to be."""
     extra = state.get("_extra_state")
     names = extra.get("heads") if isinstance(extra, dict) else None
@@ -193,7 +195,7 @@ def _check_open(ours: TaskNetwork, theirs: TaskNetwork) -> None:
             _expect(fits, f"{name} of {after.name} is of another shape")
 
 
-def _check_progress(strategy: Any, network: TaskNetwork, state: State) -> None:
+def _check_progress(strategy: Strategy, network: TaskNetwork, state: State) -> None:
     """Refuse a position, a clock or classes that contradict each other.
 
     :param strategy: that the state is for.
@@ -312,7 +314,7 @@ def _try_step(optimizer: Optimizer) -> None:
 # ---------------------------------------------------------------------------- plugins
 
 
-def _check_plugins(strategy: Any, network: TaskNetwork, states: Sequence[Any]) -> None:
+def _check_plugins(strategy: Strategy, network: TaskNetwork, states: Sequence[Any]) -> None:
     plugins = kept_plugins(strategy)
     _expect(len(states) == len(plugins), f"it has {len(states)} plugins, not {len(plugins)}")
     for plugin, state in zip(plugins, states):

@@ -12,6 +12,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche_compress.core.network import network_of
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike
+from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.training.state.checks import check_fits
 from avalanche_compress.training.state.folder import read_newest, write_newest
@@ -92,11 +93,11 @@ class TrainingStatePlugin(SupervisedPlugin):
         self.every_seconds = every_seconds
         self._last = time.monotonic()
 
-    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+    def before_training(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         _check_resumable(strategy)
         check_supported(strategy)  # refused now, not after an epoch
 
-    def epoch_boundary(self, strategy: Any) -> None:
+    def epoch_boundary(self, strategy: ResumableTraining) -> None:
         """Save the state if it is due.
 
         :param strategy: between two epochs.
@@ -109,7 +110,7 @@ class TrainingStatePlugin(SupervisedPlugin):
             self._last = time.monotonic()
 
 
-def save_training_state(strategy: Any, folder: PathLike) -> Position:
+def save_training_state(strategy: ResumableTraining, folder: PathLike) -> Position:
     """Write everything that the rest of a training depends on.
 
     That is the network with all tasks and the one in training, the optimiser, schedulers, plugins,
@@ -152,7 +153,7 @@ def save_training_state(strategy: Any, folder: PathLike) -> Position:
     return Position(*state["position"])
 
 
-def load_training_state(strategy: Any, folder: PathLike) -> Position:
+def load_training_state(strategy: ResumableTraining, folder: PathLike) -> Position:
     """Bring a strategy to the newest state of a run, without executing anything that is in it.
 
     Training then ends with the same numbers as a run that was never stopped::
@@ -187,7 +188,7 @@ def load_training_state(strategy: Any, folder: PathLike) -> Position:
     return Position(*state["position"])
 
 
-def _take_over(strategy: Any, state: State, source: object) -> None:
+def _take_over(strategy: ResumableTraining, state: State, source: object) -> None:
     """Restore a state that fits; what of it a plugin of the user's refuses is named, too."""
     try:
         restore(strategy, state)
@@ -195,7 +196,7 @@ def _take_over(strategy: Any, state: State, source: object) -> None:
         raise TrainingStateError(f"the state in {source} does not fit: {error}") from error
 
 
-def _check_resumable(strategy: Any) -> None:
+def _check_resumable(strategy: Strategy) -> None:
     if not isinstance(strategy, ResumableTraining):
         raise TrainingStateError(
             f"{type(strategy).__name__} cannot go on inside a task: take a strategy of this "

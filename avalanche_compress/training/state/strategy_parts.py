@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.host.plugin_state import STATE_ATTRIBUTES
-from avalanche_compress.host.strategy import criterion_of
+from avalanche_compress.host.strategy import Strategy, criterion_of
+from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.training.state.generators import generator_states, set_generators
 from avalanche_compress.training.state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training.state.tree import is_plain
@@ -27,7 +28,7 @@ class Position(NamedTuple):
     """How many of its epochs are finished."""
 
 
-def capture(strategy: Any) -> State:
+def capture(strategy: TrainingLoop) -> State:
     """Everything that the rest of a training depends on, as a tree of plain values and tensors.
 
     :param strategy: between two epochs or two experiences.
@@ -49,7 +50,7 @@ def capture(strategy: Any) -> State:
     }
 
 
-def restore(strategy: Any, state: State) -> None:
+def restore(strategy: TrainingLoop, state: State) -> None:
     """The inverse of :func:`capture`.
 
     :param strategy: built as the one that was captured; if a task was open, one of its shape is.
@@ -67,7 +68,7 @@ def restore(strategy: Any, state: State) -> None:
     set_generators(state["generators"])  # last: the rest may draw numbers
 
 
-def check_supported(strategy: Any) -> None:
+def check_supported(strategy: Strategy) -> None:
     """Refuse a strategy with parts whose state is not known.
 
     :param strategy: any.
@@ -77,7 +78,7 @@ def check_supported(strategy: Any) -> None:
         attributes_of(plugin, strategy)
 
 
-def check_same_task(strategy: Any, state: State) -> None:
+def check_same_task(strategy: Strategy, state: State) -> None:
     """Refuse to go on with another task than the one that was in training.
 
     :param strategy: that has just opened a task.
@@ -95,7 +96,7 @@ def check_same_task(strategy: Any, state: State) -> None:
 # ---------------------------------------------------------------------------- what it is built of
 
 
-def what_it_is_built_of(strategy: Any) -> dict[str, Any]:
+def what_it_is_built_of(strategy: Strategy) -> dict[str, Any]:
     """What has to be the same where a training goes on.
 
     :param strategy: any.
@@ -109,7 +110,7 @@ def what_it_is_built_of(strategy: Any) -> dict[str, Any]:
     }
 
 
-def _open_task(strategy: Any) -> dict[str, Any]:
+def _open_task(strategy: Strategy) -> dict[str, Any]:
     network = network_of(strategy)
     assert network.open_task is not None
     classes = list(network.classes_of(network.open_task))
@@ -127,7 +128,7 @@ def _described(task: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------- optimiser
 
 
-def _optimizer_state(strategy: Any) -> State:
+def _optimizer_state(strategy: Strategy) -> State:
     """Groups with the names of their parameters; moments by name while a task is open."""
     optimizer: Optimizer = strategy.optimizer
     names = _names_in_optimizer(strategy)
@@ -152,7 +153,7 @@ def _optimizer_state(strategy: Any) -> State:
     }
 
 
-def _names_in_optimizer(strategy: Any) -> dict[int, str]:
+def _names_in_optimizer(strategy: Strategy) -> dict[int, str]:
     """Names by id, of parameters that a plugin has replaced in the model too."""
     names = {id(own): name for name, own in network_of(strategy).named_parameters()}
     names.update({id(own): name for name, own in (strategy.optimized_param_id or {}).items()})
@@ -183,7 +184,7 @@ def restore_optimizer(
     return None if known is None else {name: named[name] for name in known}
 
 
-def criterion_state(strategy: Any) -> Any:
+def criterion_state(strategy: Strategy) -> Any:
     """The state of a loss that is a module; None of any other.
 
     :param strategy: any.
@@ -195,7 +196,7 @@ def criterion_state(strategy: Any) -> Any:
 # ---------------------------------------------------------------------------- plugins
 
 
-def kept_plugins(strategy: Any) -> list[Any]:
+def kept_plugins(strategy: Strategy) -> list[Any]:
     """The plugins whose state is kept: all but those that keep it.
 
     :param strategy: any.
@@ -203,7 +204,7 @@ def kept_plugins(strategy: Any) -> list[Any]:
     return [p for p in strategy.plugins if not getattr(p, "saves_training_state", False)]
 
 
-def attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
+def attributes_of(plugin: Any, strategy: Strategy) -> Sequence[str] | None:
     """The attributes that are a plugin's state; None if it has a ``state_dict`` of its own.
 
     :param plugin: of the strategy.
@@ -227,7 +228,7 @@ def attributes_of(plugin: Any, strategy: Any) -> Sequence[str] | None:
     )
 
 
-def _plugin_state(plugin: Any, strategy: Any) -> Any:
+def _plugin_state(plugin: Any, strategy: Strategy) -> Any:
     names = attributes_of(plugin, strategy)
     if names is None:
         return value_state(plugin)
@@ -241,7 +242,7 @@ def _plugin_state(plugin: Any, strategy: Any) -> Any:
     return state
 
 
-def _restore_plugin(plugin: Any, state: Any, strategy: Any) -> None:
+def _restore_plugin(plugin: Any, state: Any, strategy: Strategy) -> None:
     names = attributes_of(plugin, strategy)
     if names is None:
         plugin.load_state_dict(state)
