@@ -1,157 +1,28 @@
 """Train strategies on streams of tasks and compare accuracy, forgetting, bytes and seconds.
 
-Run ``python -m benchmarks.compare --help`` for the options.
+Run ``python -m benchmarks.compare --help`` for the options. What does the work is imported behind
+the parser, because torch and Avalanche take seconds and help should not.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import shutil
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, NoReturn, Sequence
+from typing import TYPE_CHECKING, NoReturn, Sequence
 
-import torch
-from rich.console import Console
-
-from benchmarks.data.splits import SCENARIOS
-from benchmarks.data.streams import STREAMS, Budget, nearest
-from benchmarks.report import command as report
-from benchmarks.runs.backbones import BACKBONES
-from benchmarks.runs.display import Display, make_display
-from benchmarks.runs.engines import (
+from benchmarks.choices import (
+    DEVICES,
     ENGINES,
-    EngineError,
-    Outcomes,
-    run_here,
-    run_in_processes,
-    run_on_ray,
+    FIRST_STREAMS,
+    RULES,
+    SAVE_EVERY,
+    SCENARIOS,
+    TRACKING,
 )
-from benchmarks.runs.reading import ResultsError
-from benchmarks.runs.recipe import RecipeError, fingerprint
-from benchmarks.runs.results import RunKey, RunResult, write_results
-from benchmarks.runs.run import Failure, Job
-from benchmarks.runs.stopping import exit_code, stopping
-from benchmarks.runs.store import NAME, Store, in_order
-from benchmarks.runs.strategies import FIRST_LOOK, RULES, STRATEGIES
-from benchmarks.runs.tracking import MODES, group_of
 
-DEVICES = ("auto", "cpu", "cuda")
-
-FIRST_STREAMS = ("permuted_digits", "split_digits")
-"""What is compared by default: one stream on which naive training forgets, one that is easy."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, checked.
-
-    :param epochs: epochs per task instead of each stream's default; None keeps the default.
-    :param data: folder of the data sets.
-    :param out: folder of everything that is written.
-    :param wandb: ``off``, ``offline`` or ``online``.
-    :param scenarios: ``task``, ``class`` or both.
-    :param inference: the rules by which our strategies infer tasks in the class scenario.
-    :param orders: how many task orders, the canonical one first.
-    :param quick: whether to train for a tenth of each stream's default epochs, but at least two.
-    :param engine: ``local`` or ``ray``.
-    :param workers: runs at a time.
-    :param address: of a Ray cluster.
-    :param device: ``"cpu"`` or ``"cuda"``.
-    :param backbone: of all streams; None: each stream's own.
-    :param bf16: whether to train in bfloat16.
-    :param save_every: seconds between two states within a task of ours, at least.
-    """
-
-    strategies: list[str]
-    streams: list[str]
-    seeds: list[int]
-    epochs: int | None
-    data: Path
-    out: Path
-    wandb: str
-    scenarios: list[str]
-    inference: list[str]
-    orders: int = 1
-    quick: bool = False
-    engine: str = "local"
-    workers: int = 1
-    address: str | None = None
-    device: str = "cpu"
-    backbone: str | None = None
-    bf16: bool = False
-    save_every: float = Job.save_every
-
-    def runs(self) -> list[RunKey]:
-        """All runs, the strategies of one stream, scenario, order and seed next to each other."""
-        return [
-            RunKey(
-                strategy,
-                stream,
-                seed,
-                scenario,
-                rule,
-                order,
-                self.quick,
-                self._other(stream),
-                self.bf16,
-            )
-            for stream in self.streams
-            for scenario in self.scenarios
-            for order in range(self.orders)
-            for seed in self.seeds
-            for strategy in self.strategies
-            if scenario in _scenarios(strategy)
-            for rule in self._rules(strategy, scenario)
-        ]
-
-    def _rules(self, strategy: str, scenario: str) -> Sequence[str | None]:
-        """A row per rule for whoever infers tasks."""
-        if scenario == "class" and STRATEGIES[strategy].infers:
-            return self.inference
-        return [None]
-
-    def _other(self, stream: str) -> str | None:
-        """The backbone that was asked for, unless it is the stream's own anyway."""
-        return None if self.backbone == STREAMS[stream].backbone else self.backbone
-
-    def budget(self, stream: str) -> Budget:
-        """What is spent on each task of a stream."""
-        budget = dataclasses.replace(STREAMS[stream].budget, bf16=self.bf16)
-        if self.quick:
-            # two of them, because some methods need an epoch after pruning
-            few = min(budget.epochs, max(2, budget.epochs // 10))
-            return dataclasses.replace(budget, epochs=few)
-        return budget if self.epochs is None else dataclasses.replace(budget, epochs=self.epochs)
-
-    def jobs(self) -> list[Job]:
-        """All runs, with everything that a worker has to know of them.
-
-        :raises RecipeError: if there is something wrong with a recipe.
-        """
-        jobs = [self._job(key) for key in self.runs()]
-        group = group_of([(job.key, job.recipe) for job in jobs])
-        return [dataclasses.replace(job, group=group) for job in jobs]
-
-    def _job(self, key: RunKey) -> Job:
-        budget = self.budget(key.stream)
-        backbone = self.backbone or STREAMS[key.stream].backbone
-        recipe = fingerprint(key.strategy, key.stream, backbone, budget, self.device)
-        return Job(
-            key,
-            budget,
-            backbone,
-            recipe,
-            self.device,
-            self.data,
-            self.out,
-            self.wandb,
-            save_every=self.save_every,
-        )
+if TYPE_CHECKING:
+    from benchmarks.runs.comparison import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,115 +32,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: exit code, 0 only when every run finished.
     """
     options = parse(arguments)
-    console = Console()
-    try:
-        with stopping():
-            jobs = options.jobs()
-            return 1 if _compare(jobs, options, console) else 0
-    except (RecipeError, EngineError, ResultsError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as signal_received:
-        print(
-            f"stopped: what has finished is in {options.out / NAME}; give the same command again, "
-            "and it goes on from there.",
-            file=sys.stderr,
-        )
-        return exit_code(signal_received)
+    from benchmarks.runs.comparison import compare
 
-
-def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
-    """Do what has not been done before; show and write the tables of everything."""
-    store = Store(options.out / NAME)
-    store.results()  # a store that is damaged is refused now, and not after hours of work
-    stored = [(job, _stored(job, store)) for job in jobs]
-    before = [run for _, run in stored if run is not None]
-    missing = [job for job, run in stored if run is None]
-    if before:
-        counts = f"{len(before)} of {len(jobs)} runs have finished before"
-        console.print(f"{counts}: {store.path} has them.", soft_wrap=True)
-    for result in before:
-        store.add(result)  # the last recipe that somebody asked for is the one in the tables
-    display = make_display(console, len(missing))
-    failures: list[Failure] = []
-    try:
-        for job, outcome in _outcomes(missing, options, display):
-            if isinstance(outcome, Failure):
-                failures.append(outcome)
-                display.fail(job.key)
-                continue
-            try:
-                _keep(job, outcome, store)
-            except (ResultsError, OSError) as error:
-                failures.append(Failure(job.key, f"its result cannot be stored: {error}"))
-                display.fail(job.key)
-                continue
-            display.finish(outcome)
-    finally:
-        display.close()
-        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # which wants an end, and soon
-            found = [_stored(job, store) for job in jobs]
-            _report([run for run in found if run is not None], store, failures, console)
-    return failures
-
-
-def _outcomes(jobs: Sequence[Job], options: Options, display: Display) -> Outcomes:
-    if not jobs:
-        return iter(())
-    if options.engine == "ray":
-        return run_on_ray(jobs, display, options.workers, options.address)
-    if min(options.workers, len(jobs)) == 1:
-        return run_here(jobs, display)
-    return run_in_processes(jobs, display, options.workers)
-
-
-def _stored(job: Job, store: Store) -> RunResult | None:
-    return store.find(job.key, job.budget.epochs, job.recipe)
-
-
-def _keep(job: Job, result: RunResult, store: Store) -> None:
-    """Store a result; only then are its checkpoints of no more use."""
-    store.add(result)
-    write_results(store.results(), job.out / "results.json")
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
-    with suppress(OSError):  # other runs may have theirs there
-        job.checkpoints.parent.rmdir()
+    return compare(options)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Read the command line; an unknown name ends the program with exit code 2."""
+    """Read the command line; an unknown name ends the program with exit code 2.
+
+    :param arguments: command line without the program's name; that of the process by default.
+    """
     parser = _parser()
     given = parser.parse_args(arguments)
-    wanted = set(given.scenarios)
-    if given.strategies in (None, ["all"]):
-        names = list(STRATEGIES) if given.strategies else FIRST_LOOK
-        given.strategies = [name for name in names if _scenarios(name) & wanted]
-    if given.streams is None:
-        given.streams = [name for name in FIRST_STREAMS if wanted <= set(STREAMS[name].scenarios)]
-    _check_names(parser, "strategy", given.strategies, STRATEGIES)
-    _check_names(parser, "stream", given.streams, STREAMS)
-    _check_names(parser, "backbone", [given.backbone] if given.backbone else [], BACKBONES)
-    known = [_without_layer(rule) for rule in RULES]
-    _check_names(parser, "rule", [_without_layer(rule) for rule in given.inference], known)
-    _check_scenarios(parser, given)
-    if given.out.exists() and not given.out.is_dir():
-        parser.error(f"--out is {given.out}, which is a file: give a folder.")
-    if given.save_every < 0:
-        parser.error(f"--save-every is {given.save_every}, but no time is less than 0 seconds.")
-    if given.epochs is not None and given.epochs < 1:
-        parser.error(f"--epochs is {given.epochs}, but a task needs at least 1.")
-    if given.orders < 1:
-        parser.error(f"--orders is {given.orders}, but a comparison needs at least 1.")
-    if given.workers is not None and given.workers < 1:
-        parser.error(f"--workers is {given.workers}, but somebody has to work: at least 1.")
-    if given.address is not None and given.engine != "ray":
-        parser.error("--address is of a Ray cluster: give --engine ray as well.")
-    if given.device == "cuda" and given.engine == "local" and not torch.cuda.is_available():
-        parser.error("--device is cuda, but this machine has none: give cpu or auto.")
-    given.workers = min(given.workers or _cores(), _cores())
-    given.device = _device(given.device)
-    lists = {name: list(dict.fromkeys(v)) for name, v in vars(given).items() if isinstance(v, list)}
-    return Options(**{**vars(given), **lists})
+    from benchmarks.runs.comparison import checked, names
+
+    if given.list:
+        print(names())
+        parser.exit()
+    return checked(given, parser)
 
 
 def _parser() -> _Parser:
@@ -278,7 +58,7 @@ def _parser() -> _Parser:
         "--strategies",
         nargs="+",
         metavar="NAME",
-        help=f"or all (default: {' '.join(FIRST_LOOK)})",
+        help="or all (default: every method, some baselines and references)",
     )
     parser.add_argument(
         "--streams",
@@ -301,7 +81,7 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--out", type=Path, default=Path("results"), metavar="DIR", help="default: results"
     )
-    parser.add_argument("--wandb", choices=MODES, default="off")
+    parser.add_argument("--wandb", choices=TRACKING, default="off")
     parser.add_argument(
         "--scenario",
         dest="scenarios",
@@ -340,39 +120,14 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--save-every",
         type=float,
-        default=Options.save_every,
+        default=SAVE_EVERY,
         metavar="SECONDS",
-        help="how much of a task a killed run of ours may lose, about (default: 60)",
+        help=f"how much of a task a killed run of ours may lose, about (default: {SAVE_EVERY:.0f})",
     )
-    parser.epilog = f"strategies: {' '.join(STRATEGIES)}; streams: {' '.join(STREAMS)}"
-    parser.epilog += f"; backbones: {' '.join(BACKBONES)}"
+    parser.add_argument(
+        "--list", action="store_true", help="print the names of strategies, streams and backbones"
+    )
     return parser
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
-def _report(
-    results: Sequence[RunResult], store: Store, failures: Sequence[Failure], console: Console
-) -> None:
-    """Print the tables of this command's runs, write those of all that are stored."""
-    everything = store.results()
-    if everything:
-        write_results(everything, store.path.parent / "results.json")
-        report.write_report(everything, store.path.parent)
-    # Rich drops columns for which there is no room; a narrow terminal folds the lines instead.
-    console.width = max(console.width, 200)
-    for table in report.text_tables(in_order(results)):
-        console.print(table)
-    for failure in failures:
-        console.print(str(failure), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -380,36 +135,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
-
-
-def _scenarios(strategy: str) -> set[str]:
-    return set(STRATEGIES[strategy].scenarios)
-
-
-def _check_scenarios(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    for scenario in given.scenarios:
-        for stream in given.streams:
-            if scenario not in STREAMS[stream].scenarios:
-                parser.error(
-                    f"{stream} has no {scenario} scenario: its tasks are the same classes, so "
-                    "there are no classes to add."
-                )
-    for strategy in given.strategies:
-        if not set(given.scenarios) & _scenarios(strategy):
-            parser.error(f"{strategy} needs task labels at test: it has no class scenario.")
-
-
-def _without_layer(rule: str) -> str:
-    """The name of a rule, which may have a layer and ``_batch`` behind it."""
-    return rule.removesuffix("_batch").partition("@")[0]
-
-
-def _check_names(
-    parser: argparse.ArgumentParser, kind: str, given: Iterable[str], known: Iterable[str]
-) -> None:
-    for name in given:
-        if name not in known:
-            parser.error(f"there is no {kind} {name!r}; the nearest is {nearest(name, known)!r}.")
 
 
 if __name__ == "__main__":

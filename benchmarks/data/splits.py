@@ -17,8 +17,6 @@ from torch.utils.data import Dataset
 from avalanche_compress import ByteValues, TensorSamples
 from benchmarks.data.images import Images, Labels, Pixels
 
-SCENARIOS = ("task", "class")
-
 
 @dataclass(frozen=True)
 class StreamRequest:
@@ -224,7 +222,7 @@ def same_classes(
 ) -> Stream:
     """A stream whose tasks have ten classes each, with the numbers 0 to 9.
 
-    In the class scenario nobody says which variant a sample is of, and one head has the ten classes.
+    In the class scenario nobody says which variant a sample is of; one head has the ten classes.
 
     :param request: which stream it is.
     :param variants: of each task, the data set and the permutation of its bytes, see

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Callable, Iterable
 
 import numpy as np
 
+from benchmarks.choices import SCENARIOS
 from benchmarks.data.image_streams import (
     cifar100_superclasses,
     five_datasets,
@@ -21,7 +21,6 @@ from benchmarks.data.image_streams import (
 )
 from benchmarks.data.images import Images, load_mnist, value_table
 from benchmarks.data.splits import (
-    SCENARIOS,
     Stream,
     StreamRequest,
     equal_groups,

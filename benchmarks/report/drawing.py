@@ -16,8 +16,9 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from benchmarks.choices import RULES
 from benchmarks.report.groups import Group
-from benchmarks.runs.strategies import RULES, STRATEGIES
+from benchmarks.runs.strategies import STRATEGIES
 
 Style = Tuple[str, str]
 """Colour and marker."""

@@ -25,8 +25,6 @@ from benchmarks.runs.display import Display
 from benchmarks.runs.results import RunKey, RunResult, write_text
 from benchmarks.runs.run import Failure, Job, attempt, one_line
 
-ENGINES = ("local", "ray")
-
 Outcomes = Iterator[Tuple[Job, Union[RunResult, Failure]]]
 
 

@@ -10,15 +10,12 @@ from typing import Any, Callable, Dict, Mapping, Sequence
 from torch import nn
 
 from avalanche_compress import Position
-from benchmarks.data.splits import SCENARIOS
+from benchmarks.choices import SCENARIOS
 from benchmarks.runs.checkpoints import load_strategy, save_strategy
 from benchmarks.runs.multi_head import MultiHead
 from benchmarks.runs.settings import RunSettings
 
 Metrics = Dict[str, float]
-
-RULES = ("entropy", "energy", "prototype", "gaussian@first", "triangular@first", "ridge@first")
-"""How our strategies infer tasks, sample by sample, unless other rules or layers are asked for."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
+from benchmarks.choices import SAVE_EVERY
 from benchmarks.data.splits import Stream
 from benchmarks.data.streams import Budget
 from benchmarks.runs.backbones import BACKBONES, float_bytes
@@ -79,7 +80,7 @@ class RunSettings:
     inference: str | None = None
     device: str = "cpu"
     optimizer_choice: OptimizerChoice | None = None
-    save_every: float = 60.0
+    save_every: float = SAVE_EVERY
 
     def model(self, classes: int | None = None, bias: bool = False) -> nn.Module:
         """A new plain network; its head is as wide as the stream's shared one unless told."""

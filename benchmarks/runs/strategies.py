@@ -19,7 +19,7 @@ from benchmarks.runs.baselines import (
     si,
 )
 from benchmarks.runs.fixed_features import fecam, ncm, random_gaussians, random_ridge, slda
-from benchmarks.runs.learners import RULES, Learner, StrategyEntry
+from benchmarks.runs.learners import Learner, StrategyEntry
 from benchmarks.runs.ours import hyper_parameters_of, ours, packnet
 from benchmarks.runs.references import (
     independent,
@@ -29,7 +29,7 @@ from benchmarks.runs.references import (
     naive_snapshots,
 )
 
-__all__ = ["FIRST_LOOK", "REFERENCES", "RULES", "STRATEGIES", "Learner", "StrategyEntry", "ours"]
+__all__ = ["FIRST_LOOK", "REFERENCES", "STRATEGIES", "Learner", "StrategyEntry", "ours"]
 
 
 def _methods() -> dict[str, StrategyEntry]:

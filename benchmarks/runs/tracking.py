@@ -18,8 +18,6 @@ from PIL import Image
 
 from benchmarks.runs.results import RunKey, RunResult
 
-MODES = ("off", "offline", "online")
-
 
 class Tracker:
     """Logs a run, if asked to.

@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks import compare
+from benchmarks.runs import comparison
 
 
 @pytest.fixture(autouse=True)
 def one_small_stream(monkeypatch):
     """A command that names no stream trains on the smaller one of the two that are the default."""
-    monkeypatch.setattr(compare, "FIRST_STREAMS", ("split_digits",))
+    monkeypatch.setattr(comparison, "FIRST_STREAMS", ("split_digits",))

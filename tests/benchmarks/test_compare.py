@@ -2,18 +2,21 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from avalanche_compress import OrderRobustness, registered_methods
 from benchmarks import compare
 from benchmarks.data.streams import nearest, task_orders
+from benchmarks.runs import comparison
 from benchmarks.runs.strategies import FIRST_LOOK, STRATEGIES, StrategyEntry
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(compare, "_cores", lambda: 1)
+    monkeypatch.setattr(comparison, "_cores", lambda: 1)
 
 
 def broken(settings):
@@ -55,8 +58,8 @@ def test_bad_arguments_end_with_code_2_and_one_line_before_any_training(
     def never(*args, **kwargs):
         raise AssertionError("training started")
 
-    monkeypatch.setattr(compare, "run_here", never)
-    monkeypatch.setattr(compare, "run_in_processes", never)
+    monkeypatch.setattr(comparison, "run_here", never)
+    monkeypatch.setattr(comparison, "run_in_processes", never)
     with pytest.raises(SystemExit) as exit_error:
         compare.main([*arguments, "--out", str(tmp_path / "out")])
     assert exit_error.value.code == 2
@@ -269,3 +272,25 @@ def test_the_canonical_order_is_the_same_run_with_and_without_others(tmp_path):
 
 def test_nearest_is_always_a_known_name():
     assert nearest("", STRATEGIES) in STRATEGIES
+
+
+def test_help_waits_for_nothing_that_is_slow_to_import():
+    script = (
+        "import sys; from benchmarks import compare\n"
+        "try: compare.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(','.join(sys.modules.keys() & {'torch', 'avalanche', 'numpy', 'rich'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    assert "--strategies" in done.stdout
+
+
+def test_every_name_is_listed(capsys):
+    with pytest.raises(SystemExit) as end:
+        compare.main(["--list"])
+    assert not end.value.code
+    lines = dict(line.split(": ") for line in capsys.readouterr().out.splitlines())
+    assert lines["strategies"].split() == list(STRATEGIES)
+    assert {"permuted_mnist", "split_digits"} <= set(lines["streams"].split())
+    assert "lenet" in lines["backbones"].split()

@@ -15,14 +15,14 @@ from published_files import (
 from torchvision.transforms import Compose, Normalize, Pad, ToTensor
 
 from benchmarks.data.five_datasets import SVHN_FILES, SVHN_URL, load_five_datasets, load_svhn
+from benchmarks.data.images import DamagedDataError, MissingDataError
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import build_stream
-from benchmarks.data.images import DamagedDataError, MissingDataError
 
 SVHN = ((0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197))
 
 
-@pytest.fixture()
+@pytest.fixture
 def data_dir(tmp_path):
     write_cifar10(tmp_path)
     write_mnist(tmp_path)

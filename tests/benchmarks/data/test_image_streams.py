@@ -91,7 +91,9 @@ def test_a_superclass_is_numbered_within_itself_or_through_all_classes(data_dir)
     assert (task.max_classes, through.max_classes) == (5, 100)
     pairs = zip(task.benchmark.test_stream, through.benchmark.test_stream)
     for classes, (labelled, same) in zip(task.tasks, pairs):
-        assert [classes[target] for target in labelled.dataset.targets] == list(same.dataset.targets)
+        assert [classes[target] for target in labelled.dataset.targets] == list(
+            same.dataset.targets
+        )
         assert torch.equal(labelled.dataset[0][0], same.dataset[0][0])
         assert same.task_labels == [0]
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 from benchmarks.data import images
 from benchmarks.data.image_streams import split_tiny_imagenet
-from benchmarks.data.splits import StreamRequest
 from benchmarks.data.images import (
     DamagedDataError,
     MissingDataError,
@@ -19,6 +18,7 @@ from benchmarks.data.images import (
     load_tiny_imagenet,
     user_cache,
 )
+from benchmarks.data.splits import StreamRequest
 
 WNIDS = ["n03", "n01", "n02", "n00"]
 
@@ -30,7 +30,7 @@ def own_cache(tmp_path_factory, monkeypatch):
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def data_dir(tmp_path):
     """Four classes, three training and two validation images each; one image is grey."""
     generator = np.random.RandomState(0)
@@ -50,7 +50,7 @@ def data_dir(tmp_path):
     return tmp_path
 
 
-@pytest.fixture()
+@pytest.fixture
 def archive(data_dir, tmp_path_factory):
     """The same as one file, with the list of the classes last, as in the true one."""
     path = tmp_path_factory.mktemp("archive") / "tiny-imagenet-200.tar.gz"

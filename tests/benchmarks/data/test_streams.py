@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from avalanche_compress import ValidationPlugin
+from benchmarks.choices import SCENARIOS
 from benchmarks.data import splits, streams
-from benchmarks.runs.backbones import BACKBONES
 from benchmarks.data.images import MNIST_FILES, load_mnist
 from benchmarks.data.splits import StreamRequest, kept_rows
 from benchmarks.data.streams import (
@@ -21,6 +21,7 @@ from benchmarks.data.streams import (
     task_orders,
     wsn_permutations,
 )
+from benchmarks.runs.backbones import BACKBONES
 
 
 def stream_of(name, data_dir, seed=0, **changes):
@@ -36,7 +37,7 @@ def tensors(experience):
     return torch.stack([data[i][0] for i in range(len(data))]), torch.tensor(list(data.targets))
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_mnist(tmp_path):
     """MNIST's files with random images, 200 for training and 50 for testing."""
     raw = tmp_path / "MNIST" / "raw"
@@ -87,7 +88,7 @@ def test_class_scenario_is_the_same_examples_with_global_classes_and_one_label(t
             assert list(without.classes_in_this_experience) == [2 * task, 2 * task + 1]
 
 
-@pytest.mark.parametrize("scenario", streams.SCENARIOS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_an_order_moves_tasks_and_labels_count_positions(tmp_path, scenario):
     order = [3, 0, 4, 2, 1]
     canonical = split_digits(tmp_path, 0, scenario=scenario)
@@ -249,7 +250,8 @@ def test_permuted_digits_are_the_same_images_in_other_orders_of_the_pixels(tmp_p
         experience = stream.benchmark.test_stream[task]
         x, y = tensors(experience)
         assert torch.equal(x.flatten(1), images.flatten(1)[:, permutation])
-        assert torch.equal(y, labels) and experience.task_labels == [task]
+        assert torch.equal(y, labels)
+        assert experience.task_labels == [task]
 
 
 def test_permuted_digits_without_labels_are_ten_classes_in_one_head(tmp_path):

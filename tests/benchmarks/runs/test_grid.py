@@ -14,7 +14,7 @@ import pytest
 from avalanche_compress import Position
 from benchmarks import compare
 from benchmarks.report.command import failures_in
-from benchmarks.runs import checkpoints
+from benchmarks.runs import checkpoints, comparison
 from benchmarks.runs import run as runs
 from benchmarks.runs.display import Display
 from benchmarks.runs.engines import run_in_processes
@@ -165,7 +165,7 @@ def test_finished_runs_are_not_repeated(tmp_path, monkeypatch, capsys):
     arguments = ["--strategies", "naive", "independent", *SMALL, "--out", str(tmp_path)]
     assert compare.main(arguments) == 0
     first = capsys.readouterr().out.splitlines()
-    monkeypatch.setattr(compare, "run_here", None)
+    monkeypatch.setattr(comparison, "run_here", None)
     assert compare.main(arguments) == 0
     again = capsys.readouterr().out.splitlines()
     assert again[0].startswith("2 of 2 runs have finished before")
@@ -178,7 +178,7 @@ def test_a_changed_recipe_or_length_is_another_run(tmp_path, monkeypatch):
     assert compare.main([*arguments, "2"]) == 0
     assert [run.epochs for run in results(tmp_path)] == [1, 2]
     assert (tmp_path / "table.md").read_text().count("### split_digits: ") == 2
-    monkeypatch.setattr(compare, "fingerprint", lambda *args: "changed")
+    monkeypatch.setattr(comparison, "fingerprint", lambda *args: "changed")
     assert compare.main([*arguments, "2"]) == 0
     assert [run.recipe for run in results(tmp_path)][1:] == ["changed"]
 
@@ -261,7 +261,7 @@ def test_a_run_whose_worker_dies_goes_on_with_another_once(tmp_path):
 def test_a_recipe_that_was_changed_back_is_the_one_in_the_tables(tmp_path, monkeypatch):
     arguments = ["--strategies", "naive", *SMALL, "--out", str(tmp_path)]
     for recipe in ("first", "second", "first"):
-        monkeypatch.setattr(compare, "fingerprint", lambda *args, recipe=recipe: recipe)
+        monkeypatch.setattr(comparison, "fingerprint", lambda *args, recipe=recipe: recipe)
         assert compare.main(arguments) == 0
     assert [run.recipe for run in results(tmp_path)] == ["first"]
 
