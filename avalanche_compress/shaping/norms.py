@@ -21,6 +21,10 @@ from avalanche_compress.shaping.validation import iterate_batches
 _LEAST_BATCH = 64
 
 
+def _experience_data(strategy: Any) -> Any:
+    return strategy.adapted_dataset
+
+
 class NormPlugin(ShapingPlugin):
     """Estimates the running statistics of norms again when a task has been shaped, dropout off.
 
@@ -37,6 +41,8 @@ class NormPlugin(ShapingPlugin):
     the user keeps in evaluation mode during training, and models without norms, are left alone.
 
     :param batch_size: samples in a batch; by default those of a training step, and 64 at least.
+    :param data: what a strategy has trained on, for one that keeps samples of earlier tasks; by
+        default its ``adapted_dataset``, which is the experience's.
 
     >>> NormPlugin(batch_size=256).stage.name
     'ESTIMATE_NORMS'
@@ -45,9 +51,12 @@ class NormPlugin(ShapingPlugin):
     stage = Stage.ESTIMATE_NORMS
     state_attributes = ()
 
-    def __init__(self, batch_size: int | None = None):
+    def __init__(
+        self, batch_size: int | None = None, data: Callable[[Any], Any] = _experience_data
+    ):
         super().__init__()
         self.batch_size = batch_size
+        self.data = data
 
     def prepare(self, strategy: Strategy) -> None:
         self.shape(strategy)
@@ -63,7 +72,7 @@ class NormPlugin(ShapingPlugin):
 
     def _passes(self, strategy: Strategy) -> Iterator[Callable[[], Any]]:
         """A forward pass for each batch of the task's training data."""
-        model, dataset = strategy.model, strategy.adapted_dataset
+        model, dataset = strategy.model, self.data(strategy)
         size = self.batch_size or max(_LEAST_BATCH, strategy.train_mb_size)
         for inputs, labels in _shuffled_batches(dataset, size):
             x = moved_to(inputs, strategy.device)

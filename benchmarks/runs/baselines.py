@@ -253,7 +253,7 @@ def icarl(settings: RunSettings, memory: int = 500) -> Learner:
         memory_size=memory,
         buffer_transform=None,
         fixed_memory=True,
-        plugins=list(settings.plugins),
+        plugins=settings.plain_plugins(),
     )
     herding = _Herding(memory)
     strategy.plugins = [
@@ -358,7 +358,7 @@ def _packnet_layers(model: nn.Module) -> list[WeightAndBiasPackNetModule]:
 def _new(strategy_class: Callable[..., Any], settings: RunSettings, **own: Any) -> Any:
     """A strategy over a new network with the run's arguments and its own."""
     arguments = settings.arguments(baseline_model(settings))
-    return strategy_class(**arguments, plugins=list(settings.plugins), **own)
+    return strategy_class(**arguments, plugins=settings.plain_plugins(), **own)
 
 
 def _plugin(strategy: Any, kind: type) -> Any:

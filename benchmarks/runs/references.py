@@ -74,7 +74,7 @@ def independent(settings: RunSettings) -> Learner:
 
     def new(task: int, last: nn.Module | None) -> Any:
         model = settings.model(len(settings.stream.tasks[task]))
-        return Naive(**settings.arguments(model), plugins=list(settings.plugins))
+        return Naive(**settings.arguments(model), plugins=settings.plain_plugins())
 
     return Separate(settings, new).learner()
 
@@ -90,7 +90,7 @@ def independent_warm(settings: RunSettings) -> Learner:
         if last is not None:
             body = {k: v for k, v in last.state_dict().items() if not k.startswith("head.")}
             model.load_state_dict(body, strict=False)
-        return Naive(**settings.arguments(model), plugins=list(settings.plugins))
+        return Naive(**settings.arguments(model), plugins=settings.plain_plugins())
 
     return Separate(settings, new).learner()
 
@@ -127,7 +127,8 @@ def naive_snapshots(settings: RunSettings) -> Learner:
 
     Its accuracies are the diagonal of Naive's matrix.
     """
-    strategy = Naive(**settings.arguments(baseline_model(settings)), plugins=list(settings.plugins))
+    arguments = settings.arguments(baseline_model(settings))
+    strategy = Naive(**arguments, plugins=settings.plain_plugins())
     whole = learner_of(settings, strategy, settings.independent_bytes)
     snapshots: list[nn.Module] = []
 
@@ -162,7 +163,7 @@ def joint(settings: RunSettings) -> Learner:
     It takes as many steps as all tasks together: as many epochs as a task has, over all data.
     """
     strategy = JointTraining(
-        **settings.arguments(baseline_model(settings)), plugins=list(settings.plugins)
+        **settings.arguments(baseline_model(settings)), plugins=settings.plain_plugins()
     )
     whole = learner_of(settings, strategy, lambda: float_bytes(strategy.model))
     seen: list[Any] = []

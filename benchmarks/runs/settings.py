@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any, Callable, Iterable
 
 import torch
+from avalanche.benchmarks.utils import concat_datasets
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
+from avalanche_compress import NormPlugin
 from benchmarks.choices import SAVE_EVERY
 from benchmarks.data.splits import Stream
 from benchmarks.data.streams import Budget
@@ -111,6 +113,10 @@ class RunSettings:
             "device": self.device,
         }
 
+    def plain_plugins(self) -> list[SupervisedPlugin]:
+        """What a strategy of Avalanche's gets besides its own: norms are estimated as ours are."""
+        return [*self.plugins, NormPlugin(data=trained_on)]
+
     def decay(self) -> list[SupervisedPlugin]:
         """What lowers the learning rate in the course of a task, if the budget says so."""
         factor = self.budget.lr_decay
@@ -122,6 +128,26 @@ class RunSettings:
 
     def _choice(self) -> OptimizerChoice:
         return self.optimizer_choice or OptimizerChoice(self.budget.lr)
+
+
+def trained_on(strategy: Any) -> Any:
+    """The samples that norms are estimated on: the task's, and as many of them as of a memory's.
+
+    :param strategy: of Avalanche's, after a task.
+    """
+    policies = [strategy, *strategy.plugins]
+    buffers = [policy.storage_policy.buffer for policy in policies if _keeps_samples(policy)]
+    buffers += [buffer for plugin in strategy.plugins for buffer in getattr(plugin, "buffers", [])]
+    kept = [buffer for buffer in buffers if len(buffer)]
+    task = strategy.adapted_dataset
+    if not kept:
+        return task
+    order = torch.randperm(len(task), generator=torch.Generator().manual_seed(0))
+    return concat_datasets([task.subset(order[: sum(map(len, kept))].tolist()), *kept])
+
+
+def _keeps_samples(policy: Any) -> bool:
+    return getattr(policy, "storage_policy", None) is not None
 
 
 class LearningRateDecay(SupervisedPlugin):
