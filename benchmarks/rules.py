@@ -41,7 +41,7 @@ _RULES: dict[str, Callable[[], Any]] = {
     "gaussian": GaussianRule,
     "triangular": TriangularRule,
     "triangular, rank 10": partial(TriangularRule, rank=10),
-    "triangular, 4 references": partial(TriangularRule, references=4),
+    "triangular, 2 references of rank 10": partial(TriangularRule, references=2, rank=10),
     "triangular, all references": partial(TriangularRule, references=None),
     "ridge": RidgeRule,
     "ridge, 500 random features": partial(RidgeRule, random_features=500),
@@ -50,15 +50,17 @@ _RULES: dict[str, Callable[[], Any]] = {
 LAYERS = ("first", "head")
 
 
-def candidates() -> dict[str, TaskInference]:
+def candidates(layers: Sequence[str] = LAYERS) -> dict[str, TaskInference]:
     """Ways of inferring tasks that are tried, by how the table calls them.
+
+    :param layers: that features are read of.
 
     >>> len(candidates())
     14
     """
     return {
         f"{name} @{layer}": TaskInference(rule(), features=layer)
-        for layer in LAYERS
+        for layer in layers
         for name, rule in _RULES.items()
     }
 
@@ -76,14 +78,22 @@ class Choice:
 
 
 def try_rules(
-    stream: str, seed: int, data: Path, strategy: str = "ada_qpacknet", epochs: int | None = None
+    stream: str,
+    seed: int,
+    data: Path,
+    tried: dict[str, TaskInference],
+    strategy: str = "ada_qpacknet",
+    backbone: str | None = None,
+    epochs: int | None = None,
 ) -> dict[str, Choice]:
-    """Train a network and try all candidates on held-out data.
+    """Train a network and try ways of inferring tasks on held-out data.
 
     :param stream: name in the registry.
     :param seed: of the run.
     :param data: folder of the data sets.
+    :param tried: of :func:`candidates`.
     :param strategy: name in the registry, one of ours.
+    :param backbone: name in the registry; None: the stream's.
     :param epochs: per task; None: the stream's.
     """
     entry = STREAMS[stream]
@@ -93,7 +103,8 @@ def try_rules(
     torch.manual_seed(seed)
     built = build_stream(StreamRequest(stream, data, seed, scenario="class", tuning=TUNING))
     plugins = [TensorDataPlugin(), ChannelsLastPlugin()]
-    settings = RunSettings(built, entry.backbone, budget, seed, plugins, inference="gaussian")
+    name = backbone or entry.backbone
+    settings = RunSettings(built, name, budget, seed, plugins, inference="gaussian")
     learner = recipe.build(strategy, settings)
     assert learner.save_archive is not None
     for experience in built.benchmark.train_stream:
@@ -101,7 +112,6 @@ def try_rules(
     with tempfile.TemporaryDirectory() as folder:
         learner.save_archive(Path(folder) / "archive")
         network = load_archive(Path(folder) / "archive", settings.model)
-    tried = candidates()
     parts = built.benchmark.train_stream, built.benchmark.test_stream
     training, held_out = ([list(_batches(e, budget.eval_mb_size)) for e in p] for p in parts)
     trials = select_inference(network, training, held_out, list(tried.values()))
@@ -120,7 +130,7 @@ def table(found: dict[str, list[dict[str, Choice]]]) -> str:
     """
     means = {
         name: [mean(run[name].accuracy for run in runs) for runs in found.values()]
-        for name in candidates()
+        for name in next(iter(found.values()))[0]
     }
     lines = [
         f"| rule and layer | {' | '.join(found)} | mean | bytes of statistics |",
@@ -146,13 +156,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", nargs="+", required=True, choices=known, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     parser.add_argument("--strategy", default="ada_qpacknet", metavar="NAME")
+    parser.add_argument("--backbone", metavar="NAME", help="default: each stream's own")
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        default=LAYERS,
+        metavar="LAYER",
+        help=f"that features are read of (default: {' '.join(LAYERS)})",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="default: the stream's")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     given = parser.parse_args(arguments)
     found = {}
     for stream in given.streams:
         found[stream] = [
-            try_rules(stream, seed, given.data, given.strategy, given.epochs)
+            try_rules(
+                stream,
+                seed,
+                given.data,
+                candidates(given.layers),
+                given.strategy,
+                given.backbone,
+                given.epochs,
+            )
             for seed in given.seeds
         ]
         print(table({stream: found[stream]}), end="\n\n", flush=True)
