@@ -136,7 +136,7 @@ class FactorStore(WeightStore):
     def check_open(self, reusable: Sequence[int]) -> None:
         """Nothing to refuse: there is always room for further factors."""
 
-    def loan(self) -> Tensor:
+    def substitute(self) -> Tensor:
         """The weight; in training, a stand-in with which a layer may compute from the factors.
 
         A layer's gradient then has no part of the weight's size. Evaluation, and layers for which

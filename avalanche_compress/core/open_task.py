@@ -156,7 +156,7 @@ class OpenTask:
             :class:`Recomputed`.
         """
         weights = [
-            (store, store.loan() if store.scratch.requires_grad else store.weight().detach())
+            (store, store.substitute() if store.scratch.requires_grad else store.weight().detach())
             for store in self._stores
         ]
         if not recomputed:

@@ -270,10 +270,10 @@ class WeightStore(Store):
 
     kind: str
     """Name of the kind of store in an archive."""
-    reserve: int = 8
+    reserved_bits: int = 8
     """The most bits a value that the next task may use; it matters where bits are counted."""
     counts_bits: bool = False
-    """Whether a code may not be wider than :attr:`reserve`: codes of several tasks share a word."""
+    """Whether a code may not be wider than that, because codes of several tasks share a word."""
 
     def __init__(self, place: Place, name: str = "weight"):
         super().__init__(name)
@@ -317,7 +317,7 @@ class WeightStore(Store):
     def weight(self) -> Tensor:
         """The weight of the open task, differentiable in exactly what this task may change."""
 
-    def loan(self) -> Tensor:
+    def substitute(self) -> Tensor:
         """What the module computes with while the task is open: :meth:`weight`, or its stand-in."""
         return self.weight()
 

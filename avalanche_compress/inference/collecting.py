@@ -41,14 +41,14 @@ class Collection:
     :param features: are gathered.
     :param network: has learned the task.
     :param task: its label.
-    :param reserves: whether some samples are not gathered but calibrated with.
+    :param calibrates: whether some samples are not gathered but calibrated with.
     """
 
     def __init__(
-        self, rule: Rule, features: Features, network: TaskNetwork, task: int, reserves: bool
+        self, rule: Rule, features: Features, network: TaskNetwork, task: int, calibrates: bool
     ):
         self._rule, self._features, self._network = rule, features, network
-        self._task, self._reserves = task, reserves
+        self._task, self._calibrates = task, calibrates
         self._tasks = network.tasks[: network.tasks.index(task) + 1]
         self._classes = torch.tensor(network.classes_of(task))
         self._references = list(rule.references(len(self._tasks) - 1))
@@ -65,16 +65,16 @@ class Collection:
         :raises TaskInferenceError: if one is not a class of the task.
         """
         positions = self._positions(targets)
-        reserved = self._reserve(positions)
+        held_out = self._held_out(positions)
         if self._references or self._first is None:
             answers = self._ask(x)
             if self._references:
-                self._gather(answers, positions, ~reserved)
+                self._gather(answers, positions, ~held_out)
             self._first = self._first or answers.rows(torch.arange(min(MOST, size_of(x))))
-            answers = answers.rows(reserved)
-        elif bool(reserved.any()):
-            answers = self._ask(rows_of(x, reserved))
-        if bool(reserved.any()):
+            answers = answers.rows(held_out)
+        elif bool(held_out.any()):
+            answers = self._ask(rows_of(x, held_out))
+        if bool(held_out.any()):
             self._calibrating.append(answers)
 
     def add_held_out(self, x: Tensor, targets: Tensor) -> None:
@@ -141,9 +141,9 @@ class Collection:
             )
         return positions
 
-    def _reserve(self, positions: Tensor) -> Tensor:
+    def _held_out(self, positions: Tensor) -> Tensor:
         """Which samples are kept out: each tenth of a class, so that no random number is drawn."""
-        if not self._reserves:
+        if not self._calibrates:
             return torch.zeros(len(positions), dtype=torch.bool)
         rank = self._rank(positions)
         return (rank % EVERY == EVERY - 1) & (rank < EVERY * MOST)

@@ -150,7 +150,7 @@ class QuantizationPlugin(ShapingPlugin):
                     f"method='entropy' has codes of more than {self.most_bits} bits, of which "
                     f"{store.name} counts every one: give method='kmeans'."
                 )
-            store.reserve = self.most_bits
+            store.reserved_bits = self.most_bits
 
     def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)

@@ -12,7 +12,7 @@ class StepGuard:
     """Lets a training step that fails leave the model as it was before the step.
 
     What a forward pass moves (running statistics) is put back, whatever failed: the forward pass,
-    the loss, a plugin, the backward pass. What would spoil the weights is found out before they
+    the loss, a plugin, the backward pass. What would make weights non-finite is found before they
     change. A value on a CPU is looked at as soon as it is there; a GPU would idle meanwhile, so its
     values are looked at when the backward pass is queued behind them.
 

@@ -306,7 +306,7 @@ class CompressedStrategy(ResumableTraining):
         """Back-propagate, unless the loss is NaN or infinite.
 
         :raises TrainingDataError: if a target is none of the task's classes.
-        :raises NonFiniteError: before the step that would spoil the weights.
+        :raises NonFiniteError: before the step that would make the weights so.
         """
         fine, known = torch.isfinite(self.loss.detach()).all(), self._targets_are_known
         if known is not True:

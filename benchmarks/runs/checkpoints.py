@@ -108,7 +108,7 @@ def write_history(history: list[Measured], folder: Path) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, patience: float = 10.0) -> Iterator[None]:
+def locked(folder: Path, patience: float = 10.0) -> Iterator[None]:
     """Keep a run's folder to this process; whatever ends the process gives it back.
 
     :param folder: of the run; created if missing.

@@ -26,7 +26,7 @@ from benchmarks.runs.accuracies import (
     forgetting,
     mean_so_far,
 )
-from benchmarks.runs.checkpoints import Measured, Stopwatch, claimed, open_history, write_history
+from benchmarks.runs.checkpoints import Measured, Stopwatch, locked, open_history, write_history
 from benchmarks.runs.display import Display, EpochWatcher
 from benchmarks.runs.learners import Learner
 from benchmarks.runs.results import RunKey, RunResult, hardware, versions, write_text
@@ -124,7 +124,7 @@ def perform(job: Job, display: Display) -> RunResult:
     :param display: gets the progress.
     :raises RunInProgressError: if another process is training it.
     """
-    with claimed(job.checkpoints):
+    with locked(job.checkpoints):
         job.error_file.unlink(missing_ok=True)
         stream = _build_stream(job)
         tracker = _tracker(job, stream)

@@ -240,9 +240,9 @@ def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
         for experience in small[: first - 1]:
             strategy.train(experience)
     seconds: dict[int, list[float]] = {early: [], late: []}
-    for turn in range(5):
+    for task in range(5):
         for first, (strategy, timer) in learners.items():
-            strategy.train(stream[first - 1 + turn])
+            strategy.train(stream[first - 1 + task])
             seconds[first].append(timer.seconds / 4)
     what = f"cacl step, cacl_net, batch {batch}, task {late}"
     return figure_of(what, seconds[late], f"task {early}", seconds[early])

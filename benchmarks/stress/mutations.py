@@ -192,7 +192,7 @@ def move(random: Random, data: bytes, other: bytes) -> bytes:
     return whole[:target] + piece + whole[target:]
 
 
-def claim(random: Random, data: bytes, other: bytes) -> bytes:
+def enlarge(random: Random, data: bytes, other: bytes) -> bytes:
     """Where some number may stand, there is a huge one."""
     first = (
         _place(random, data) if random.random() < 0.5 else random.randrange(min(12, len(data) + 1))
@@ -207,7 +207,7 @@ ACCIDENTS: dict[str, Accident] = {
     "spliced": splice,
     "overwritten": overwrite,
     "moved": move,
-    "huge numbers": claim,
+    "huge numbers": enlarge,
 }
 """What may happen to any run of bytes; the second one is of another archive."""
 

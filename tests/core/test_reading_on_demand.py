@@ -55,7 +55,7 @@ def learn(network, task):
     """A further task; what comes out of it."""
     torch.manual_seed(3)
     for store in network.weight_stores:
-        store.reserve = 32
+        store.reserved_bits = 32
     network.open(task, [0, 1])
     network.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

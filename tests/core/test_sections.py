@@ -56,7 +56,7 @@ def encoded(store, task, codes):
     if isinstance(store, PrivateStore):
         return store.encode()
     store.density = 0.4
-    store.reserve = 32 if codes is None else 8
+    store.reserved_bits = 32 if codes is None else 8
     store.open(list(store.sections))
     if isinstance(store, (MaskedStore, SlottedStore)):
         if not store.scored:

@@ -404,18 +404,20 @@ def test_fixed_point_has_no_centroids_to_train():
 # ------------------------------------------------------------------ hooks and bad input
 
 
-@pytest.mark.parametrize(("bits", "reserve"), [(4, 4), ("auto", 6)])
-def test_stores_hear_of_the_most_bits_before_a_task_opens(bits, reserve):
+@pytest.mark.parametrize(("bits", "reserved_bits"), [(4, 4), ("auto", 6)])
+def test_stores_hear_of_the_most_bits_before_a_task_opens(bits, reserved_bits):
     class Reserving(MaskedStore):
-        reserve, at_opening = FLOAT, ()
+        reserved_bits, at_opening = FLOAT, ()
 
         def open(self, reusable):
-            self.at_opening = (*self.at_opening, self.reserve)
+            self.at_opening = (*self.at_opening, self.reserved_bits)
             super().open(reusable)
 
     plugins = [ValidationPlugin(0.2), QuantizationPlugin(bits, max_bits=6), MaskingPlugin(0.3)]
     network = train_one(make_stream(2), plugins, tasks=2, store=Reserving).model
-    assert all(store.at_opening == (reserve, reserve) for store in network.weight_stores)
+    assert all(
+        store.at_opening == (reserved_bits, reserved_bits) for store in network.weight_stores
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ class SlottedStore(SubnetworkStore):
     Slot i has ``u[i] = sum_t b_t M_t[i]`` of its 32 bits in use: a task pays b_t bits for each
     weight that it keeps, and nothing for those that it prunes (Ada-QPacknet, Pietron et al.,
     arXiv 2308.07939; its public code charges all weights and refuses a task that would just fit).
-    A slot is open to the next task while ``u[i] + reserve <= 32``; floats, of any precision, take
-    a slot whole. With 4 bits and nothing pruned eight tasks find room.
+    A slot is open to the next task while ``u[i] + reserved_bits <= 32``; floats, of any precision,
+    take a slot whole. With 4 bits and nothing pruned eight tasks find room.
 
     A task's weights start from those of the newest task that it may read, where that one keeps
     any, and go on from what the module holds elsewhere (our choice; the public code redraws them).
@@ -79,7 +79,7 @@ class SlottedStore(SubnetworkStore):
         self.policy = policy
         self.pages = 1
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
-        self._granted = self.reserve  # to the open task
+        self._granted = self.reserved_bits  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
         self._levels = RowCache(self.frozen.numel(), evenly_spaced=_LEVELS)
 
@@ -99,14 +99,14 @@ class SlottedStore(SubnetworkStore):
         return {"policy": self.policy}
 
     def check_open(self, reusable: Sequence[int]) -> None:
-        if not 1 <= self.reserve <= SLOT_BITS:
-            raise TaskStateError(f"reserve={self.reserve} bits must lie between 1 and {SLOT_BITS}.")
+        if not 1 <= self.reserved_bits <= SLOT_BITS:
+            raise TaskStateError(f"reserved_bits={self.reserved_bits} must lie in 1..{SLOT_BITS}.")
         if self._newest(reusable) is not None and self.policy == "reuse_frozen":
             return
-        if self.policy != "grow_copy" and not bool(self._room(self.reserve).any()):
+        if self.policy != "grow_copy" and not bool(self._room(self.reserved_bits).any()):
             raise CapacityExhaustedError(
                 f"{self.name} has {self.occupancy.numel()} slots of {SLOT_BITS} bits and none has "
-                f"{self.reserve} bits left for the new task (the emptiest has "
+                f"{self.reserved_bits} bits left for the new task (the emptiest has "
                 f"{SLOT_BITS - int(self.occupancy.min())}): prune more of each task, use fewer "
                 "bits, start from a wider model, or choose policy='grow_copy' or 'reuse_frozen'."
             )
@@ -120,8 +120,7 @@ class SlottedStore(SubnetworkStore):
             )
         self._mask = None
         self._quantised = None
-        self._granted = self.reserve
-        self._source = None
+        self._granted, self._source = self.reserved_bits, None
         self._available = self._room(self._granted)
         if not bool(self._available.any()):
             if self.policy == "reuse_frozen":
@@ -144,7 +143,7 @@ class SlottedStore(SubnetworkStore):
             raise CapacityExhaustedError(
                 f"{self.name} has {kept} values of {bits} bits to keep and {self._granted} bits of "
                 "a slot were reserved when the task was opened: use fewer bits, or set a larger "
-                "reserve before (floats take all 32)."
+                "reserved_bits before (floats take all 32)."
             )
 
     def encode(self) -> bytes:
@@ -165,10 +164,10 @@ class SlottedStore(SubnetworkStore):
     def decode(self, reader: ByteReader) -> _Section:
         head = self._read_head(reader)
         level = self._level_at(self._taken - 1)
-        closed = _closed(level, head.reserve)
+        closed = _closed(level, head.reserved_bits)
         full = bool(closed.numpy().all())
         if full and head.place == _NEWEST:
-            raise CorruptStreamError(f"a task of {head.reserve} bits a value, no slot is open")
+            raise CorruptStreamError(f"no slot is open to {head.reserved_bits} bits a value")
         if not full and head.place != _NEWEST:
             raise CorruptStreamError("a task that left its page, where slots are open")
         if head.place == _FRESH:
@@ -247,13 +246,14 @@ class SlottedStore(SubnetworkStore):
 
     def get_extra_state(self) -> dict[str, Any]:
         state = super().get_extra_state()
-        state["open"].update(reserve=self.reserve, granted=self._granted, source=self._source)
+        chosen = {"reserved_bits": self.reserved_bits, "granted": self._granted}
+        state["open"].update(chosen, source=self._source)
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         chosen = state["open"]
-        self.reserve, self._granted = chosen["reserve"], chosen["granted"]
+        self.reserved_bits, self._granted = chosen["reserved_bits"], chosen["granted"]
         self._source = chosen["source"]
 
     def forget(self) -> None:
@@ -261,8 +261,8 @@ class SlottedStore(SubnetworkStore):
         self.pages = 1
         self._levels.clear()
 
-    def _room(self, reserve: int) -> Tensor:
-        return self.occupancy <= SLOT_BITS - reserve
+    def _room(self, reserved_bits: int) -> Tensor:
+        return self.occupancy <= SLOT_BITS - reserved_bits
 
     def _newest(self, reusable: Sequence[int]) -> int | None:
         return next((task for task in reversed(list(self.sections)) if task in reusable), None)
@@ -277,8 +277,8 @@ class SlottedStore(SubnetworkStore):
 
     def _read_head(self, reader: ByteReader) -> _Head:
         head = _Head(*(reader.read_uint() for _ in range(3)))
-        if not 1 <= head.reserve <= SLOT_BITS:
-            raise CorruptStreamError(f"a reserve of {head.reserve} bits in a slot of {SLOT_BITS}")
+        if not 1 <= head.reserved_bits <= SLOT_BITS:
+            raise CorruptStreamError(f"{head.reserved_bits} reserved bits in a slot of {SLOT_BITS}")
         policy = {_NEWEST: self.policy, _FRESH: "grow_copy"}.get(head.place, "reuse_frozen")
         if policy != self.policy:
             raise CorruptStreamError(f"a task of policy {policy}, not {self.policy}")
@@ -299,7 +299,7 @@ class SlottedStore(SubnetworkStore):
         task, reader = self._section(position)
         with self._damage_named(task):
             self._read_head(reader)
-            reader.read_bytes()  # the mask, which is at hand already
+            reader.read_bytes()  # the mask, which is cached
             return read_values(reader, self._kept_by[position][0], self.frozen.dtype)
 
     def _section(self, position: int) -> tuple[int, ByteReader]:
@@ -374,7 +374,7 @@ class SlottedStore(SubnetworkStore):
             head = self._read_head(reader)
             source = head.source
             free = None if source is None else passed.take(source, position)
-            closed = _closed(level, head.reserve) if free is None else ~free
+            closed = _closed(level, head.reserved_bits) if free is None else ~free
             mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
             head.check_mask(mask, closed)
         return mask
@@ -390,7 +390,7 @@ class SlottedStore(SubnetworkStore):
 class _Head(NamedTuple):
     """What a section begins with."""
 
-    reserve: int
+    reserved_bits: int
     place: int
     """:data:`_NEWEST` or :data:`_FRESH`, the page with its slots, or :data:`_SOURCES` and more."""
     added: int
@@ -411,8 +411,8 @@ class _Head(NamedTuple):
 
     def check_charge(self, bits: int) -> None:
         """Refuse values that take more than was reserved for them."""
-        if self.added and bits > self.reserve:
-            raise CorruptStreamError(f"values of {bits} bits where {self.reserve} were reserved")
+        if self.added and bits > self.reserved_bits:
+            raise CorruptStreamError(f"values of {bits} bits, and {self.reserved_bits} reserved")
 
 
 class _Section(NamedTuple):
@@ -427,14 +427,14 @@ class _Section(NamedTuple):
     """(n,) Bits in use in each slot after it; None with the mask."""
 
 
-def _closed(level: Tensor, reserve: int) -> Tensor:
+def _closed(level: Tensor, reserved_bits: int) -> Tensor:
     """Where a slot has not the room for a value (bool), on the CPU.
 
     :param level: bits in use, uint8, on the CPU.
-    :param reserve: of the value.
+    :param reserved_bits: of the value.
     """
     # NumPy compares bytes in a twentieth of the time that torch takes
-    return torch.from_numpy(level.numpy() > SLOT_BITS - reserve)
+    return torch.from_numpy(level.numpy() > SLOT_BITS - reserved_bits)
 
 
 def _context(last: Tensor | None, closed: Tensor) -> Tensor:

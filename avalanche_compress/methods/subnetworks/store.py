@@ -50,8 +50,8 @@ class MaskedStore(SubnetworkStore):
     of the free ones and of those that it may read.
 
     A section says which slots the task wrote, which of the others it reads, and the values. The
-    second is coded given one earlier mask (see :func:`told_by`), so that of many tasks' masks few
-    are decoded for one of them.
+    second is coded given one earlier mask (see :func:`context_position`), so that of many tasks'
+    masks few are decoded for one of them.
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
@@ -226,7 +226,7 @@ class MaskedStore(SubnetworkStore):
         waiting: list[tuple[int, bytes]] = []
         while position >= 0 and (not waiting or self._masks.get(position) is None):
             waiting.append((position, self._coded_read(position)))
-            position = told_by(position) if _is_open(waiting[-1][1]) else -1
+            position = context_position(position) if _is_open(waiting[-1][1]) else -1
         tasks, owner = list(self.sections), self._owner.flatten().cpu()
         for own, coded in reversed(waiting):
             used = _positions(owner < own)
@@ -250,7 +250,7 @@ class MaskedStore(SubnetworkStore):
         :param used: (m,) their indices.
         :return: (m,) uint8 or None.
         """
-        known = told_by(position)
+        known = context_position(position)
         return None if known < 0 else self._mask_at(known).view(torch.uint8).index_select(0, used)
 
     def _unfixed_mask(self) -> Tensor:
@@ -288,15 +288,15 @@ class MaskedStore(SubnetworkStore):
         return available
 
 
-def told_by(position: int) -> int:
-    """By whose mask a task's is told: the one before; for every 32nd, 1024th the last such one.
+def context_position(position: int) -> int:
+    """Whose mask conditions a task's: the one before; for every 32nd, 1024th the last such one.
 
     So any of n masks is decoded by way of at most ``31 log_32 n`` others.
 
     :param position: of the task in order of learning.
     :return: position, -1 for the first task.
 
-    >>> [told_by(position) for position in (0, 1, 31, 32, 33, 64, 1024, 1056)]
+    >>> [context_position(position) for position in (0, 1, 31, 32, 33, 64, 1024, 1056)]
     [-1, 0, 30, 0, 32, 32, 0, 1024]
     """
     leap = 1

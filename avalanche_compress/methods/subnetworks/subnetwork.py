@@ -18,7 +18,7 @@ class SubnetworkStore(WeightStore):
     """``W_t = frozen + trainable * scratch`` on the mask ``M_t`` of the open task, else 0.
 
     What a finished task keeps is its mask, and values at the slots ``O_t`` of it that it wrote.
-    Both are in its section; some masks are at hand, others are decoded when they are asked for.
+    Both are in its section; some masks are cached, others are decoded when they are asked for.
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
@@ -178,7 +178,7 @@ class SubnetworkStore(WeightStore):
 
     @abstractmethod
     def _recall_mask(self, position: int) -> Tensor:
-        """(n,) A mask that is not at hand, decoded by way of some before it.
+        """(n,) A mask that is not cached, decoded by way of some before it.
 
         :param position: of the task in order of learning.
         :raises CorruptStreamError: if a section does not fit.

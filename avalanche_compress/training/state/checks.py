@@ -241,7 +241,7 @@ def _are_classes(classes: Any) -> bool:
 def _try_weights(network: TaskNetwork) -> None:
     """Refuse parts of weights that do not make one of the model's shapes, or no section."""
     for store in network.weight_stores:
-        for weight in (store.weight(), store.loan()):
+        for weight in (store.weight(), store.substitute()):
             _expect(weight.shape == store.shape, f"the parts of {store.name} do not fit together")
         store.kept_gradients()
         with suppress(CompressError):  # a task that is not shaped yet need not fit its bits

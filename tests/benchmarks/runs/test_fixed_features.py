@@ -62,7 +62,7 @@ def test_a_baseline_answers_without_labels_and_counts_what_it_keeps(build, least
     learner, accuracy = learn(build, settings)
     assert accuracy > least > 0.25 > learn(naive, settings)[1]
     assert learner.memory_bytes() == memory
-    # iCaRL goes on with its head, and has the mean of each class's examples at hand
+    # iCaRL goes on with its head, and has the mean of each class's examples
     network = {"random_gaussians": 0, "random_ridge": 0, "icarl": BODY + 2 * 4 * 100 * 10}
     assert learner.stored_bytes() == memory + network.get(build.__name__, BODY)
 

@@ -214,9 +214,9 @@ def test_runs_in_bfloat16_are_other_runs_and_say_so(tmp_path, capsys):
 def test_a_run_that_another_process_has_is_left_alone(tmp_path):
     folder = tmp_path / "run"
     refused = pytest.raises(checkpoints.RunInProgressError, match="another process")
-    with checkpoints.claimed(folder), refused, checkpoints.claimed(folder, patience=0.1):
+    with checkpoints.locked(folder), refused, checkpoints.locked(folder, patience=0.1):
         pass
-    with checkpoints.claimed(folder, patience=0.1):
+    with checkpoints.locked(folder, patience=0.1):
         pass
 
 

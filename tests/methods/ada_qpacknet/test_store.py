@@ -29,7 +29,7 @@ def store_of(rows=4, columns=6, policy="raise", seed=0) -> SlottedStore:
 
 def learn(store, task, bits, density=1.0, reusable=None, quantise=quantise_codebook):
     """Open, change, prune, quantise (``bits`` None: floats) and commit a task; its weight."""
-    store.reserve = 32 if bits is None else bits
+    store.reserved_bits = 32 if bits is None else bits
     reusable = list(store.sections) if reusable is None else reusable
     store.check_open(reusable)
     store.open(reusable)
@@ -75,7 +75,7 @@ def test_a_task_is_admitted_while_its_bits_fit_exactly(bits, admitted):
     book = None if bits is None else torch.arange(2.0 ** (bits - 1) + 1)
     codes = torch.zeros(6, dtype=torch.int32)
     for task in range(admitted):
-        store.reserve = bits or 32
+        store.reserved_bits = bits or 32
         store.check_open([])
         store.open([])
         if book is not None:
@@ -117,11 +117,11 @@ def test_no_slot_holds_more_than_32_bits(tasks, seed):
     assert store.slot_used == pytest.approx(100 * float(occupancy_of(store).sum()) / (32 * 72))
 
 
-def test_bits_beyond_the_reserve_are_refused_before_anything_changed():
+def test_bits_beyond_the_reserved_bits_are_refused_before_anything_changed():
     store = store_of()
     learn(store, 0, bits=4)
     old, u = store.committed(0), store.occupancy.clone()
-    store.reserve = 3
+    store.reserved_bits = 3
     store.open([0])
     with pytest.raises(CapacityExhaustedError, match="32 bits to keep and 3 bits"):
         store.check_commit()
@@ -134,11 +134,11 @@ def test_bits_beyond_the_reserve_are_refused_before_anything_changed():
     store.check_commit()
 
 
-@pytest.mark.parametrize("reserve", [0, 33])
-def test_a_reserve_outside_the_slot_is_an_error(reserve):
+@pytest.mark.parametrize("reserved_bits", [0, 33])
+def test_reserved_bits_outside_the_slot_is_an_error(reserved_bits):
     store = store_of()
-    store.reserve = reserve
-    with pytest.raises(TaskStateError, match="reserve"):
+    store.reserved_bits = reserved_bits
+    with pytest.raises(TaskStateError, match="reserved_bits"):
         store.check_open([])
 
 
@@ -205,7 +205,7 @@ def test_training_reaches_open_slots_only_and_no_finished_task(optimizer):
     store = store_of(10, 10)
     old = learn(store, 0, bits=8, density=0.5)
     used = store.mask_of(0)
-    store.reserve = 27
+    store.reserved_bits = 27
     store.open([0])
     training = optimizer([store.scratch], lr=0.1, weight_decay=0.1)
     for _ in range(3):
@@ -291,7 +291,7 @@ def test_reuse_frozen_reads_the_newest_task_and_adds_nothing():
     store = store_of(10, 10, policy="reuse_frozen")
     learn(store, 0, bits=16, quantise=quantise_fixed_point)
     newest = learn(store, 1, bits=16, quantise=quantise_fixed_point)
-    store.reserve = 4
+    store.reserved_bits = 4
     for task in (2, 3):
         store.check_open(list(store.sections))
         store.open(list(store.sections))
@@ -380,9 +380,9 @@ def test_a_damaged_section_is_refused():
             second_after_first(store.sections[1][:cut])
     with pytest.raises(CorruptStreamError):
         second_after_first(store.sections[1] + b"\0")
-    with pytest.raises(ValueError, match="reserve"):
+    with pytest.raises(ValueError, match="reserved bits"):
         second_after_first(b"\x21" + store.sections[1][1:])
-    with pytest.raises(ValueError, match="4 bits where 3"):
+    with pytest.raises(ValueError, match="4 bits, and 3"):
         second_after_first(b"\x03" + store.sections[1][1:])
 
 
@@ -390,7 +390,7 @@ def test_what_was_asked_about_slots_stays_as_it_was():
     store = store_of(8, 9)
     seen = []
     for task in range(20):
-        store.reserve = 1
+        store.reserved_bits = 1
         store.open([])
         store.fix_mask(torch.rand(store.shape) < 0.2)
         store.keep_values([quantise_codebook(values, 1) for values in store.kept_values()])
@@ -409,7 +409,7 @@ def test_a_section_where_no_slot_is_open_is_refused():
 def test_an_open_task_goes_on_from_a_state_dict():
     store = store_of(8, 9)
     learn(store, 0, bits=12, density=0.5, quantise=quantise_fixed_point)
-    store.reserve = 21
+    store.reserved_bits = 21
     store.open([0])
     store.prune(0.5)
     second = store_of(8, 9, seed=5)

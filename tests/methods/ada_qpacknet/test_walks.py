@@ -24,7 +24,7 @@ def empty_store(rows=12, columns=10):
 
 
 def learn(store, task, reusable, density):
-    store.reserve = 4
+    store.reserved_bits = 4
     store.open(reusable)
     with torch.no_grad():
         store.scratch.copy_(torch.randn(store.shape))

@@ -893,7 +893,7 @@ def from_terms_and_whole(layer, x):
     store.open([0])
     parts = [*store.terms, *([] if layer.bias is None else [layer.bias])]
     found = []
-    for weight in (store.loan(), store.weight()):
+    for weight in (store.substitute(), store.weight()):
         own = x.double().requires_grad_()
         layer.__dict__["weight"] = weight
         out = layer(own)
@@ -926,7 +926,7 @@ def test_the_stand_in_computes_from_terms_only_where_that_is_fewer_products(monk
     )
     for samples, cheaper in ((32, True), (128, True), (1024, False)):
         calls.clear()
-        F.linear(torch.randn(samples, 784), store.loan())
+        F.linear(torch.randn(samples, 784), store.substitute())
         assert bool(calls) == cheaper
 
 
@@ -952,7 +952,7 @@ def test_under_autocast_the_terms_give_what_the_weight_does_but_for_rounding(mon
     weight = FactoredStore.weight
     monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
     with torch.autocast("cpu", torch.bfloat16):
-        found = computed(store.loan())
+        found = computed(store.substitute())
     assert not composed
     assert found[0].dtype is torch.bfloat16
     for exact, ours in zip(expected, found):
@@ -964,11 +964,11 @@ def test_evaluation_convolutions_and_dense_differences_take_the_whole_weight():
     store, convolution = store_of(), conv_store()
     for own in (store, convolution):
         own.open([])
-    assert type(store.loan()) is not torch.Tensor  # the stand-in
-    assert type(convolution.loan()) is torch.Tensor
+    assert type(store.substitute()) is not torch.Tensor  # the stand-in
+    assert type(convolution.substitute()) is torch.Tensor
     with torch.no_grad():
-        assert type(store.loan()) is torch.Tensor
+        assert type(store.substitute()) is torch.Tensor
     store.rank = 8
     store.open([])
     store.truncate(0.0)
-    assert type(store.loan()) is torch.Tensor
+    assert type(store.substitute()) is torch.Tensor

@@ -809,7 +809,7 @@ def both_ways(layer, x, monkeypatch, rank=2):
         monkeypatch.setattr(PerturbedStore, "_linear_is_cheaper", lambda self, rows: True)
         monkeypatch.setattr(PerturbedStore, "_convolution_is_cheaper", lambda self, x, stride: True)
         own = x.double().requires_grad_()
-        weight = store.loan() if deferred else store.weight()
+        weight = store.substitute() if deferred else store.weight()
         monkeypatch.setattr(store, "weight", lambda: pytest.fail("composed"), raising=True)
         layer.__dict__["weight"] = weight
         out = layer(own)
@@ -859,7 +859,7 @@ def test_other_layers_get_the_whole_weight(layer):
     store.open([])
     perturb(store)
     x = torch.randn(2, 4, *[8] * (layer.weight.dim() - 2))
-    layer.__dict__["weight"] = store.loan()
+    layer.__dict__["weight"] = store.substitute()
     out = layer(x)
     del layer.__dict__["weight"]
     with torch.no_grad():
@@ -872,18 +872,22 @@ def test_a_flattened_kernel_is_read_as_a_whole():
     store.open([])
     perturb(store)
     x = torch.randn(2, 4, 8, 8)
-    assert torch.equal(F.conv2d(x, store.loan()), F.conv2d(x, store.weight()))
+    assert torch.equal(F.conv2d(x, store.substitute()), F.conv2d(x, store.weight()))
 
 
 def test_whoever_reads_the_weight_itself_gets_it_with_its_gradients():
     store = linear_store(base="given")
     store.open([])
     perturb(store)
-    loan = store.loan()
-    assert type(loan) is not torch.Tensor  # the stand-in
-    assert (loan.shape, loan.dtype, loan.device) == ((8, 12), torch.float32, torch.device("cpu"))
-    assert torch.equal(loan.t(), store.weight().t())
-    (found,) = torch.autograd.grad((2 * loan).sum(), store.left)
+    substitute = store.substitute()
+    assert type(substitute) is not torch.Tensor  # the stand-in
+    assert (substitute.shape, substitute.dtype, substitute.device) == (
+        (8, 12),
+        torch.float32,
+        torch.device("cpu"),
+    )
+    assert torch.equal(substitute.t(), store.weight().t())
+    (found,) = torch.autograd.grad((2 * substitute).sum(), store.left)
     (expected,) = torch.autograd.grad((2 * store.weight()).sum(), store.left)
     assert torch.equal(found, expected)
 
@@ -891,10 +895,10 @@ def test_whoever_reads_the_weight_itself_gets_it_with_its_gradients():
 def test_evaluation_takes_the_whole_weight():
     store = linear_store(base="given")
     store.open([])
-    assert store.loan() is store.scratch  # no factors yet
+    assert store.substitute() is store.scratch  # no factors yet
     perturb(store)
     with torch.no_grad():
-        assert type(store.loan()) is torch.Tensor
+        assert type(store.substitute()) is torch.Tensor
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -935,7 +939,7 @@ def test_under_autocast_the_factors_give_what_the_weight_does_but_for_rounding(
     weight = PerturbedStore.weight
     monkeypatch.setattr(PerturbedStore, "weight", lambda own: composed.append(own) or weight(own))
     with torch.autocast("cpu", torch.bfloat16):
-        found = computed(store.loan())
+        found = computed(store.substitute())
         assert not composed
         rounded = computed(store.weight())
     assert found[0].dtype is torch.bfloat16
@@ -951,7 +955,7 @@ def test_double_precision_stays_as_it_is_under_autocast():
     perturb(store)
     x = torch.randn(5, 12, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        found = F.linear(x, store.loan())
+        found = F.linear(x, store.substitute())
         torch.testing.assert_close(found, F.linear(x, store.weight()), rtol=1e-12, atol=1e-12)
 
 
@@ -959,9 +963,9 @@ def test_what_hides_from_torch_cannot_read_the_scratch_by_mistake():
     store = linear_store(base="given")
     store.open([])
     perturb(store)
-    loan = store.loan()
+    substitute = store.substitute()
     with torch._C.DisableTorchFunctionSubclass(), pytest.raises(RuntimeError, match="whole weight"):
-        loan + 1
+        substitute + 1
 
 
 def test_few_multiplications_decide_who_computes_from_factors():

@@ -258,7 +258,7 @@ def test_a_layer_computes_from_the_factors_what_it_does_from_the_weight(
     found = []
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for deferred in (False, True):
-            weight = store.loan() if deferred else store.weight()
+            weight = store.substitute() if deferred else store.weight()
             with monkeypatch.context() as patch:
                 patch.setattr(AdaptedStore, "weight", lambda self: pytest.fail("composed"))
                 layer.__dict__["weight"] = weight
@@ -285,18 +285,20 @@ def test_other_layers_get_the_whole_weight(layer, x):
     store.open([])
     adapt(store)
     weight = store.weight().detach()
-    loan = store.loan()
-    out = functional_call(layer, {"weight": loan if layer.__class__ is nn.Conv2d else weight}, (x,))
+    substitute = store.substitute()
+    out = functional_call(
+        layer, {"weight": substitute if layer.__class__ is nn.Conv2d else weight}, (x,)
+    )
     assert torch.equal(out, functional_call(layer, {"weight": weight}, (x,)))
 
 
 def test_evaluation_takes_the_whole_weight():
     store = linear_store()
     store.open([])
-    assert type(store.loan()) is not torch.Tensor  # the stand-in
+    assert type(store.substitute()) is not torch.Tensor  # the stand-in
     with torch.no_grad():
-        assert type(store.loan()) is torch.Tensor
-    assert torch.equal(F.linear(torch.eye(12), store.loan()), store.weight().t())
+        assert type(store.substitute()) is torch.Tensor
+    assert torch.equal(F.linear(torch.eye(12), store.substitute()), store.weight().t())
 
 
 # ------------------------------------------------------------------ what is refused

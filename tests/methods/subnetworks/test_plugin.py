@@ -24,7 +24,7 @@ from avalanche_compress.shaping.validation import Quality, ValidationPlugin
 
 def slotted(place, name):
     store = SlottedStore(place, name)
-    store.reserve = 32
+    store.reserved_bits = 32
     return store
 
 
