@@ -18,6 +18,7 @@ from avalanche.training.supervised import Naive, StreamingLDA
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from avalanche_compress import NormPlugin
 from benchmarks.runs.backbones import float_bytes
 from benchmarks.runs.learners import Learner, body_and_head, learner_of
 from benchmarks.runs.settings import RunSettings
@@ -104,6 +105,18 @@ class RandomFeatures(nn.Module):
         """``(N, M)`` of ``x (N, ...)``."""
         features: Tensor = self.activation(x.flatten(1) @ self.projection)
         return features
+
+
+class _Model(TrainEvalModel):
+    """Answers as it is trained until there are statistics to answer by."""
+
+    has_statistics = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_statistics = self.has_statistics and not self.training
+        classifier = self.eval_classifier if by_statistics else self.train_classifier
+        logits: Tensor = classifier(self.feature_extractor(x))
+        return logits
 
 
 class _Statistics(nn.Module):
@@ -235,8 +248,10 @@ class _FirstTaskOnly(SupervisedPlugin):
     """The features are trained on the first task and are fixed for those that follow."""
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        """No epochs from now on."""
+        """Neither epochs nor other norms from now on."""
         strategy.train_epochs = 0
+        strategy.model.has_statistics = True
+        strategy.plugins = [own for own in strategy.plugins if not isinstance(own, NormPlugin)]
 
 
 def _learner(
@@ -257,11 +272,12 @@ def _learner(
     :param body: features that nothing is learned of, nor kept.
     """
     learned, head = body_and_head(settings)
-    model = TrainEvalModel(learned if body is None else body, head, classifier)
+    model = _Model(learned if body is None else body, head, classifier)
     arguments = settings.arguments(model)
     if body is not None:
         arguments["train_epochs"] = 0
-    strategy = Naive(**arguments, plugins=[*settings.plugins, update, _FirstTaskOnly()])
+    plugins = settings.plain_plugins() if body is None else settings.plugins
+    strategy = Naive(**arguments, plugins=[*plugins, update, _FirstTaskOnly()])
     network = 0 if body is not None else float_bytes(learned)
 
     def statistics() -> int:

@@ -9,10 +9,13 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from torch import nn
 
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream
+from benchmarks.runs import backbones
 from benchmarks.runs.accuracies import accuracy_row
+from benchmarks.runs.backbones import MLP
 from benchmarks.runs.baselines import icarl, naive
 from benchmarks.runs.fixed_features import (
     RandomFeatures,
@@ -67,8 +70,18 @@ def test_a_baseline_answers_without_labels_and_counts_what_it_keeps(build, least
     assert learner.stored_bytes() == memory + network.get(build.__name__, BODY)
 
 
+class Normed(MLP):
+    """Statistics of a norm are features, too."""
+
+    def __init__(self, shape, classes, bias=False):
+        super().__init__(64, classes)
+        self.body.insert(2, nn.BatchNorm1d(100))
+
+
 @pytest.mark.parametrize("build", [ncm, slda, fecam])
-def test_features_are_those_of_the_first_task(build, settings):
+def test_features_are_those_of_the_first_task(build, settings, monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "normed", Normed)
+    settings = dataclasses.replace(settings, backbone="normed")
     learner = build(settings)
     strategy = learner.train.__self__
     body = strategy.model.feature_extractor
@@ -77,6 +90,11 @@ def test_features_are_those_of_the_first_task(build, settings):
     learner.train(first)
     trained = {name: value.clone() for name, value in body.state_dict().items()}
     assert any(not torch.equal(trained[name], untrained[name]) for name in trained)
+    x = torch.stack([first.dataset[i][0] for i in range(len(first.dataset))])
+    seen = body.body[1](x.flatten(1))
+    torch.testing.assert_close(
+        trained["body.2.running_mean"], seen.mean(dim=0), rtol=0.01, atol=1e-3
+    )
     learner.train(second)
     assert all(torch.equal(value, trained[name]) for name, value in body.state_dict().items())
 
