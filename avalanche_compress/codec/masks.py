@@ -164,7 +164,7 @@ def _groups(context: Tensor | None, count: int) -> list[np.ndarray]:
             "contexts."
         )
     small = values.astype(np.uint8, copy=False)
-    groups = [small == own for own in range(lowest, highest + 1)]
+    groups = [small == count for count in range(lowest, highest + 1)]
     return [group for group in groups if group.any()]
 
 

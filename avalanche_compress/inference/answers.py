@@ -77,15 +77,17 @@ class Answers:
         :param chosen: ``(N,)`` bool, or indices.
         """
         part = Answers(self._network, self.tasks, rows_of(self._x, chosen), self._read)
-        part._logits = {position: own[chosen] for position, own in self._logits.items()}
-        part._features = {position: own[chosen] for position, own in self._features.items()}
+        part._logits = {position: logits[chosen] for position, logits in self._logits.items()}
+        part._features = {
+            position: features[chosen] for position, features in self._features.items()
+        }
         return part
 
     def on_cpu(self) -> Answers:
         """What was asked so far, on the CPU."""
         part = Answers(self._network, self.tasks, self._x, self._read)
-        part._logits = {position: own.cpu() for position, own in self._logits.items()}
-        part._features = {position: own.cpu() for position, own in self._features.items()}
+        part._logits = {position: logits.cpu() for position, logits in self._logits.items()}
+        part._features = {position: features.cpu() for position, features in self._features.items()}
         return part
 
     @staticmethod
@@ -98,6 +100,6 @@ class Answers:
         nothing = rows_of(first._x, torch.arange(0))
         whole = Answers(first._network, first.tasks, nothing, first._read)
         for name in ("_logits", "_features"):
-            asked = {p: [getattr(own, name)[p] for own in parts] for p in getattr(first, name)}
-            setattr(whole, name, {p: torch.cat(own) for p, own in asked.items()})
+            asked = {p: [getattr(part, name)[p] for part in parts] for p in getattr(first, name)}
+            setattr(whole, name, {p: torch.cat(tensors) for p, tensors in asked.items()})
         return whole

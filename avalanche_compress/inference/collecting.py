@@ -107,7 +107,10 @@ class Collection:
         if not refuses:
             return kept
         classes = {task: self._network.classes_of(task) for task in self._tasks}
-        older = [{n: own[n] for n in own if n not in self._rule.newest} for own in earlier]
+        older = [
+            {n: statistics[n] for n in statistics if n not in self._rule.newest}
+            for statistics in earlier
+        ]
         decoded = self._rule.decode([*older, kept], classes, torch.device("cpu"))
         novelty = self._rule.novelty(answers, decoded, len(self._tasks) - 1)
         return {**kept, thresholds_name(self._rule): thresholds(novelty)}

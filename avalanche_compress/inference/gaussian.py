@@ -76,11 +76,11 @@ class GaussianRule(Rule):
         return Moments(classes, width)
 
     def keep(self, gathered: Sequence[Moments], earlier: Sequence[Kept]) -> Kept:
-        stored = [store(fit(own, self.rank), DTYPES[self.dtype]) for own in gathered]
+        stored = [store(fit(sums, self.rank), DTYPES[self.dtype]) for sums in gathered]
         numbers, _, vectors = self.kept
         return {
-            numbers: torch.stack([own.numbers for own in stored]),
-            vectors: torch.stack([own.vectors for own in stored]),
+            numbers: torch.stack([gaussian.numbers for gaussian in stored]),
+            vectors: torch.stack([gaussian.vectors for gaussian in stored]),
         }
 
     def calibrate(self, answers: Answers, kept: Sequence[Kept]) -> Kept:
@@ -108,8 +108,8 @@ class GaussianRule(Rule):
         :raises TaskInferenceError: if what is kept is not of these tasks.
         """
         found = []
-        for position, (own, (task, of_task)) in enumerate(zip(kept, classes.items())):
-            numbers, scale, vectors = (own[name] for name in self.kept)
+        for position, (statistics, (task, of_task)) in enumerate(zip(kept, classes.items())):
+            numbers, scale, vectors = (statistics[name] for name in self.kept)
             reason = self._misfit(position, len(of_task), numbers, scale, vectors)
             if reason is not None:
                 raise misfit(self.name, task, reason)

@@ -43,7 +43,10 @@ class PrototypeRule(Rule):
     def decode(
         self, kept: Sequence[Kept], classes: Classes, device: torch.device
     ) -> list[tuple[Tensor, Tensor, int]]:
-        tensors = [[own[name].flatten().float().to(device) for name in self.kept] for own in kept]
+        tensors = [
+            [statistics[name].flatten().float().to(device) for name in self.kept]
+            for statistics in kept
+        ]
         sizes = [len(numbers) for numbers in classes.values()]
         return [(means, variance, size) for (means, variance), size in zip(tensors, sizes)]
 

@@ -76,40 +76,42 @@ class RidgeRule(Rule):
         return WithinClasses(classes, width, self.random_features)
 
     def keep(self, gathered: Sequence[WithinClasses], earlier: Sequence[Kept]) -> Kept:
-        (own,) = gathered
-        means, scatter = own.means(), own.scatter()
+        (sums,) = gathered
+        means, scatter = sums.means(), sums.scatter()
         before = 0.0
         for kept in earlier:
             if SCATTER in kept:
                 total = sum(float(_counts(other).sum()) for other in earlier)
                 scatter = scatter + _symmetric(kept[SCATTER], kept[SCALE]) * total
                 before = total
-        scatter = scatter / (own.counts.sum() + before)
+        scatter = scatter / (sums.counts.sum() + before)
         scale = means.abs().max().clamp_min(1e-30)
         peak = scatter.abs().max().clamp_min(1e-30)
         dtype = DTYPES[self.dtype]
         upper = torch.triu_indices(len(scatter), len(scatter))
-        random = torch.tensor([float(own.width if self.random_features else 0)])
+        random = torch.tensor([float(sums.width if self.random_features else 0)])
         return {
             MEANS: (means / scale).to(dtype),
-            NUMBERS: torch.cat([own.counts.float(), scale.float()[None], random]),
+            NUMBERS: torch.cat([sums.counts.float(), scale.float()[None], random]),
             SCATTER: (scatter / peak)[upper[0], upper[1]].to(dtype),
             SCALE: peak.float()[None],
         }
 
     def decode(self, kept: Sequence[Kept], classes: Classes, device: torch.device) -> RidgeHead:
         last = list(classes)[-1]
-        newest = [own for own in kept if SCATTER in own and SCALE in own]
+        newest = [
+            statistics for statistics in kept if SCATTER in statistics and SCALE in statistics
+        ]
         if len(newest) != 1:
             raise misfit(self.name, last, f"hold {len(newest)} scatter matrices, not one")
         means, counts = [], []
         width = kept[0][MEANS].shape[-1]
-        for own, (task, numbers) in zip(kept, classes.items()):
+        for statistics, (task, numbers) in zip(kept, classes.items()):
             size = len(numbers)
-            if own[MEANS].shape != (size, width) or own[NUMBERS].shape != (size + 2,):
+            if statistics[MEANS].shape != (size, width) or statistics[NUMBERS].shape != (size + 2,):
                 raise misfit(self.name, task, f"are not of its {size} classes")
-            means.append(own[MEANS].double() * own[NUMBERS][-2].double())
-            counts.append(_counts(own))
+            means.append(statistics[MEANS].double() * statistics[NUMBERS][-2].double())
+            counts.append(_counts(statistics))
         random = int(kept[0][NUMBERS][-1])
         triangle, scale = newest[0][SCATTER], newest[0][SCALE]
         if triangle.shape != (width * (width + 1) // 2,) or scale.shape != (1,):
@@ -121,7 +123,7 @@ class RidgeRule(Rule):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in head):
             raise misfit(self.name, last, "hold NaN or infinite numbers")
         middle, weight, prior = (tensor.float().to(device) for tensor in head)
-        columns = [own.to(device) for own in columns]
+        columns = [column.to(device) for column in columns]
         return RidgeHead(middle, weight, prior, columns, random or width, bool(random))
 
     def novelty(self, answers: Answers, decoded: RidgeHead, position: int) -> Tensor:

@@ -147,10 +147,10 @@ def of_all_logits(score: Callable[[Tensor], Tensor], answers: Answers) -> Tensor
     :return: ``(N, T)``.
     """
     logits = [answers.logits(position) for position in range(len(answers.tasks))]
-    if len({own.shape for own in logits}) == 1:
+    if len({outputs.shape for outputs in logits}) == 1:
         # classes outermost in memory: sums over a short innermost dimension are slow
-        together = torch.stack([own.movedim(-1, 0) for own in logits], dim=1).movedim(0, -1)
+        together = torch.stack([outputs.movedim(-1, 0) for outputs in logits], dim=1).movedim(0, -1)
         scores = score(together)
     else:
-        scores = torch.stack([score(own) for own in logits])
+        scores = torch.stack([score(outputs) for outputs in logits])
     return (scores if scores.dim() == 2 else scores.flatten(2).mean(dim=2)).T

@@ -61,18 +61,20 @@ def select_inference(
     seen = [[(batch[0], batch[1]) for batch in batches] for batches in training]
     halves = [_halves(batches) for batches in held_out]
     trials = [_try(network, seen, halves, inference) for inference in candidates]
-    trials = [own for own in trials if most_bytes is None or own.bytes <= most_bytes]
+    trials = [trial for trial in trials if most_bytes is None or trial.bytes <= most_bytes]
     if not trials:
         raise TaskInferenceError(
             f"none of {len(candidates)} candidates keeps {most_bytes} bytes at most: allow more, "
             "or give candidates of lower rank or fewer references."
         )
-    best = max(own.accuracy for own in trials)
+    best = max(trial.accuracy for trial in trials)
     samples = sum(len(y) for _, judged in halves for _, y in judged)
     error = math.sqrt(max(best * (100 - best), 1) / samples)
-    trials.sort(key=lambda own: -own.accuracy)
-    chosen = min((own for own in trials if own.accuracy >= best - error), key=lambda own: own.bytes)
-    return [chosen, *(own for own in trials if own is not chosen)]
+    trials.sort(key=lambda trial: -trial.accuracy)
+    chosen = min(
+        (trial for trial in trials if trial.accuracy >= best - error), key=lambda trial: trial.bytes
+    )
+    return [chosen, *(trial for trial in trials if trial is not chosen)]
 
 
 def _try(
@@ -93,9 +95,9 @@ def _try(
         device = network.head.weight.device
         found = [inference(apart, moved_to(x, device)) for x, _ in judged]
         targets = torch.cat([y for _, y in judged]).to(device)
-        answered = torch.cat([own.logits.argmax(dim=1) for own in found])
+        answered = torch.cat([answer.logits.argmax(dim=1) for answer in found])
         classes.append(float((answered == targets).float().mean()))
-        tasks.append(float(torch.cat([own.tasks == task for own in found]).float().mean()))
+        tasks.append(float(torch.cat([answer.tasks == task for answer in found]).float().mean()))
     count = len(network.tasks)
     return Trial(
         inference, 100 * sum(classes) / count, 100 * sum(tasks) / count, len(writer.getvalue())

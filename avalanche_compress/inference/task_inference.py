@@ -275,12 +275,12 @@ class TaskInference:
     def _decoded(self, network: TaskNetwork, tasks: Sequence[int], device: torch.device) -> Any:
         """What scores are computed from, kept until the statistics change."""
         kept = [self._kept(network, task) for task in tasks]
-        tensors = [tensor for own in kept for tensor in own.values()]
+        tensors = [tensor for statistics in kept for tensor in statistics.values()]
         prepared = self._prepared
         if prepared is None or not prepared.is_of(tensors, device):
             classes = {task: network.classes_of(task) for task in tasks}
             decoded = self.rule.decode(kept, classes, device)
-            prepared = _Prepared(tensors, [own._version for own in tensors], device, decoded)
+            prepared = _Prepared(tensors, [tensor._version for tensor in tensors], device, decoded)
             self._prepared = prepared
         return prepared.decoded
 
@@ -314,7 +314,7 @@ class TaskInference:
         assert self.unknown is not None
         name = thresholds_name(self.rule)
         kept = [self._kept(network, task)[name] for task in answers.tasks]
-        limits = [threshold_at(own, self.unknown) for own in kept]
+        limits = [threshold_at(statistics, self.unknown) for statistics in kept]
         limit = torch.tensor(limits, device=chosen.device)[chosen]
         return ~(self._novelty(answers, decoded, chosen) <= limit)
 
@@ -332,8 +332,8 @@ class _Prepared(NamedTuple):
         return (
             device == self.device
             and len(tensors) == len(self.tensors)
-            and all(own is other for own, other in zip(tensors, self.tensors))
-            and all(own._version == version for own, version in zip(tensors, self.versions))
+            and all(tensor is other for tensor, other in zip(tensors, self.tensors))
+            and all(tensor._version == version for tensor, version in zip(tensors, self.versions))
         )
 
 

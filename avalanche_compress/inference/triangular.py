@@ -63,7 +63,7 @@ class TriangularRule(GaussianRule):
         spaces = self.spaces(kept, classes, device)
         columns = []
         for reference in range(_common(spaces)):
-            column = [own[reference] for own in spaces[reference:]]
+            column = [of_task[reference] for of_task in spaces[reference:]]
             if len({space.gaussians.means.shape[1] for space in column}) > 1:
                 task = list(classes)[reference]
                 raise misfit(self.name, task, "are of other features than those of later tasks")
@@ -79,7 +79,7 @@ class TriangularRule(GaussianRule):
 
     def scores(self, answers: Answers, decoded: Triangle) -> Tensor:
         deviations = [
-            own[t].deviation for t, own in enumerate(decoded.spaces[: len(decoded.columns)])
+            of_task[t].deviation for t, of_task in enumerate(decoded.spaces[: len(decoded.columns)])
         ]
         densities = [
             self._densities(answers, decoded, t) / deviation
@@ -102,7 +102,9 @@ class TriangularRule(GaussianRule):
             features = answers.features(reference)
             gaussians = decoded.columns[reference]
             self.check_width(answers.tasks[reference], gaussians, features)
-            sizes = [len(own[reference].gaussians.means) for own in decoded.spaces[reference:]]
+            sizes = [
+                len(of_task[reference].gaussians.means) for of_task in decoded.spaces[reference:]
+            ]
             parts = log_density(features, gaussians).split(sizes, dim=1)
             return torch.stack([part.amax(dim=1) for part in parts], dim=1)
 
@@ -112,6 +114,6 @@ class TriangularRule(GaussianRule):
 def _common(spaces: Spaces) -> int:
     """How many sub-networks there are under which all tasks from theirs on were gathered."""
     for reference in range(len(spaces)):
-        if any(len(own) <= reference for own in spaces[reference:]):
+        if any(len(of_task) <= reference for of_task in spaces[reference:]):
             return reference
     return len(spaces)

@@ -95,9 +95,9 @@ def layer_ranks(network: TaskNetwork) -> dict[str, list[int]]:
     """
     ranks = {s.name: [s.rank_of(task) for task in network.tasks] for s in network.weight_stores}
     return {
-        name: [rank for rank in own if rank is not None]
-        for name, own in ranks.items()
-        if None not in own
+        name: [rank for rank in of_tasks if rank is not None]
+        for name, of_tasks in ranks.items()
+        if None not in of_tasks
     }
 
 
@@ -112,9 +112,9 @@ def layer_densities(network: TaskNetwork) -> dict[str, list[float]]:
         for store in network.weight_stores
     }
     return {
-        name: [density for density in own if density is not None]
-        for name, own in densities.items()
-        if None not in own
+        name: [density for density in of_tasks if density is not None]
+        for name, of_tasks in densities.items()
+        if None not in of_tasks
     }
 
 

@@ -82,9 +82,9 @@ class SharingPlugin(SupervisedPlugin):
         network = network_of(strategy)
         task = network.tasks[-1]
         ours, others = (gaussian(features(network, x, task)) for x in self._probe)
-        own = overlap(ours, others).view(1)
+        likeness = overlap(ours, others).view(1)
         kept = network.statistics.setdefault(task, {})
-        kept["similarity"] = torch.cat([ours.flatten(), own]).cpu()
+        kept["similarity"] = torch.cat([ours.flatten(), likeness]).cpu()
         self._probe = []
 
     def similarity(self, network: TaskNetwork, task: int) -> float:
@@ -101,8 +101,8 @@ class SharingPlugin(SupervisedPlugin):
                 f"the features of the new task's samples under task {task} are NaN or infinite, so "
                 "no similarity can be told: check the inputs."
             )
-        moments, own = _kept_moments(network, task, like=new)
-        return min(1.0, float(overlap(new, moments)) / own)
+        moments, likeness = _kept_moments(network, task, like=new)
+        return min(1.0, float(overlap(new, moments)) / likeness)
 
 
 def _kept_moments(network: TaskNetwork, task: int, like: Tensor) -> tuple[Tensor, float]:

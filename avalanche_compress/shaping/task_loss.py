@@ -86,9 +86,9 @@ class TaskLoss:
         :param targets: as in a call.
         :return: the latter a bool, or where it would have to be waited for, a bool tensor, scalar.
         """
-        own = self._columns(logits)
-        numbers, known = self._renumbered(targets, own)
-        return self._loss(own, numbers), known
+        columns = self._columns(logits)
+        numbers, known = self._renumbered(targets, columns)
+        return self._loss(columns, numbers), known
 
     def knows(self, logits: Tensor, targets: Any) -> bool:
         """Whether all targets are of the task's classes.
@@ -98,17 +98,17 @@ class TaskLoss:
         """
         return bool(self._renumbered(targets, self._columns(logits))[1])
 
-    def _loss(self, own: Tensor, targets: Any) -> Tensor:
+    def _loss(self, columns: Tensor, targets: Any) -> Tensor:
         try:
             if not self._replaced:
-                return self.criterion(own, targets)
+                return self.criterion(columns, targets)
             with self._restricted():
-                return self.criterion(own, targets)
+                return self.criterion(columns, targets)
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             raise UnsupportedPluginError(
-                f"the criterion failed on logits of shape {tuple(own.shape)}, which are those of "
+                f"the criterion failed on logits of shape {tuple(columns.shape)}, those of "
                 f"the task's classes {list(self.classes)}, with targets renumbered from 0 "
                 f"({error}): give class weights as an attribute of the criterion, such as "
                 "nn.CrossEntropyLoss(weight=...), one for each class of the stream or of the task."
@@ -154,17 +154,17 @@ class TaskLoss:
             return logits.narrow(-1, self._first, self._count)
         return logits[..., list(self.classes)]
 
-    def _renumbered(self, targets: Any, own: Tensor) -> tuple[Any, Known]:
+    def _renumbered(self, targets: Any, columns: Tensor) -> tuple[Any, Known]:
         """Targets as a plain model of the task has them, and whether all are of its classes."""
         if isinstance(targets, (tuple, list)):
-            parts = [self._renumbered(part, own) for part in targets]
+            parts = [self._renumbered(part, columns) for part in targets]
             known: Known = True
             for _, flag in parts:
                 known = flag if known is True else known & flag
             return type(targets)([part for part, _ in parts]), known
         if not isinstance(targets, Tensor):
             return targets, True
-        if targets.dim() == own.dim() and targets.dim() > 0:
+        if targets.dim() == columns.dim() and targets.dim() > 0:
             return self._own_entries(targets)
         if targets.is_floating_point() or targets.dtype is torch.bool:
             return targets, True
@@ -178,8 +178,8 @@ class TaskLoss:
                 f"targets of shape {tuple(targets.shape)} have no entry for class "
                 f"{self.classes[-1]}: give one for each class of the stream, or of the task alone."
             )
-        own = targets[..., list(self.classes)]
-        return own, own.count_nonzero() == targets.count_nonzero()
+        columns = targets[..., list(self.classes)]
+        return columns, columns.count_nonzero() == targets.count_nonzero()
 
     def _own_numbers(self, targets: Tensor) -> tuple[Tensor, Known]:
         if self._in_a_row:

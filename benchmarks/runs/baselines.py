@@ -355,10 +355,10 @@ def _packnet_layers(model: nn.Module) -> list[WeightAndBiasPackNetModule]:
     return [layer for layer in model.modules() if isinstance(layer, WeightAndBiasPackNetModule)]
 
 
-def _new(strategy_class: Callable[..., Any], settings: RunSettings, **own: Any) -> Any:
+def _new(strategy_class: Callable[..., Any], settings: RunSettings, **hyper_parameters: Any) -> Any:
     """A strategy over a new network with the run's arguments and its own."""
     arguments = settings.arguments(baseline_model(settings))
-    return strategy_class(**arguments, plugins=settings.plain_plugins(), **own)
+    return strategy_class(**arguments, plugins=settings.plain_plugins(), **hyper_parameters)
 
 
 def _plugin(strategy: Any, kind: type) -> Any:

@@ -166,10 +166,10 @@ class _Gaussians(_Statistics):
     def add(self, features: Tensor, targets: Tensor) -> None:
         features = features.double()
         for target in targets.unique().tolist():
-            own = features[targets == target]
-            self.counts[target] += len(own)
-            self.sums[target] += own.sum(dim=0)
-            self.squares[target] += own.T @ own
+            of_class = features[targets == target]
+            self.counts[target] += len(of_class)
+            self.sums[target] += of_class.sum(dim=0)
+            self.squares[target] += of_class.T @ of_class
 
     def forward(self, features: Tensor) -> Tensor:
         logits = features.new_full((len(features), len(self.counts)), -1e30)

@@ -34,7 +34,9 @@ from benchmarks.runs.learners import Layers, Learner, StrategyEntry, defaults_of
 from benchmarks.runs.settings import RunSettings
 
 
-def compressed(strategy_class: Callable[..., Any], settings: RunSettings, **own: Any) -> Learner:
+def compressed(
+    strategy_class: Callable[..., Any], settings: RunSettings, **hyper_parameters: Any
+) -> Learner:
     """A strategy of avalanche_compress.
 
     :param strategy_class: its class.
@@ -43,7 +45,9 @@ def compressed(strategy_class: Callable[..., Any], settings: RunSettings, **own:
     """
     # sizes are read off the archive, which takes time: only if somebody looks
     metrics = compression_metrics() if settings.loggers else []
-    strategy = new_strategy(strategy_class, settings, settings.model(), *metrics, **own)
+    strategy = new_strategy(
+        strategy_class, settings, settings.model(), *metrics, **hyper_parameters
+    )
 
     def save(path: Path) -> int:
         return save_checked(strategy.model, path, settings, settings.stream.benchmark.test_stream)
@@ -98,7 +102,7 @@ def _statistics_bytes(network: TaskNetwork) -> int:
     apart = copy.copy(network)
     apart.statistics = {}
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [save_archive(own, Path(folder) / "archive") for own in (network, apart)]
+        sizes = [save_archive(one, Path(folder) / "archive") for one in (network, apart)]
     return sizes[0] - sizes[1]
 
 
@@ -107,7 +111,7 @@ def new_strategy(
     settings: RunSettings,
     model: nn.Module,
     *metrics: Any,
-    **own: Any,
+    **hyper_parameters: Any,
 ) -> Any:
     """A strategy of avalanche_compress with a run's settings.
 
@@ -120,8 +124,8 @@ def new_strategy(
     """
     asked = inspect.signature(strategy_class).parameters
     of_the_run = {"seed": settings.seed, "tasks": len(settings.stream.tasks)}
-    own.update((name, of_the_run[name]) for name in of_the_run if name in asked)
-    bits = None if "bits" in asked else own.pop("bits", None)
+    hyper_parameters.update((name, of_the_run[name]) for name in of_the_run if name in asked)
+    bits = None if "bits" in asked else hyper_parameters.pop("bits", None)
     return strategy_class(
         **settings.arguments(model, *metrics),
         plugins=[
@@ -130,14 +134,14 @@ def new_strategy(
             *([] if bits is None else [QuantizationPlugin(bits)]),
         ],
         task_inference=settings.inference,
-        **own,
+        **hyper_parameters,
     )
 
 
-def packnet(settings: RunSettings, **own: Any) -> Learner:
+def packnet(settings: RunSettings, **hyper_parameters: Any) -> Learner:
     """avalanche_compress.PackNet, whose network is the second one that the seed draws."""
     settings.model()  # its numbers in RESULTS.md come from a builder that needed one for the names
-    return compressed(PackNet, settings, **own)
+    return compressed(PackNet, settings, **hyper_parameters)
 
 
 def ours(strategy_class: Callable[..., Any]) -> StrategyEntry:

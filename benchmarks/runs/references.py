@@ -95,7 +95,7 @@ def independent_warm(settings: RunSettings) -> Learner:
     return Separate(settings, new).learner()
 
 
-def independent_compressed(settings: RunSettings, **own: Any) -> Learner:
+def independent_compressed(settings: RunSettings, **hyper_parameters: Any) -> Learner:
     """A network for every task, pruned, quantised and coded by itself as AdaQPackNet does.
 
     Its archive is a ZIP, without compression, of one archive per task.
@@ -103,7 +103,7 @@ def independent_compressed(settings: RunSettings, **own: Any) -> Learner:
 
     def new(task: int, last: nn.Module | None) -> Any:
         model = settings.model(len(settings.stream.tasks[task]))
-        return new_strategy(AdaQPackNet, settings, model, **own)
+        return new_strategy(AdaQPackNet, settings, model, **hyper_parameters)
 
     networks = Separate(settings, new)
 

@@ -39,7 +39,7 @@ def read_samples(datasets: Sequence[Any]) -> Samples:
         raise NoTensorsError("there are no samples")
     if len({tuple(column.dtype for column in columns) for _, columns in read}) > 1:
         raise NoTensorsError("its data sets add different values to a sample")
-    columns = [torch.cat(own) for own in zip(*(columns for _, columns in read))]
+    columns = [torch.cat(parts) for parts in zip(*(columns for _, columns in read))]
     rows, part_of = torch.empty(2, len(columns[0]), dtype=torch.int64)
     parts: list[Part] = []
     offset = 0
@@ -50,7 +50,7 @@ def read_samples(datasets: Sequence[Any]) -> Samples:
             parts.append(run.part)
         offset += len(own_columns[0])
     first = [part.take(rows[part_of == number][:1]) for number, part in enumerate(parts)]
-    if len({(own.shape, own.dtype, own.device) for own in first}) > 1:
+    if len({(samples.shape, samples.dtype, samples.device) for samples in first}) > 1:
         raise NoTensorsError("its samples have different shapes or types")
     if len(parts) > 1:
         return Samples(parts, rows, part_of, columns)
@@ -105,11 +105,11 @@ def _read(dataset: Any) -> tuple[list[_Run], list[Tensor]]:
         targets.append(renumbered(samples.targets[rows], source.on_targets))
         own_rows = rows if samples.rows is None else samples.rows[rows]
         runs.append(_Run(Part(samples.inputs, samples.decode), own_rows, places))
-    if len({own.dtype for own in targets}) > 1:
+    if len({values.dtype for values in targets}) > 1:
         raise NoTensorsError("its targets have different types")
     column = torch.empty(len(everything), dtype=targets[0].dtype)
-    for run, own in zip(runs, targets):
-        column[run.places] = own
+    for run, values in zip(runs, targets):
+        column[run.places] = values
     return runs, [column, *attributes]
 
 
@@ -123,7 +123,7 @@ def _sources(node: Any, wanted: np.ndarray, group: str) -> Iterator[_Source]:
     if isinstance(node, _FlatDataWithTransform):
         groups = [node._frozen_transform_groups, node._transform_groups]
         on_inputs, on_targets = (
-            [transform for own in groups for transform in _transforms(own, group, position)]
+            [transform for entry in groups for transform in _transforms(entry, group, position)]
             for position in (0, 1)
         )
         children = _children(node._datasets, node._indices, wanted)

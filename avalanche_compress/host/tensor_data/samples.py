@@ -131,10 +131,10 @@ class Samples:
         taken: Tensor | None = None
         for number in torch.unique(part_of).tolist():
             chosen = (part_of == number).nonzero().flatten()
-            own = self._parts[number].take(rows[chosen])
+            part = self._parts[number].take(rows[chosen])
             if taken is None:
-                taken = own.new_empty((len(index), *own.shape[1:]))
-            taken[chosen.to(own.device)] = own
+                taken = part.new_empty((len(index), *part.shape[1:]))
+            taken[chosen.to(part.device)] = part
         assert taken is not None
         return taken
 

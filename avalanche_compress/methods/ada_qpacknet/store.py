@@ -137,7 +137,7 @@ class SlottedStore(SubnetworkStore):
 
     def check_commit(self) -> None:
         super().check_commit()
-        kept = int(self.own.sum())
+        kept = int(self.owned.sum())
         bits = self._kept().word_bits
         if kept and bits > self._granted:
             raise CapacityExhaustedError(
@@ -154,7 +154,7 @@ class SlottedStore(SubnetworkStore):
         elif not bool(self._room(self._granted).any()):
             place = _FRESH
         writer = ByteWriter()
-        for number in (self._granted, place, int(self.own.sum())):
+        for number in (self._granted, place, int(self.owned.sum())):
             writer.write_uint(number)
         last = self._mask_at(self._taken - 1) if self._taken and place != _FRESH else None
         writer.write_bytes(encode_mask(mask, _context(last, closed)))
@@ -236,8 +236,8 @@ class SlottedStore(SubnetworkStore):
         page = range(self.pages)[page]
         words = torch.zeros_like(self.frozen, dtype=torch.int64)
         offset = torch.zeros_like(words)
-        for position, (_, bits, own, owner) in enumerate(self._kept_by):
-            if own == page and owner == position:
+        for position, (_, bits, of_page, owner) in enumerate(self._kept_by):
+            if of_page == page and owner == position:
                 mask = self._shaped(self._mask_at(position))
                 codes = self._values_at(position).words().to(words.device)
                 words[mask] |= codes << offset[mask]

@@ -184,12 +184,12 @@ def orthogonality(rows: Tensor, frozen: FrozenRows | None = None) -> tuple[Tenso
     d = _smaller_side(rows, frozen)
     constant = d + (0.0 if frozen is None else frozen.constant)
     scale = 1 / max(1, d) ** 2
-    own = rows @ rows.t()
-    slope = torch.addmm(rows, own, rows, beta=-4 * scale, alpha=4 * scale)
+    products = rows @ rows.t()
+    slope = torch.addmm(rows, products, rows, beta=-4 * scale, alpha=4 * scale)
     if frozen is not None and frozen.count:
         frozen.add_overlap(rows, slope, 4 * scale)
     aligned = torch.dot(rows.flatten(), slope.flatten())
-    value = aligned / 2 - scale * torch.dot(own.flatten(), own.flatten())
+    value = aligned / 2 - scale * torch.dot(products.flatten(), products.flatten())
     return value + scale * constant, slope
 
 
@@ -220,8 +220,8 @@ class OrthogonalityBound:
     def __init__(self, rows: Tensor, frozen: FrozenRows | None = None):
         self._rows = rows.clone()
         self._value, self._slope = orthogonality(rows, frozen)
-        own = rows @ rows.t()
-        square = _largest_eigenvalue(lambda row: row @ own, own)
+        products = rows @ rows.t()
+        square = _largest_eigenvalue(lambda row: row @ products, products)
         beside = 0 if frozen is None else frozen.largest
         d = max(1, _smaller_side(rows, frozen))
         self._curvature = 4 / d**2 * (3 * square + 1 + beside)

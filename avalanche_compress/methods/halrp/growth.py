@@ -51,8 +51,8 @@ def base_parameters(network: TaskNetwork, classes: int | None = None) -> int:
     if network.tasks:
         classes = len(network.classes_of(network.tasks[0]))
     head = _head_parameters(network, 0 if classes is None else classes)
-    own = {id(parameter) for head in network.heads for parameter in head.parameters()}
-    return head + sum(p.numel() for p in network.backbone.parameters() if id(p) not in own)
+    in_heads = {id(parameter) for head in network.heads for parameter in head.parameters()}
+    return head + sum(p.numel() for p in network.backbone.parameters() if id(p) not in in_heads)
 
 
 def added_parameters(network: TaskNetwork, task: int) -> int:

@@ -84,7 +84,7 @@ def complement(proportion: Density) -> Density:
     if isinstance(proportion, DensityRange):  # a search, too
         return replace(proportion, low=1 - proportion.high, high=1 - proportion.low)
     if isinstance(proportion, Mapping):
-        return {name: complement(own) for name, own in proportion.items()}  # type: ignore[misc]
+        return {name: complement(value) for name, value in proportion.items()}  # type: ignore[misc]
     if callable(proportion):
         return _Complement(proportion)
     if isinstance(proportion, Sequence):

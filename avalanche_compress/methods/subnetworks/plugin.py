@@ -259,7 +259,7 @@ class MaskingPlugin(ShapingPlugin):
             for store in stores:
                 store.density = search.draw(self._source(len(network.tasks), store.name, number))
                 store.prune(1 - store.density)
-            sparsity = 1 - sum(int(store.own.sum()) for store in stores) / size
+            sparsity = 1 - sum(int(store.owned.sum()) for store in stores) / size
             score = search.score(validation.accuracy(network) / 100, sparsity)
             if best is None or score > best[0]:
                 best = score, [(store.density, store.mask) for store in stores]
@@ -285,8 +285,8 @@ class MaskingPlugin(ShapingPlugin):
                 store.fix_mask(before)
 
     def _without_smallest(self, store: SubnetworkStore) -> torch.Tensor:
-        own, mask = store.own, store.mask.clone()
-        mask[own] = magnitude_mask(store.scratch.detach()[own], self.prune_fraction)
+        owned, mask = store.owned, store.mask.clone()
+        mask[owned] = magnitude_mask(store.scratch.detach()[owned], self.prune_fraction)
         return mask
 
 

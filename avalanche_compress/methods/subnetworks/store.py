@@ -182,9 +182,9 @@ class MaskedStore(SubnetworkStore):
         written = decode_mask(reader.read_bytes(), free.numel())
         context = self._context(self._taken, used)
         read = decode_mask(reader.read_bytes(), used.numel(), context)
-        own = free.index_select(0, _positions(written))
+        owned = free.index_select(0, _positions(written))
         mask = _with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
-        return self._read_values(reader, own, _with_bits(mask, free, written))
+        return self._read_values(reader, owned, _with_bits(mask, free, written))
 
     def recall(self, reader: ByteReader) -> _Section:
         free = self._draft_slots(True)
@@ -198,20 +198,20 @@ class MaskedStore(SubnetworkStore):
         unwritten = self._draft.owner.numpy() == _NOBODY  # an eighth of the time it takes in torch
         return _positions(torch.from_numpy(unwritten if free else ~unwritten))
 
-    def _read_values(self, reader: ByteReader, own: Tensor, mask: Tensor | None) -> _Section:
-        return _Section(mask, own, read_values(reader, own.numel(), self.value.dtype))
+    def _read_values(self, reader: ByteReader, owned: Tensor, mask: Tensor | None) -> _Section:
+        return _Section(mask, owned, read_values(reader, owned.numel(), self.value.dtype))
 
     @torch.no_grad()
     def accept(self, task: int, content: _Section) -> None:
         draft = self._draft
         assert draft is not None
-        mask, own, values = content
+        mask, owned, values = content
         self._quantised = None  # the codes are in the section now
-        draft.value.scatter_(0, own, values.decode().to(draft.value))
-        draft.owner.scatter_(0, own, self._taken)
+        draft.value.scatter_(0, owned, values.decode().to(draft.value))
+        draft.owner.scatter_(0, owned, self._taken)
         if mask is not None:
             self._masks.add(self._taken, mask)
-        self._kept_by.append(own.numel(), values.bits)
+        self._kept_by.append(owned.numel(), values.bits)
 
     def committed(self, task: int) -> Tensor:
         return torch.where(self.mask_of(task), self.value, 0.0)
@@ -228,13 +228,13 @@ class MaskedStore(SubnetworkStore):
             waiting.append((position, self._coded_read(position)))
             position = context_position(position) if _is_open(waiting[-1][1]) else -1
         tasks, owner = list(self.sections), self._owner.flatten().cpu()
-        for own, coded in reversed(waiting):
-            used = _positions(owner < own)
-            context = self._context(own, used) if _is_open(coded) else None
-            with self._damage_named(tasks[own]):
+        for step, coded in reversed(waiting):
+            used = _positions(owner < step)
+            context = self._context(step, used) if _is_open(coded) else None
+            with self._damage_named(tasks[step]):
                 read = recall_mask(coded, used.numel(), context)
-            mask = _with_bits(owner == own, used, read)
-            self._masks.add(own, mask)
+            mask = _with_bits(owner == step, used, read)
+            self._masks.add(step, mask)
         return mask
 
     def _coded_read(self, position: int) -> bytes:
@@ -344,7 +344,7 @@ class _Section(NamedTuple):
 
     mask: Tensor | None
     """(n,) bool; None as long as nobody has asked."""
-    own: Tensor
+    owned: Tensor
     """Indices of the slots that it wrote."""
     values: Values
 

@@ -67,7 +67,7 @@ class SubnetworkStore(WeightStore):
         return self._unfixed_mask() if self._mask is None else self._mask
 
     @property
-    def own(self) -> Tensor:
+    def owned(self) -> Tensor:
         """The slots that the open task writes, O_t (bool): kept by its mask and writable."""
         return self.mask & self.writable
 
@@ -96,17 +96,17 @@ class SubnetworkStore(WeightStore):
     def kept_values(self) -> list[Tensor]:
         if self._quantised is not None:
             return [self._quantised.decode()]
-        return [self.scratch.detach()[self.own]]
+        return [self.scratch.detach()[self.owned]]
 
     def kept_gradients(self) -> list[Tensor]:
         gradient = self.scratch.grad
-        return [(torch.zeros_like(self.scratch) if gradient is None else gradient)[self.own]]
+        return [(torch.zeros_like(self.scratch) if gradient is None else gradient)[self.owned]]
 
     @torch.no_grad()
     def keep_values(self, values: Sequence[Values]) -> None:
         self.fix_mask(self.mask)
         (kept,) = values
-        self.scratch[self.own] = kept.decode().to(self.scratch)
+        self.scratch[self.owned] = kept.decode().to(self.scratch)
         self._quantised = kept
 
     def mask_of(self, task: int) -> Tensor:
@@ -137,8 +137,8 @@ class SubnetworkStore(WeightStore):
         chosen = state["open"]
         self.density = chosen["density"]
         self._mask, self._available = (
-            None if own is None else own.to(self.frozen.device)
-            for own in (chosen["mask"], chosen["available"])
+            None if mask is None else mask.to(self.frozen.device)
+            for mask in (chosen["mask"], chosen["available"])
         )
         self._quantised = None
 

@@ -24,7 +24,9 @@ def evaluator_counts(evaluator: Any) -> dict[str, Any]:
     :return: a tree.
     """
     results = {
-        name: {key: own for key, own in getattr(evaluator, name).items() if is_plain({key: own})}
+        name: {
+            key: value for key, value in getattr(evaluator, name).items() if is_plain({key: value})
+        }
         for name in _RESULTS
     }
     return {**results, "metrics": [_counts(metric, set()) for metric in evaluator.metrics]}
@@ -37,9 +39,9 @@ def restore_evaluator(evaluator: Any, counts: dict[str, Any]) -> None:
     :param counts: of :func:`evaluator_counts`.
     """
     for name in _RESULTS:
-        own = getattr(evaluator, name)
-        own.clear()
-        own.update(counts[name])
+        counted = getattr(evaluator, name)
+        counted.clear()
+        counted.update(counts[name])
     for metric, state in zip(evaluator.metrics, counts["metrics"]):
         _restored(metric, state)
 
@@ -129,15 +131,17 @@ def _counts(value: Any, seen: set[int]) -> Any:
     if is_plain(value):
         return "plain", value
     if isinstance(value, dict):
-        entries = {key: _counts(own, seen) for key, own in value.items() if is_plain({key: 0})}
-        return "dict", {key: own for key, own in entries.items() if own is not None}
+        entries = {key: _counts(entry, seen) for key, entry in value.items() if is_plain({key: 0})}
+        return "dict", {key: entry for key, entry in entries.items() if entry is not None}
     if isinstance(value, (list, tuple)):
-        return "sequence", [_counts(own, seen) for own in value]
+        return "sequence", [_counts(entry, seen) for entry in value]
     if not _is_metric(value) or id(value) in seen:
         return None
     seen.add(id(value))
-    attributes = {name: _counts(own, seen) for name, own in getattr(value, "__dict__", {}).items()}
-    return "metric", {name: own for name, own in attributes.items() if own is not None}
+    attributes = {
+        name: _counts(entry, seen) for name, entry in getattr(value, "__dict__", {}).items()
+    }
+    return "metric", {name: entry for name, entry in attributes.items() if entry is not None}
 
 
 def _restored(value: Any, state: Any) -> Any:
@@ -154,14 +158,14 @@ def _restored(value: Any, state: Any) -> Any:
     if kind == "dict" and isinstance(value, dict):
         for key in [key for key in value if key not in content and is_plain({key: 0})]:
             del value[key]
-        for key, own in content.items():
+        for key, entry in content.items():
             if key in value or isinstance(value, defaultdict):
-                value[key] = _restored(value[key], own)
+                value[key] = _restored(value[key], entry)
     elif kind == "sequence" and isinstance(value, (list, tuple)) and len(value) == len(content):
-        return type(value)([_restored(own, part) for own, part in zip(value, content)])
+        return type(value)([_restored(entry, part) for entry, part in zip(value, content)])
     elif kind == "metric" and _is_metric(value):
-        for name, own in content.items():
-            setattr(value, name, _restored(getattr(value, name, None), own))
+        for name, entry in content.items():
+            setattr(value, name, _restored(getattr(value, name, None), entry))
     return value  # what a metric has made only in training is its own to make again
 
 

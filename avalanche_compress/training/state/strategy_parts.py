@@ -134,17 +134,17 @@ def _optimizer_state(strategy: Strategy) -> State:
     names = _names_in_optimizer(strategy)
     groups = []
     for group in optimizer.param_groups:
-        unknown = [own for own in group["params"] if id(own) not in names]
+        unknown = [parameter for parameter in group["params"] if id(parameter) not in names]
         if unknown:
             raise TrainingStateError(
                 f"the optimiser has a parameter of shape {list(unknown[0].shape)} that is not the "
                 "model's, so a training state cannot name it: use save_checkpoint instead."
             )
-        params = [names[id(own)] for own in group["params"]]
+        params = [names[id(parameter)] for parameter in group["params"]]
         groups.append({**group, "params": params})
     moments = {}
     if network_of(strategy).open_task is not None:  # the next task starts without
-        moments = {names[id(own)]: dict(kept) for own, kept in optimizer.state.items()}
+        moments = {names[id(parameter)]: dict(kept) for parameter, kept in optimizer.state.items()}
     known = strategy.optimized_param_id
     return {
         "groups": groups,
@@ -155,8 +155,10 @@ def _optimizer_state(strategy: Strategy) -> State:
 
 def _names_in_optimizer(strategy: Strategy) -> dict[int, str]:
     """Names by id, of parameters that a plugin has replaced in the model too."""
-    names = {id(own): name for name, own in network_of(strategy).named_parameters()}
-    names.update({id(own): name for name, own in (strategy.optimized_param_id or {}).items()})
+    names = {id(parameter): name for name, parameter in network_of(strategy).named_parameters()}
+    names.update(
+        {id(parameter): name for name, parameter in (strategy.optimized_param_id or {}).items()}
+    )
     return names
 
 
@@ -248,13 +250,13 @@ def _restore_plugin(plugin: Any, state: Any, strategy: Strategy) -> None:
         plugin.load_state_dict(state)
         return
     for name in names:
-        value, own = getattr(plugin, name), state[name]
+        value, saved = getattr(plugin, name), state[name]
         if _has_state_dict(value):
-            value.load_state_dict(own)
+            value.load_state_dict(saved)
         elif hasattr(value, "setstate"):
-            value.setstate(own)
+            value.setstate(saved)
         else:
-            setattr(plugin, name, own)
+            setattr(plugin, name, saved)
 
 
 def value_state(value: Any) -> Any:

@@ -69,7 +69,7 @@ def unpack(data: bytes, source: object) -> Any:
     structure, content = data[HEADER.size :][:length], data[HEADER.size + length :]
     try:
         # cloned into torch's memory: results may depend on how other memory happens to be aligned
-        tensors = {name: own.clone() for name, own in load_safetensors(content).items()}
+        tensors = {name: tensor.clone() for name, tensor in load_safetensors(content).items()}
         return _decode(json.loads(structure), tensors)
     except (
         SafetensorError,
@@ -146,9 +146,9 @@ def _encode(tree: Any, place: str, tensors: list[Tensor]) -> Any:
         return {"tensor": len(tensors) - 1}
     if isinstance(tree, (list, tuple)):
         kind = "list" if isinstance(tree, list) else "tuple"
-        return {kind: [_encode(own, f"{place}/{n}", tensors) for n, own in enumerate(tree)]}
+        return {kind: [_encode(branch, f"{place}/{n}", tensors) for n, branch in enumerate(tree)]}
     if isinstance(tree, dict) and all(isinstance(key, _KEYS) for key in tree):
-        pairs = [[key, _encode(own, f"{place}/{key}", tensors)] for key, own in tree.items()]
+        pairs = [[key, _encode(branch, f"{place}/{key}", tensors)] for key, branch in tree.items()]
         return {"dict": pairs}
     raise TrainingStateError(
         f"{place.lstrip('/') or 'the value'} is a {type(tree).__name__}, and a training state "
@@ -164,13 +164,13 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         "tensor": lambda: tensors[str(content)],
         "list": lambda: _decode_all(content, tensors),
         "tuple": lambda: tuple(_decode_all(content, tensors)),
-        "dict": lambda: {_key(key): _decode(own, tensors) for key, own in content},
+        "dict": lambda: {_key(key): _decode(branch, tensors) for key, branch in content},
     }
     return kinds[kind]()
 
 
 def _decode_all(trees: Sequence[Any], tensors: dict[str, Tensor]) -> list[Any]:
-    return [_decode(own, tensors) for own in trees]
+    return [_decode(branch, tensors) for branch in trees]
 
 
 def _key(key: Any) -> Any:

@@ -214,7 +214,7 @@ def test_training_reaches_open_slots_only_and_no_finished_task(optimizer):
         training.step()
     assert torch.equal(store.committed(0), old)
     assert (store.weight().detach()[used] == 0).all()
-    assert not (store.own & used).any()
+    assert not (store.owned & used).any()
 
 
 def test_gradients_of_kept_values_are_those_of_autograd():

@@ -30,7 +30,7 @@ def learn(store, task, reusable, density):
         store.scratch.copy_(torch.randn(store.shape))
     store.prune(1 - density)
     store.fix_mask(store.mask & (torch.rand(store.shape) < 0.9))
-    if store.own.any():
+    if store.owned.any():
         store.keep_values([quantise_codebook(values, 4) for values in store.kept_values()])
     mask = store.mask.clone()
     store.check_commit()

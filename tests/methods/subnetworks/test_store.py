@@ -138,7 +138,7 @@ def test_masks_cost_the_conditional_entropy():
         redrawn = torch.rand(store.shape) < 0.2
         mask = torch.where(redrawn, random_mask(store, 0.5), inherited)
         store.fix_mask(mask)
-        own = int(store.own.sum())
+        own = int(store.owned.sum())
         store.keep_values([quantise_codebook(store.kept_values()[0], 4)])
         section = store.encode()
         entropy = 0.0
