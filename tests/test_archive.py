@@ -521,11 +521,11 @@ def test_statistics_out_of_order_or_twice_there_are_refused(tmp_path):
 def test_private_tensors_of_other_sizes_are_refused(tmp_path):
     network, _ = trained()
     for place in network.private.places:
-        own = place.tensor
+        tensor = place.tensor
         place.module._parameters.pop(place.name, None)
-        place.module._buffers[place.name] = torch.zeros(len(own) - 1, *own.shape[1:])
+        place.module._buffers[place.name] = torch.zeros(len(tensor) - 1, *tensor.shape[1:])
         assert "shape" in refused(tmp_path / "file", with_task(private=network.private.encode()))
-        place.module._buffers[place.name] = own.detach()
+        place.module._buffers[place.name] = tensor.detach()
 
 
 def test_what_no_archive_may_hold_is_refused_before_the_previous_file_is_touched(tmp_path):
@@ -549,9 +549,9 @@ def test_a_file_that_is_refused_leaves_the_users_model_as_it_was(tmp_path):
     data = archive_bytes(network)
     model = with_buffer()
     model.offset.fill_(7)
-    before = {name: own.clone() for name, own in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     refused(tmp_path / "file", data, lambda: model)
-    assert all(torch.equal(own, before[name]) for name, own in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 # ---------------------------------------------------------------- files of earlier releases

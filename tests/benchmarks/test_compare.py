@@ -84,7 +84,7 @@ def test_defaults_are_a_first_look_at_every_method_on_two_streams(monkeypatch):
 def test_all_strategies_are_those_that_have_the_scenario():
     for scenario in ("task", "class"):
         chosen = compare.parse(["--strategies", "all", "--scenario", scenario]).strategies
-        assert chosen == [name for name, own in STRATEGIES.items() if scenario in own.scenarios]
+        assert chosen == [name for name, entry in STRATEGIES.items() if scenario in entry.scenarios]
     both = compare.parse(["--strategies", "all", "--scenario", "task", "class"]).strategies
     assert both == list(STRATEGIES)
 

@@ -39,7 +39,7 @@ def test_the_table_has_the_best_mean_first():
 
 
 def test_candidates_read_the_layers_that_are_named():
-    assert [str(own) for own in rules.candidates(["body.3"]).values()] == [
+    assert [str(rule) for rule in rules.candidates(["body.3"]).values()] == [
         *["gaussian@body.3"],
         *["triangular@body.3"] * 4,
         *["ridge@body.3"] * 2,

@@ -159,8 +159,8 @@ def test_damage_to_values_that_nobody_has_read_names_their_task():
     for task in range(2):
         store.open([])
         store.fix_mask(torch.rand(store.shape) < 0.3)
-        codes = [quantise_codebook(own.clamp(-0.05, 0.05), 2) for own in store.kept_values()]
-        store.keep_values([Codebook(own.codes.clamp(max=2), own.centroids[:3]) for own in codes])
+        codes = [quantise_codebook(values.clamp(-0.05, 0.05), 2) for values in store.kept_values()]
+        store.keep_values([Codebook(book.codes.clamp(max=2), book.centroids[:3]) for book in codes])
         store.restore(task, store.encode())
     section = store.sections[1]
     unread = STORES["pages"](Place(nn.Linear(64, 64, bias=False), "weight"))

@@ -200,8 +200,8 @@ def test_a_step_trains_what_plain_training_trains(name):
     expected = dict(plain.named_parameters())
     found = dict(network.backbone.named_parameters())
     assert found.keys() == expected.keys()
-    for parameter, own in zip(found.values(), expected.values()):
-        torch.testing.assert_close(parameter.grad, own.grad, rtol=1e-5, atol=1e-7)
+    for parameter, wanted in zip(found.values(), expected.values()):
+        torch.testing.assert_close(parameter.grad, wanted.grad, rtol=1e-5, atol=1e-7)
     outside = {n: p for n, p in network.named_parameters() if not n.startswith("backbone")}
     assert not outside
 

@@ -192,6 +192,6 @@ def test_looking_for_the_heads_leaves_no_trace():
     assert network.head_names == ["0.fc"]
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training
-    assert all(torch.equal(before[name], own) for name, own in model.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())

@@ -237,9 +237,9 @@ def test_mixed_batches_answer_each_sample_by_its_task():
     logits = logits_of(network, x, labels)
     assert logits.shape == (9, 6)
     for task in (0, 1, 2):
-        own = logits_of(network, x[labels == task], task)
-        assert torch.equal(logits[labels == task, : own.shape[1]], own)
-        assert bool((logits[labels == task, own.shape[1] :] == MASKED).all())
+        of_task = logits_of(network, x[labels == task], task)
+        assert torch.equal(logits[labels == task, : of_task.shape[1]], of_task)
+        assert bool((logits[labels == task, of_task.shape[1] :] == MASKED).all())
 
 
 def test_labels_may_be_ints_tensors_or_none():
@@ -459,10 +459,10 @@ def test_autocast_takes_single_and_mixed_batches():
     labels = torch.tensor([0, 1] * 5)
     y = torch.where(labels == 0, targets([0, 1], 10), targets([2, 3], 10))
     with torch.autocast("cpu", torch.bfloat16):
-        for batch, own in ((labels, y), (1, targets([2, 3], 10))):
+        for batch, of_label in ((labels, y), (1, targets([2, 3], 10))):
             logits = network.train()(x, batch)
             assert logits.dtype == torch.bfloat16
-            nn.functional.cross_entropy(logits, own).backward()
+            nn.functional.cross_entropy(logits, of_label).backward()
         finish(network)
         old = logits_of(network, x, 0)
         assert torch.equal(logits_of(network, x, 0), old)

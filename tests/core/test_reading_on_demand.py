@@ -79,7 +79,7 @@ def test_every_task_is_the_same_whatever_was_read_before_it(path):
         for task in (first, *reversed(whole.tasks)):
             assert torch.equal(logits_of(network, task), logits_of(whole, task))
             tensors = zip(network.views[task].tensors, whole.views[task].tensors)
-            assert all(torch.equal(own, other) for (_, own), (_, other) in tensors)
+            assert all(torch.equal(tensor, other) for (_, tensor), (_, other) in tensors)
 
 
 def test_what_stores_tell_of_a_task_is_the_same(path):
@@ -104,17 +104,19 @@ def test_training_goes_on_to_the_same_bits(path):
 def test_a_state_dict_is_the_same(path):
     ours, theirs = loaded(path).state_dict(), read(path).state_dict()
     assert ours.keys() == theirs.keys()
-    for name, own in ours.items():
-        if isinstance(own, torch.Tensor):
-            assert own.dtype == theirs[name].dtype, name
-            assert torch.equal(own, theirs[name]), name
+    for name, tensor in ours.items():
+        if isinstance(tensor, torch.Tensor):
+            assert tensor.dtype == theirs[name].dtype, name
+            assert torch.equal(tensor, theirs[name]), name
     network = loaded(path)
     network.load_state_dict(ours)
     for task in network.tasks:
         assert torch.equal(logits_of(network, task), logits_of(read(path), task))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))]
+)
 def test_a_copy_reads_on_where_the_original_was(path, copied):
     whole = read(path)
     network = loaded(path)

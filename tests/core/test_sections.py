@@ -97,15 +97,15 @@ def examples():
 
 def everything(store):
     """What a store holds, in a form that can be compared; buffers that are not saved, too."""
-    tensors = {name: own.clone() for name, own in store.named_buffers()}
-    tensors.update({name: own.detach().clone() for name, own in store.named_parameters()})
+    tensors = {name: tensor.clone() for name, tensor in store.named_buffers()}
+    tensors.update({name: tensor.detach().clone() for name, tensor in store.named_parameters()})
     plain = {
         name: repr(value)
         for name, value in vars(store).items()
         if not name.startswith("_") or name in ("_kept_by", "_sizes")
     }
     weights = [store.committed(task) for task in store.sections]
-    flat = [own for one in weights for own in (one if isinstance(one, list) else [one])]
+    flat = [tensor for one in weights for tensor in (one if isinstance(one, list) else [one])]
     return dict(store.sections), tensors, plain, flat
 
 
@@ -113,7 +113,10 @@ def assert_same(before, after):
     assert before[0] == after[0]
     assert before[2] == after[2]
     assert before[1].keys() == after[1].keys()
-    pairs = [*((own, after[1][name]) for name, own in before[1].items()), *zip(before[3], after[3])]
+    pairs = [
+        *((tensor, after[1][name]) for name, tensor in before[1].items()),
+        *zip(before[3], after[3]),
+    ]
     assert all(torch.equal(a, b) for a, b in pairs)
     assert len(before[3]) == len(after[3])
 

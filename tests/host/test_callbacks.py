@@ -30,7 +30,7 @@ def noting(base, log, *callbacks, **members):
     """An instance of a class that writes down these callbacks."""
 
     def method(callback):
-        return lambda own, *arguments, **kwargs: log.append((type(own).__name__, callback))
+        return lambda self, *arguments, **kwargs: log.append((type(self).__name__, callback))
 
     methods = {callback: method(callback) for callback in callbacks}
     return type(f"{base.__name__}At{len(callbacks)}", (base,), {**methods, **members})()
@@ -89,13 +89,13 @@ def calls(strategy_class, case):
 def on_its_own(log):
     plugin = SupervisedPlugin()
     for callback in CALLBACKS[::2]:
-        setattr(plugin, callback, lambda *given, own=callback, **kwargs: log.append(own))
+        setattr(plugin, callback, lambda *given, name=callback, **kwargs: log.append(name))
     return plugin
 
 
 def other_metrics(log):
     """A metric of one's own at every callback but two."""
-    members = {"result": lambda own: None, "reset": lambda own: None}
+    members = {"result": lambda self: None, "reset": lambda self: None}
     return noting(PluginMetric, log, *CALLBACKS[1:-1], **members)
 
 
@@ -112,10 +112,10 @@ CASES = {
         [], [accuracy_metrics(minibatch=True, epoch=True, epoch_running=True)], [SpiedLogger(log)]
     ),
     "loggers": lambda log: ([], [], [noting(SpiedLogger, log, *CALLBACKS[2:5], __init__=(
-        lambda own: SpiedLogger.__init__(own, log)))]),
+        lambda self: SpiedLogger.__init__(self, log)))]),
     "a logger that wants every callback": lambda log: ([], [], [noting(
-        SpiedLogger, log, __init__=lambda own: SpiedLogger.__init__(own, log),
-        log_metrics=lambda own, values: own.log.append(len(values)))]),
+        SpiedLogger, log, __init__=lambda self: SpiedLogger.__init__(self, log),
+        log_metrics=lambda self, values: self.log.append(len(values)))]),
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_empty_methods_are_not_called(monkeypatch):
     monkeypatch.setattr(
         EvaluationPlugin,
         "_update_metrics_and_loggers",
-        lambda own, strategy, callback: called.append(callback),
+        lambda self, strategy, callback: called.append(callback),
     )
     calls(PackNet, lambda log: ([SupervisedPlugin()], [accuracy_metrics(epoch=True)], []))
     assert set(called) & set(CALLBACKS) == {

@@ -69,9 +69,9 @@ def check_same_batches(loader, memory: int = GIGABYTE) -> None:
     for batch, other in zip(batches, expected):
         assert type(batch) is type(other) is list
         assert len(batch) == len(other)
-        for own, wanted in zip(batch, other):
-            assert own.dtype == wanted.dtype
-            assert torch.equal(own, wanted)
+        for ours, wanted in zip(batch, other):
+            assert ours.dtype == wanted.dtype
+            assert torch.equal(ours, wanted)
     assert torch.equal(state, expected_state)
 
 
@@ -80,11 +80,11 @@ def tensors(count: int, seed: int = 0, shape=(1, 8, 8)):
     return torch.randn(count, *shape, generator=source), torch.arange(count) % 4
 
 
-def labelled(count: int, task: int, **own):
+def labelled(count: int, task: int, **arguments):
     """An Avalanche data set of floats, all of one task."""
     return _make_taskaware_classification_dataset(
         TensorDataset(*tensors(count, task)), targets=(torch.arange(count) % 4).tolist(),
-        task_labels=task, **own,
+        task_labels=task, **arguments,
     )  # fmt: skip
 
 
@@ -168,17 +168,17 @@ def test_batches_of_torchs_loader_are_the_same():
     )
     seeded = DataLoader(data, batch_size=4, shuffle=True, generator=generator(5))
     for batch, other in zip(two_epochs(fast)[0], two_epochs(seeded)[0]):
-        assert all(torch.equal(own, wanted) for own, wanted in zip(batch, other))
+        assert all(torch.equal(ours, wanted) for ours, wanted in zip(batch, other))
 
 
 def test_an_endless_loader_gives_the_same_batches():
     loader = GroupBalancedInfiniteDataLoader([labelled(5, 0), labelled(3, 1)], 2, shuffle=True)
     batches = []
-    for own in (loader, TensorLoader(loader, CPU, GIGABYTE)):
+    for one in (loader, TensorLoader(loader, CPU, GIGABYTE)):
         torch.manual_seed(0)
-        batches.append([batch for batch, _ in zip(own, range(9))])
+        batches.append([batch for batch, _ in zip(one, range(9))])
     for batch, other in zip(*batches):
-        assert all(torch.equal(own, wanted) for own, wanted in zip(batch, other))
+        assert all(torch.equal(ours, wanted) for ours, wanted in zip(batch, other))
 
 
 def test_subsets_of_subsets_and_concatenations_are_followed():
@@ -300,14 +300,14 @@ def loaders(monkeypatch):
     return replaced
 
 
-def trained(build, stream, **own):
+def trained(build, stream, **arguments):
     """Weights, metrics and random state after all tasks, with evaluations in between."""
     torch.manual_seed(0)
     strategy = build(
         criterion=nn.CrossEntropyLoss(), train_mb_size=7, eval_mb_size=8, train_epochs=3,
         eval_every=2, evaluator=EvaluationPlugin(
             accuracy_metrics(epoch=True, experience=True), loss_metrics(epoch=True), loggers=[]
-        ), **own,
+        ), **arguments,
     )  # fmt: skip
     metrics = {}
     for experience in stream.train_stream:
@@ -339,10 +339,10 @@ AVALANCHES = {
 
 @pytest.mark.parametrize("name", AVALANCHES)
 def test_strategies_of_avalanche_end_with_the_same_weights(name, loaders):
-    def build(**own):
+    def build(**arguments):
         model = as_multitask(mlp(), "5")
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        return AVALANCHES[name](model=model, optimizer=optimizer, **own)
+        return AVALANCHES[name](model=model, optimizer=optimizer, **arguments)
 
     on = {"plugins": [TensorDataPlugin()]}
     check_same_run(build, make_stream(samples=40), {"plugins": []}, on, loaders)
@@ -350,11 +350,11 @@ def test_strategies_of_avalanche_end_with_the_same_weights(name, loaders):
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_strategies_end_with_the_same_weights(name, loaders):
-    def build(**own):
+    def build(**arguments):
         model = mlp()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         plugins = [ValidationPlugin(0.2)]
-        return OURS[name](model=model, optimizer=optimizer, plugins=plugins, **own)
+        return OURS[name](model=model, optimizer=optimizer, plugins=plugins, **arguments)
 
     check_same_run(build, make_stream(samples=40), {"tensor_data": False}, {}, loaders)
 
@@ -369,10 +369,10 @@ def test_a_pixel_data_set_is_known():
     for values in (draw.normal(size=256), draw.normal(size=(3, 256))):
         shape = (1, 3, 4) if values.ndim == 1 else (3, 2, 2)
         for order in (None, permutation):
-            own = PixelDataset(
+            dataset = PixelDataset(
                 pixels, rows, np.arange(17) % 3, 5, values.astype(np.float32), shape, order
             )
-            experience = dataset_benchmark([own], [own]).train_stream[0]
+            experience = dataset_benchmark([dataset], [dataset]).train_stream[0]
             loader = TaskBalancedDataLoader(experience.dataset, batch_size=4, shuffle=True)
             check_same_batches(loader)
             check_same_batches(loader, memory=0)
@@ -388,8 +388,8 @@ class OwnSamples(MNIST):
         return super().__getitem__(index)
 
 
-def of_task_zero(dataset, **own):
-    return _make_taskaware_classification_dataset(dataset, task_labels=0, **own)
+def of_task_zero(dataset, **arguments):
+    return _make_taskaware_classification_dataset(dataset, task_labels=0, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def correlated(samples, width, seed=0):
 def moments_of(*classes, batch=7):
     moments = Moments(len(classes), classes[0].shape[1])
     features = torch.cat(classes)
-    positions = torch.cat([torch.full((len(own),), c) for c, own in enumerate(classes)])
+    positions = torch.cat([torch.full((len(samples),), c) for c, samples in enumerate(classes)])
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(1))
     for part in order.split(batch):
         moments.add(features[part], positions[part])
@@ -53,8 +53,8 @@ def full_covariance(gaussians, place):
 def test_moments_of_a_stream_are_those_of_all_samples_together(offset):
     classes = [correlated(40, 5, 1) + offset, correlated(3, 5, 2) - offset]
     moments = moments_of(*classes)
-    for place, own in enumerate(classes):
-        exact = own.double().numpy()
+    for place, samples in enumerate(classes):
+        exact = samples.double().numpy()
         np.testing.assert_allclose(moments.means()[place], exact.mean(0), rtol=1e-10)
         expected = np.cov(exact.T, bias=True)
         np.testing.assert_allclose(moments.covariances()[place], expected, atol=1e-5)
@@ -136,7 +136,7 @@ def test_many_samples_are_scored_in_parts(monkeypatch):
 def test_sets_of_other_ranks_are_joined_without_a_change():
     parts = [fit(moments_of(correlated(90, 5, seed)), rank) for seed, rank in ((1, 2), (2, 4))]
     x = correlated(10, 5, 3).double()
-    apart = torch.cat([log_density(x, own) for own in parts], dim=1)
+    apart = torch.cat([log_density(x, gaussian) for gaussian in parts], dim=1)
     torch.testing.assert_close(log_density(x, joined(parts)), apart)
 
 

@@ -415,11 +415,11 @@ def test_the_best_on_held_out_samples_is_chosen_and_nothing_is_left_behind():
     candidates.append(TaskInference("energy"))
     trials = select_inference(network, training, held_out, candidates)
     assert not any(network.statistics.values())
-    assert {id(trial.inference) for trial in trials} == {id(own) for own in candidates}
+    assert {id(trial.inference) for trial in trials} == {id(rule) for rule in candidates}
     assert trials[0].accuracy > trials[-1].accuracy
     assert trials[-1].inference is candidates[-1]
     best = max(trial.accuracy for trial in trials)
-    assert trials[0].bytes <= min(own.bytes for own in trials if own.accuracy == best)
+    assert trials[0].bytes <= min(trial.bytes for trial in trials if trial.accuracy == best)
     few = select_inference(network, training, held_out, candidates, most_bytes=100)
     assert [trial.inference for trial in few] == [candidates[-1]]
     assert few[0].bytes <= 100

@@ -51,8 +51,8 @@ def test_prototypes_are_class_means_and_a_distance_of_one_on_average():
     means, variance = prototypes(gathered(features, classes, 3))
     for number in range(3):
         torch.testing.assert_close(means[number], features[classes == number].mean(0))
-    own = ((features - means[classes]) ** 2 / variance).mean(1)
-    assert own.mean().item() == pytest.approx(1, abs=1e-4)
+    distances = ((features - means[classes]) ** 2 / variance).mean(1)
+    assert distances.mean().item() == pytest.approx(1, abs=1e-4)
     within = ((features - means[classes]) ** 2).mean(0)
     shape = within + FLOOR * within.mean()
     torch.testing.assert_close(variance / variance[0], shape / shape[0])

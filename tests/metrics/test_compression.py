@@ -38,13 +38,13 @@ def test_capacity_is_that_of_the_golden_case():
     network = TaskNetwork(nn.Sequential(nn.Linear(100, 10, bias=False), nn.Linear(10, 2)))
     (store,) = network.weight_stores
     assert isinstance(store, MaskedStore)
-    for task, own in enumerate((500, 100, 50)):
+    for task, count in enumerate((500, 100, 50)):
         network.open(task, [0, 1])
         free = torch.nonzero(store.free.flatten()).flatten()
         mask = torch.zeros(1000, dtype=torch.bool)
-        mask[free[:own]] = True
+        mask[free[:count]] = True
         store.fix_mask(mask.view(10, 100))
-        codes = torch.arange(own, dtype=torch.int32) % 16
+        codes = torch.arange(count, dtype=torch.int32) % 16
         store.keep_values([Codebook(codes, torch.arange(16.0))])
         network.commit()
     assert capacity(network) == pytest.approx(8.125)

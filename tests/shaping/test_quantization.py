@@ -100,7 +100,7 @@ def test_the_search_finds_the_smallest_width_within_tolerance_and_terminates(
 )
 def test_lowering_layers_stays_within_tolerance_only_lowers_and_leaves_nothing(drops, tolerance):
     def loss(found):  # each bit that a layer gives up costs something of its own
-        return sum(sum(own[b - 1 :]) for own, b in zip(drops, found) if b != FLOAT)
+        return sum(sum(of_layer[b - 1 :]) for of_layer, b in zip(drops, found) if b != FLOAT)
 
     uniform, _ = choose(loss, tolerance=tolerance)
     chosen, _ = choose(loss, tolerance=tolerance, per_layer=True)

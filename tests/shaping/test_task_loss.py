@@ -121,15 +121,15 @@ CRITERIA = {  # for the stream, and for a plain model of some of its classes
 
 def samples(classes, count=9):
     """Logits over the stream's columns, of which the task's are leaves, and places of targets."""
-    own = torch.randn(count, len(classes), requires_grad=True)
+    narrow_logits = torch.randn(count, len(classes), requires_grad=True)
     wide = torch.full((count, STREAM), -1000.0)
-    wide[:, list(classes)] = own
-    return own, wide, torch.arange(count) % len(classes)
+    wide[:, list(classes)] = narrow_logits
+    return narrow_logits, wide, torch.arange(count) % len(classes)
 
 
-def assert_same(wide_loss, narrow_loss, own):
+def assert_same(wide_loss, narrow_loss, narrow_logits):
     assert torch.equal(wide_loss, narrow_loss)
-    ours, plain = (torch.autograd.grad(loss, own)[0] for loss in (wide_loss, narrow_loss))
+    ours, plain = (torch.autograd.grad(loss, narrow_logits)[0] for loss in (wide_loss, narrow_loss))
     assert torch.equal(ours, plain)
 
 
@@ -138,10 +138,10 @@ def assert_same(wide_loss, narrow_loss, own):
 def test_loss_and_gradients_are_those_of_a_plain_model(name, classes):
     torch.manual_seed(0)
     criterion, narrow = CRITERIA[name]
-    own, wide, places = samples(classes)
+    narrow_logits, wide, places = samples(classes)
     loss, known = TaskLoss(criterion, classes).checked(wide, torch.tensor(classes)[places])
     assert bool(known)
-    assert_same(loss, narrow(list(classes))(own, places), own)
+    assert_same(loss, narrow(list(classes))(narrow_logits, places), narrow_logits)
 
 
 @pytest.mark.parametrize("classes", CLASSES)
@@ -151,22 +151,22 @@ def test_loss_and_gradients_are_those_of_a_plain_model(name, classes):
     ids=["list", "array", "dict"],
 )
 def test_containers_with_an_entry_for_each_class_are_restricted(classes, container):
-    own, wide, places = samples(classes)
+    narrow_logits, wide, places = samples(classes)
     criterion = Listed(container(WEIGHT.tolist()))
     before = criterion.weights
     narrow = Listed(WEIGHT[list(classes)].tolist())
     loss = TaskLoss(criterion, classes, STREAM)(wide, torch.tensor(classes)[places])
-    assert_same(loss, narrow(own, places), own)
+    assert_same(loss, narrow(narrow_logits, places), narrow_logits)
     assert criterion.weights is before
     assert criterion.losses == narrow.losses
 
 
 @pytest.mark.parametrize("classes", CLASSES[1:3])
 def test_what_has_an_entry_for_each_class_of_the_task_is_taken_as_it_is(classes):
-    own, wide, places = samples(classes)
+    narrow_logits, wide, places = samples(classes)
     criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]))
     loss = TaskLoss(criterion, classes)(wide, torch.tensor(classes)[places])
-    assert_same(loss, criterion(own, places), own)
+    assert_same(loss, criterion(narrow_logits, places), narrow_logits)
 
 
 @pytest.mark.parametrize("width", [3, STREAM])
@@ -175,7 +175,7 @@ def test_what_has_an_entry_for_each_class_of_the_task_is_taken_as_it_is(classes)
 )
 def test_soft_targets_are_those_of_the_stream_or_of_the_task(criterion, width):
     classes = (1, 4, 6)
-    own, wide, places = samples(classes)
+    narrow_logits, wide, places = samples(classes)
     mixed = 0.7 * F.one_hot(places, 3).float() + 0.3 * F.one_hot(places.flip(0), 3).float()
     targets = mixed
     if width == STREAM:
@@ -183,15 +183,15 @@ def test_soft_targets_are_those_of_the_stream_or_of_the_task(criterion, width):
         targets[:, list(classes)] = mixed
     loss, known = TaskLoss(criterion, classes).checked(wide, targets)
     assert bool(known)
-    assert_same(loss, criterion(own, mixed), own)
+    assert_same(loss, criterion(narrow_logits, mixed), narrow_logits)
 
 
 def test_what_only_may_have_an_entry_for_each_class_is_taken_as_it_is():
-    own, wide, places = samples((3, 4, 5))
+    narrow_logits, wide, places = samples((3, 4, 5))
     criterion = Listed([2.0, 3.0, 5.0, 7.0])  # of a stream of eight, or of unknown width
     for width in (STREAM, None):
         loss = TaskLoss(criterion, (3, 4, 5), width)(wide, places + 3)
-        assert torch.equal(loss, criterion(own, places))
+        assert torch.equal(loss, criterion(narrow_logits, places))
 
 
 def test_tuples_of_targets_are_renumbered_one_by_one():
@@ -199,16 +199,16 @@ def test_tuples_of_targets_are_renumbered_one_by_one():
         first, second, part = targets
         return part * F.cross_entropy(logits, first) + (1 - part) * F.cross_entropy(logits, second)
 
-    own, wide, places = samples((3, 4, 5))
+    narrow_logits, wide, places = samples((3, 4, 5))
     loss, known = TaskLoss(mixup, (3, 4, 5)).checked(wide, (places + 3, places.flip(0) + 3, 0.3))
     assert bool(known)
-    assert_same(loss, mixup(own, (places, places.flip(0), 0.3)), own)
+    assert_same(loss, mixup(narrow_logits, (places, places.flip(0), 0.3)), narrow_logits)
 
 
 @pytest.mark.parametrize("ignored", [-100, -1, 1, 255])
 def test_ignored_targets_stay_ignored(ignored):
     classes = (2, 4, 5)  # renumbered, 4 is 1
-    own, wide, places = samples(classes)
+    narrow_logits, wide, places = samples(classes)
     targets = torch.tensor(classes)[places]
     targets[::4] = ignored
     criterion = nn.CrossEntropyLoss(ignore_index=ignored)
@@ -216,20 +216,20 @@ def test_ignored_targets_stay_ignored(ignored):
     assert bool(known)
     assert criterion.ignore_index == ignored
     counted = targets != ignored
-    assert torch.allclose(loss, F.cross_entropy(own[counted], places[counted]))
+    assert torch.allclose(loss, F.cross_entropy(narrow_logits[counted], places[counted]))
 
 
 def test_targets_may_have_any_shape():
-    own = torch.randn(2, 5, 3, requires_grad=True)
+    narrow_logits = torch.randn(2, 5, 3, requires_grad=True)
     wide = torch.full((2, 5, STREAM), -1000.0)
-    wide[..., [1, 4, 6]] = own
+    wide[..., [1, 4, 6]] = narrow_logits
     places = torch.randint(0, 3, (2, 5))
 
     def tokens(logits, targets):
         return F.cross_entropy(logits.transpose(1, 2), targets)
 
     loss = TaskLoss(tokens, (1, 4, 6))(wide, torch.tensor([1, 4, 6])[places])
-    assert_same(loss, tokens(own, places), own)
+    assert_same(loss, tokens(narrow_logits, places), narrow_logits)
 
 
 @pytest.mark.parametrize("classes", [(2, 3, 4), (2, 4, 6)])
@@ -342,10 +342,10 @@ def test_replayed_samples_do_not_count_and_metrics_see_the_streams_columns():
     strategy = build("packnet", criterion, plugins=[ReplayPlugin(mem_size=20), look])
     for experience in numbered_from(make_stream(2, samples=48), 2):
         strategy.train(experience)
-    own = look.labels == 1
-    assert 0 < int(own.sum()) < len(own)
+    of_task = look.labels == 1
+    assert 0 < int(of_task.sum()) < len(of_task)
     assert look.output.shape[1] == 4
-    expected = criterion(look.output[own][:, 2:], look.targets[own] - 2)
+    expected = criterion(look.output[of_task][:, 2:], look.targets[of_task] - 2)
     assert look.loss == pytest.approx(float(expected))
 
 

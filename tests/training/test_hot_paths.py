@@ -162,8 +162,8 @@ def test_a_compiled_network_computes_the_same(name):
         model(x, 0).square().sum().backward()
         return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
-    for own, wanted in zip(gradients(compiled), gradients(network)):
-        assert torch.allclose(own, wanted, atol=1e-4)
+    for ours, wanted in zip(gradients(compiled), gradients(network)):
+        assert torch.allclose(ours, wanted, atol=1e-4)
     with torch.no_grad():
         for store in network.weight_stores:
             store.scratch.mul_(2)

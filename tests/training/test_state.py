@@ -114,13 +114,13 @@ def build(
     random.seed(seed)
     np.random.seed(seed)
     network = model()
-    own = optimizer(network)
+    of_network = optimizer(network)
     extra = [make() for make in extra]
     if scheduler is not None:
-        extra.append(scheduler(own))
+        extra.append(scheduler(of_network))
     return kind(
         model=network,
-        optimizer=own,
+        optimizer=of_network,
         train_mb_size=8,
         eval_mb_size=16,
         train_epochs=EPOCHS,

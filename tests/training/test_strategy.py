@@ -265,8 +265,8 @@ def test_quantised_values_are_few(bits):
     )
     strategy.train(make_stream(1).train_stream[0])
     for store in strategy.network.weight_stores:
-        own = store.committed(0)[store.mask_of(0)]
-        assert len(own.unique()) <= 2**bits
+        values = store.committed(0)[store.mask_of(0)]
+        assert len(values.unique()) <= 2**bits
 
 
 def test_sharing_none_makes_masks_disjoint_until_no_slots_are_left():
@@ -532,10 +532,10 @@ def test_labels_that_are_not_remapped_and_old_style_benchmarks_work():
         strategy.eval(stream.test_stream)
     network = strategy.network
     for experience in stream.test_stream:
-        own = sorted(experience.classes_in_this_experience)
-        assert network.classes_of(experience.task_label) == tuple(own)
+        numbers = sorted(experience.classes_in_this_experience)
+        assert network.classes_of(experience.task_label) == tuple(numbers)
         out = network(inputs_of(experience)[:8], experience.task_label)
-        assert out.shape[1] == own[-1] + 1
-        others = [c for c in range(out.shape[1]) if c not in own]
+        assert out.shape[1] == numbers[-1] + 1
+        others = [c for c in range(out.shape[1]) if c not in numbers]
         assert (out[:, others] == -1000).all()
     assert isinstance(network.head, nn.Linear)

@@ -43,7 +43,7 @@ def test_memory_is_what_the_archive_is_longer_by(inference, tmp_path):
         learner.train(experience)
     sizes = learner.sizes(tmp_path / "archive")
     network = load_archive(tmp_path / "archive", settings.model)
-    tensors = [t for own in network.statistics.values() for t in own.values()]
+    tensors = [t for statistics in network.statistics.values() for t in statistics.values()]
     content = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     assert content <= sizes.memory <= content + 100 * len(tensors)
 

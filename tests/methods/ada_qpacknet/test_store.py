@@ -232,14 +232,14 @@ def test_a_task_starts_from_the_newest_one_where_that_kept_weights():
     store = store_of(10, 10)
     learn(store, 3, bits=4, density=0.5)
     newest, mask = learn(store, 1, bits=4, density=0.3), store.mask_of(1)
-    own = store.scratch.detach().clone()
+    scratch = store.scratch.detach().clone()
     store.open([3, 1])
-    assert torch.equal(store.weight().detach(), torch.where(mask, newest, own))
+    assert torch.equal(store.weight().detach(), torch.where(mask, newest, scratch))
     store.open([])
     with torch.no_grad():
-        store.scratch.copy_(own)
+        store.scratch.copy_(scratch)
     store.open([])
-    assert torch.equal(store.weight().detach(), own)
+    assert torch.equal(store.weight().detach(), scratch)
 
 
 @pytest.mark.parametrize("reusable", [[3], [1], [3, 1], [1, 3], [8, 1], [3, 8, 1]])
@@ -248,10 +248,10 @@ def test_a_task_starts_from_the_last_learned_of_those_it_may_read_and_from_no_ot
     store, weights = store_of(10, 10), {}
     for task in (3, 8, 1):
         weights[task] = learn(store, task, bits=4, density=0.4)
-    own = store.scratch.detach().clone()
+    scratch = store.scratch.detach().clone()
     store.open(reusable)
     newest = next(task for task in (1, 8, 3) if task in reusable)
-    expected = torch.where(store.mask_of(newest), weights[newest], own)
+    expected = torch.where(store.mask_of(newest), weights[newest], scratch)
     assert torch.equal(store.scratch, expected)
 
 
@@ -360,8 +360,10 @@ def test_a_section_is_mask_codes_and_codebook():
     store = store_of(200, 300)
     for task in range(3):
         learn(store, task, bits=4, density=0.5)
-        own = store.stored_values(task)
-        assert own * 4 / 8 + 16 * 4 <= len(store.sections[task]) <= own / 2 + 64 + 60000 / 8 + 32
+        stored = store.stored_values(task)
+        assert (
+            stored * 4 / 8 + 16 * 4 <= len(store.sections[task]) <= stored / 2 + 64 + 60000 / 8 + 32
+        )
 
 
 def test_a_damaged_section_is_refused():

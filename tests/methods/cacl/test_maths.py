@@ -314,8 +314,8 @@ def test_growth_replays_the_public_cifar_run():
 def test_the_public_runs_have_the_size_that_was_published():
     assert numbers(CIFAR[-1]) == 2_031_166
     assert 4e-6 * (numbers(CIFAR[-1]) + 20 * 5125) == pytest.approx(8.534664, abs=1e-9)
-    own = [sum(layer) for layer in zip(*SEQUENCE)]
-    assert numbers(own) + 5 * 10_250 == 372_276
+    layers = [sum(layer) for layer in zip(*SEQUENCE)]
+    assert numbers(layers) + 5 * 10_250 == 372_276
 
 
 def test_growth_replays_the_public_five_data_sets():

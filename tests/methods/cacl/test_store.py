@@ -894,11 +894,11 @@ def from_terms_and_whole(layer, x):
     parts = [*store.terms, *([] if layer.bias is None else [layer.bias])]
     found = []
     for weight in (store.substitute(), store.weight()):
-        own = x.double().requires_grad_()
+        inputs = x.double().requires_grad_()
         layer.__dict__["weight"] = weight
-        out = layer(own)
+        out = layer(inputs)
         del layer.__dict__["weight"]
-        found.append((out, *torch.autograd.grad(out.square().sum(), [own, *parts])))
+        found.append((out, *torch.autograd.grad(out.square().sum(), [inputs, *parts])))
     return found
 
 
@@ -910,7 +910,7 @@ def test_a_linear_layer_computes_from_the_terms_what_it_does_from_the_weight(
     torch.manual_seed(3)
     composed = []
     weight = FactoredStore.weight
-    monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
+    monkeypatch.setattr(FactoredStore, "weight", lambda self: composed.append(self) or weight(self))
     parts, whole = from_terms_and_whole(nn.Linear(40, 30, bias=bias), torch.randn(shape))
     assert len(composed) == 1  # the whole weight's turn alone
     for found, expected in zip(parts, whole):
@@ -940,17 +940,19 @@ def test_under_autocast_the_terms_give_what_the_weight_does_but_for_rounding(mon
     x = torch.randn(30, 50)
 
     def computed(weight):
-        own = x.clone().requires_grad_()
+        inputs = x.clone().requires_grad_()
         layer.__dict__["weight"] = weight
-        out = layer(own)
+        out = layer(inputs)
         del layer.__dict__["weight"]
-        gradients = torch.autograd.grad(out.float().square().sum(), [own, *store.terms, layer.bias])
+        gradients = torch.autograd.grad(
+            out.float().square().sum(), [inputs, *store.terms, layer.bias]
+        )
         return out, *gradients
 
     expected = computed(store.weight())
     composed = []
     weight = FactoredStore.weight
-    monkeypatch.setattr(FactoredStore, "weight", lambda own: composed.append(own) or weight(own))
+    monkeypatch.setattr(FactoredStore, "weight", lambda self: composed.append(self) or weight(self))
     with torch.autocast("cpu", torch.bfloat16):
         found = computed(store.substitute())
     assert not composed
@@ -962,8 +964,8 @@ def test_under_autocast_the_terms_give_what_the_weight_does_but_for_rounding(mon
 
 def test_evaluation_convolutions_and_dense_differences_take_the_whole_weight():
     store, convolution = store_of(), conv_store()
-    for own in (store, convolution):
-        own.open([])
+    for one in (store, convolution):
+        one.open([])
     assert type(store.substitute()) is not torch.Tensor  # the stand-in
     assert type(convolution.substitute()) is torch.Tensor
     with torch.no_grad():

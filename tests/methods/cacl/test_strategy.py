@@ -426,7 +426,9 @@ def test_what_is_stored_is_the_terms_and_what_each_task_has_for_itself(decomposi
             numbers += expected
         assert network.private.stored_values(task) == private
         numbers += private
-    sections = sum(len(section) for own in sections_of(network) for section in own.values())
+    sections = sum(
+        len(section) for of_store in sections_of(network) for section in of_store.values()
+    )
     # batch counters are not floats but 8 bytes each
     counters = 4 * 2 * len(network.tasks)
     assert 4 * numbers + counters <= sections <= 4 * numbers + counters + 100

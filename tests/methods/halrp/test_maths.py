@@ -247,4 +247,4 @@ def test_a_perturbed_weight_is_its_formula_and_so_are_its_gradients(rank, kernel
         product = (left @ right).view(n, m, -1)
         expected = r[:, None, None] * base[group] * s[:, None] + product
         torch.testing.assert_close(weight[group], expected)
-    assert torch.autograd.gradcheck(lambda *own: perturb_weight(base, *own), parts)
+    assert torch.autograd.gradcheck(lambda *factors: perturb_weight(base, *factors), parts)

@@ -607,7 +607,7 @@ def test_periodic_evaluation_over_the_whole_stream_changes_nothing():
         for experience in stream.train_stream:
             strategy.train(experience, eval_streams=[stream.test_stream], shuffle=False)
             names.append(set(strategy.model.state_dict()))
-        assert all(own == names[0] for own in names)
+        assert all(name == names[0] for name in names)
         final.append(logits(strategy.model, stream.test_stream, range(3)))
     for without, with_evaluation in zip(*final):
         assert torch.equal(without, with_evaluation)
@@ -825,8 +825,8 @@ def test_pruned_entries_stay_zero_while_the_others_train_on():
     )
     train(strategy)
     assert len(masks) == 8
-    for own in masks:
-        assert all(torch.equal(a, b) for a, b in zip(own, masks[0]))
+    for of_step in masks:
+        assert all(torch.equal(a, b) for a, b in zip(of_step, masks[0]))
     assert not torch.equal(weights[0], weights[-1])
     assert growth(strategy.network)["reference"] <= 0.15
 

@@ -189,9 +189,9 @@ def test_groups_are_layers_side_by_side():
         with torch.no_grad():
             single.base.copy_(store.base[part])
             single.scratch.copy_(store.scratch[part])
-        own = single.scalings()
-        torch.testing.assert_close((r[group], s[group]), (own[0][0], own[1][0]))
-        torch.testing.assert_close(rest[group], single.residual(*own, "spatial_mean")[0])
+        scalings = single.scalings()
+        torch.testing.assert_close((r[group], s[group]), (scalings[0][0], scalings[1][0]))
+        torch.testing.assert_close(rest[group], single.residual(*scalings, "spatial_mean")[0])
 
 
 def test_only_what_the_open_task_trains_gets_a_gradient():
@@ -808,17 +808,17 @@ def both_ways(layer, x, monkeypatch, rank=2):
     for deferred in (False, True):
         monkeypatch.setattr(PerturbedStore, "_linear_is_cheaper", lambda self, rows: True)
         monkeypatch.setattr(PerturbedStore, "_convolution_is_cheaper", lambda self, x, stride: True)
-        own = x.double().requires_grad_()
+        inputs = x.double().requires_grad_()
         weight = store.substitute() if deferred else store.weight()
         monkeypatch.setattr(store, "weight", lambda: pytest.fail("composed"), raising=True)
         layer.__dict__["weight"] = weight
-        out = layer(own)
+        out = layer(inputs)
         del layer.__dict__["weight"]
         monkeypatch.undo()
         trained = [store.row_scale, store.column_scale, store.left, store.right]
         if layer.bias is not None:
             trained.append(layer.bias)
-        found.append((out, *torch.autograd.grad(out.square().sum(), [own, *trained])))
+        found.append((out, *torch.autograd.grad(out.square().sum(), [inputs, *trained])))
     return found
 
 
@@ -928,16 +928,18 @@ def test_under_autocast_the_factors_give_what_the_weight_does_but_for_rounding(
     trained += [] if layer.bias is None else [layer.bias]
 
     def computed(weight):
-        own = x.clone().requires_grad_()
+        inputs = x.clone().requires_grad_()
         layer.__dict__["weight"] = weight
-        out = layer(own)
+        out = layer(inputs)
         del layer.__dict__["weight"]
-        return out, *torch.autograd.grad(out.float().square().sum(), [own, *trained])
+        return out, *torch.autograd.grad(out.float().square().sum(), [inputs, *trained])
 
     expected = computed(store.weight())
     composed = []
     weight = PerturbedStore.weight
-    monkeypatch.setattr(PerturbedStore, "weight", lambda own: composed.append(own) or weight(own))
+    monkeypatch.setattr(
+        PerturbedStore, "weight", lambda self: composed.append(self) or weight(self)
+    )
     with torch.autocast("cpu", torch.bfloat16):
         found = computed(store.substitute())
         assert not composed

@@ -138,9 +138,9 @@ def test_ranks_are_remembered_task_by_task():
         strategy.train(experience)
     ranks = layer_ranks(strategy.network)
     assert list(ranks) == ["1.weight", "3.weight"]
-    for own in ranks.values():
-        assert own[0] == 0
-        assert all(1 <= rank <= 5 for rank in own[1:])
+    for of_tasks in ranks.values():
+        assert of_tasks[0] == 0
+        assert all(1 <= rank <= 5 for rank in of_tasks[1:])
 
 
 def test_few_bits_make_a_small_file():
@@ -151,17 +151,17 @@ def test_few_bits_make_a_small_file():
         for experience in make_stream(3).train_stream:
             strategy.train(experience)
         sections = [store.sections for store in strategy.network.weight_stores]
-        sizes.append(sum(len(own[2]) for own in sections))
+        sizes.append(sum(len(section[2]) for section in sections))
     assert sizes[1] < 0.4 * sizes[0]
 
 
 def numbered_stream(tasks=3, samples=120):
     """Classes 0..5, without task labels."""
     stream, parts = make_stream(tasks, samples), ([], [])
-    for part, own in zip((stream.train_stream, stream.test_stream), parts):
+    for part, collected in zip((stream.train_stream, stream.test_stream), parts):
         for task, experience in enumerate(part):
             y = torch.tensor([int(y) for _, y, *_ in experience.dataset])
-            own.append((inputs_of(experience), y + 2 * task))
+            collected.append((inputs_of(experience), y + 2 * task))
     return tensors_benchmark(train_tensors=parts[0], test_tensors=parts[1], task_labels=[0] * tasks)
 
 

@@ -87,8 +87,8 @@ def test_the_base_is_bit_identical_after_every_task_and_norms_start_from_it(vari
     strategy = build(model, **VARIANTS[variant])
     before = type(strategy)._before_training_exp
 
-    def watched(own, **kwargs):
-        before(own, **kwargs)
+    def watched(self, **kwargs):
+        before(self, **kwargs)
         starts.append({n: t.clone() for n, t in model.state_dict().items() if n.startswith("1.")})
 
     type(strategy)._before_training_exp = watched
@@ -102,7 +102,7 @@ def test_the_base_is_bit_identical_after_every_task_and_norms_start_from_it(vari
     assert all(torch.equal(a, b) for a, b in zip(bases[0] + bases[0], bases[1] + bases[2]))
     if variant == "given":
         assert torch.equal(bases[0][0], given["0.weight"])
-        assert all(torch.equal(own, given[name]) for s in starts for name, own in s.items())
+        assert all(torch.equal(tensor, given[name]) for s in starts for name, tensor in s.items())
         return
     places = strategy.network.private
     first = dict(zip(places.names, places.committed(0)))

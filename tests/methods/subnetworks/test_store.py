@@ -138,7 +138,7 @@ def test_masks_cost_the_conditional_entropy():
         redrawn = torch.rand(store.shape) < 0.2
         mask = torch.where(redrawn, random_mask(store, 0.5), inherited)
         store.fix_mask(mask)
-        own = int(store.owned.sum())
+        owned = int(store.owned.sum())
         store.keep_values([quantise_codebook(store.kept_values()[0], 4)])
         section = store.encode()
         entropy = 0.0
@@ -150,7 +150,7 @@ def test_masks_cost_the_conditional_entropy():
                     if part:
                         entropy -= part * math.log2(part / n)
         store.restore(task, section)
-        values = (4 * own + 7) // 8 + 16 * 4
+        values = (4 * owned + 7) // 8 + 16 * 4
         assert len(section) - values <= 1.02 * entropy / 8 + 48
         inherited = mask
 
@@ -269,8 +269,8 @@ def test_non_finite_values_are_refused(bad):
 
 def test_a_fixed_mask_loads_into_a_store_that_has_just_opened_the_task():
     store, other = store_of(), store_of(seed=1)
-    for own in (store, other):
-        own.open([])
+    for one in (store, other):
+        one.open([])
     store.fix_mask(random_mask(store, 0.5))
     other.load_state_dict(store.state_dict())
     other.scratch.data.copy_(store.scratch)
