@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from inspect import signature
 from typing import Any, Callable, Sequence
 
@@ -24,6 +25,8 @@ from avalanche_compress.sections import (
     write_shared_sections,
     write_task_sections,
 )
+
+_MOST_NAMES = 4
 
 
 def save_archive(network: TaskNetwork, path: FileLike) -> int:
@@ -75,6 +78,9 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     for store in network.weight_stores:
         _check_registered(store)
     manifest = {**network.options, "weights": _layout(network), "rest": _fingerprint(network)}
+    constants = network.constants()
+    if constants:
+        manifest["constants"] = constants
     return pack(manifest, content)
 
 
@@ -95,8 +101,10 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
 
     :param path: of a file that :func:`save_archive` wrote (str, bytes, PathLike), or the file, open
         in binary mode, which need not be seekable.
-    :param build_model: gives a new model of the class and sizes that were trained; its values do
-        not matter.
+    :param build_model: gives a new model of the class and sizes that were trained; the values of
+        its parameters and persistent buffers do not matter. Of other tensors that it has (plain
+        attributes, buffers that are not persistent) the file knows fingerprints, and a warning
+        tells where they do not fit.
     :return: the network, in evaluation mode; it can learn further tasks.
     :raises ArchiveError: if the file is truncated, altered, of a newer format (the message says
         which release reads it), or of another model.
@@ -112,6 +120,7 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     except (CorruptStreamError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} is damaged: {error}") from error
     _fill_static(network, static)
+    _compare_constants(name, network, manifest.get("constants", {}))
     return network.eval()
 
 
@@ -187,6 +196,20 @@ def _build_network(
             "differ from those of build_model()."
         )
     return network
+
+
+def _compare_constants(source: str, network: TaskNetwork, trained: dict[str, int]) -> None:
+    """Warn of tensors that no archive holds, and that the model has of other values now."""
+    built = network.constants()
+    names = [name for name, mark in trained.items() if built.get(name, mark) != mark]
+    if names:
+        found = ", ".join(map(repr, names[:_MOST_NAMES]))
+        warnings.warn(
+            f"build_model() gives {found} other values than the model had that was trained, which "
+            f"are not in {source}: if answers depend on that, they differ. Draw it from a seed of "
+            "its own in the constructor, or make it a buffer (register_buffer) before training.",
+            stacklevel=3,
+        )
 
 
 # ---------------------------------------------------------------------------- content

@@ -94,7 +94,7 @@ def _version(manifest: Manifest, content: Mapping[str, bytes]) -> int:
     """The oldest format that can hold it."""
     options = [value for *_, config in manifest["weights"] for value in config.values()]
     plain = all(isinstance(value, (str, bool)) for value in options)
-    return 1 if plain and SHARED not in content else VERSION
+    return 1 if plain and SHARED not in content and "constants" not in manifest else VERSION
 
 
 def _fits_version(names: set[str], manifest: Manifest) -> bool:
@@ -177,9 +177,20 @@ def _fits_schema(manifest: Any) -> bool:
         "rest": _is_text,
         "sha256": _is_text,
     }
-    if not isinstance(manifest, dict) or manifest.keys() != fields.keys():
+    if not isinstance(manifest, dict) or manifest.keys() - {"constants"} != fields.keys():
         return False
+    if "constants" in manifest:
+        fields["constants"] = _are_marks
+        if manifest["version"] == 1:
+            return False
     return all(fits(manifest[name]) for name, fits in fields.items())
+
+
+def _are_marks(value: Any) -> bool:
+    """Whether a value is fingerprints by name."""
+    return isinstance(value, dict) and all(
+        _is_text(name) and _is_integer(mark) for name, mark in value.items()
+    )
 
 
 def _is_layout(value: Any) -> bool:

@@ -221,6 +221,47 @@ def test_the_file_is_its_sections_and_a_little(tmp_path):
     assert sections < size < sections + 1000
 
 
+class Projected(nn.Module):
+    """Has a random projection that is neither a parameter nor in a state_dict."""
+
+    def __init__(self, way, seed):
+        super().__init__()
+        drawn = torch.randn(6, 6, generator=torch.Generator().manual_seed(seed))
+        self.way, self.head = way, nn.Linear(6, 2)
+        if way == "buffer":
+            self.register_buffer("projection", drawn, persistent=False)
+        elif way == "module":
+            self.projection = [nn.Linear(6, 6, bias=False)]
+            self.projection[0].weight.data.copy_(drawn)
+        else:
+            self.projection = {
+                "attribute": drawn,
+                "array": drawn.numpy(),
+                "containers": {"a": [drawn]},
+            }[way]
+
+    def forward(self, x):
+        way, kept = self.way, self.projection
+        if way == "module":
+            return self.head(kept[0](x))
+        if way == "containers":
+            kept = kept["a"][0]
+        return self.head(x @ torch.as_tensor(kept))
+
+
+@pytest.mark.parametrize("way", ["buffer", "attribute", "array", "containers", "module"])
+def test_a_builder_of_other_constants_is_warned_of(way, tmp_path, recwarn):
+    network, x = TaskNetwork(Projected(way, 0)), torch.randn(8, 6)
+    learn(network, x, 0)
+    save_archive(network, tmp_path / "file")
+    loaded = load_archive(tmp_path / "file", partial(Projected, way, 0))
+    with torch.no_grad():
+        assert torch.equal(loaded(x, 0), network.eval()(x, 0))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="'projection' other values"):
+        load_archive(tmp_path / "file", partial(Projected, way, 1))
+
+
 # ---------------------------------------------------------------- damage
 
 
@@ -425,6 +466,9 @@ def test_a_manifest_that_nobody_would_read_is_not_written():
         lambda m: m.update(head=5),
         lambda m: m.update(exclude=3),
         lambda m: m.update(include=["nothing"]),
+        lambda m: m.update(constants={"0": "1"}, version=2),
+        lambda m: m.update(constants=[1], version=2),
+        lambda m: m.update(constants={}),
     ],
 )
 def test_an_altered_manifest_is_refused_even_if_its_checksum_fits(example, change, tmp_path):

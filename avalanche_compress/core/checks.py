@@ -122,7 +122,18 @@ class FirstStep:
         self._heads = list(heads)
         self._changed_static = changed_static
         self._is_first_task = is_first_task
+        self._before: tuple[Tensors, Tensor | None] = [], None
         self.reads = ReadsPastAttributes(scratch)
+
+    def begins(self, weights: Tensors, private: Tensors, run: Run) -> None:
+        """Remember how the task answers before the step.
+
+        :param weights: compressed ones that it computes with, by place.
+        :param private: all else that the task has for itself, by place.
+        :param run: has a model answer the step's mini-batch.
+        """
+        tensors = [*weights, *((place, tensor.clone()) for place, tensor in private)]
+        self._before = tensors, _answer(self._structure.copy(tensors)[0], run)
 
     def check(self, task: int, weights: Tensors, private: Tensors, run: Run) -> None:
         """Refuse the model if a finished task would not answer as it does now.
@@ -137,7 +148,7 @@ class FirstStep:
         found = [
             _reassembled(self._structure.differences(self._heads)) or self._growing(task),
             _moving(self._changed_static()),
-            self._outside(tensors, run) or self._drifting(tensors, run),
+            self._outside(tensors, run) or self._drifting(tensors, run) or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
         ]
         if any(found):
@@ -198,6 +209,19 @@ class FirstStep:
             "random numbers by torch"
         )
 
+    def _elsewhere(self, run: Run) -> str:
+        """Has a copy with the tensors of before the step answer again."""
+        tensors, before = self._before
+        after = None if before is None else _answer(self._structure.copy(tensors)[0], run)
+        if before is None or after is None or _gap(before, after) <= _rounding(before):
+            return ""
+        return (
+            "its answers depend on something outside of its modules (an attribute of a class, a "
+            "global variable, a variable of a closure), which training changes and no archive "
+            "holds: make it a buffer (register_buffer) and keep its module out of compression with "
+            "exclude="
+        )
+
     def _aliased(self) -> str:
         names = self._structure.views_of_parameters()
         if not names:
@@ -217,14 +241,25 @@ class FirstStep:
         places = [(Place(parts[id(module)], name), tensor) for (module, name), tensor in other]
         with Substitution(places), self.reads:
             forget_derived(model)
-            if not differ(there, model, run):
-                return ""
+            past = differ(there, model, run)
+        if not past:
+            forget_derived(model)
+            return self._stale(model, run)
         names = sorted(self.reads.names)
         which, where = (_few(names), _exclude(names)) if names else ("a weight", "exclude=")
         return (
             f"its forward pass reads {which} past the attribute (by parameters(), by an alias), "
             "where the task's weight is not: read it as an attribute of its module, or keep that "
             f"module out of compression with {where}"
+        )
+
+    def _stale(self, model: nn.Module, run: Run) -> str:
+        """Has a model that has answered with other weights answer with its own."""
+        if not differ(self._structure.copy([])[0], model, run):
+            return ""
+        return (
+            "its evaluation goes on with what it has derived from weights of before and kept: drop "
+            "that in train(), which is called when weights change, or do not keep it"
         )
 
 

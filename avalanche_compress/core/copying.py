@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -85,9 +85,11 @@ def copy_pre_hooks(
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
     """What the user's code has set on a module, without tensors that are registered.
 
+    Nor what a ``functools.cached_property`` keeps, which is computed again where it is missing.
+
     :param module: any.
     """
-    registered = module._parameters.keys() | module._buffers.keys()
+    registered = module._parameters.keys() | module._buffers.keys() | cached_properties(module)
     known = {*_OF_EVERY_MODULE, *(_OF_RECURRENT_LAYERS if isinstance(module, nn.RNNBase) else ())}
     return {
         name: value
@@ -95,6 +97,16 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
         # a registered name is there while its tensor is substituted
         if name not in registered and name not in known and not _is_hooks(name)
     }
+
+
+def cached_properties(module: nn.Module) -> frozenset[str]:
+    """Names of the properties that a module computes once (``functools.cached_property``).
+
+    :param module: any.
+    """
+    kind: Any = type(module)
+    names: frozenset[str] = _cached_properties(kind)
+    return names
 
 
 def slots_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -125,6 +137,14 @@ def release_hooks(module: nn.Module) -> None:
     for name, hooks in vars(module).items():
         if isinstance(hooks, dict) and _is_hooks(name):
             module.__dict__[name] = type(hooks)(hooks)
+
+
+@lru_cache(maxsize=None)
+def _cached_properties(kind: type) -> frozenset[str]:
+    attributes = {
+        name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()
+    }
+    return frozenset(n for n, value in attributes.items() if isinstance(value, cached_property))
 
 
 @lru_cache(maxsize=None)  # a model has hundreds of modules, and every one of them the same names

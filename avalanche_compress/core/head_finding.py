@@ -12,7 +12,6 @@ from avalanche_compress.core.heads import layers_behind
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import NetworkState
 from avalanche_compress.core.store import Place, WeightStore
-from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import UnsupportedModuleError
 
 
@@ -74,11 +73,13 @@ class HeadFinding(NetworkState):
 
         self._convert(names, tensors, store)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _heads_of(self, x: Any) -> list[str] | None:
         """The layers that give the logits; None if the model does not run on its own tensors."""
-        with torch.random.fork_rng(devices=[]), evaluating(self.backbone):
+        model = self._structure.copy_of_now([])  # what it derives and keeps, the model does not
+        with torch.random.fork_rng(devices=[]):
             try:
-                return layers_behind(self.backbone, lambda: self._run(0, self.backbone, x))
+                return layers_behind(model, lambda: self._run(0, model, x))
             except UnsupportedModuleError:
                 raise
             except Exception:  # training meets it again, and says what it is about

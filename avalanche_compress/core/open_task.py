@@ -127,17 +127,21 @@ class OpenTask:
         expected = None
         if x is not None:
             with Substitution(self._weights()), evaluating(self._model):
-                expected = self._answer(self._model, x, call)
+                expected = self._answer(x, call, self._model)
         sections = [store.encode() for store in stores]
         if expected is not None:
             view = self._view_of(sections)
-            check_answers(task, expected, self._answer(view, x, call))
+            check_answers(task, expected, self._answer(x, call, view))
         return sections
 
     def _weights(self) -> list[tuple[Place, Tensor]]:
         """The compressed weights of the task, whole and without gradients, by place."""
         with torch.no_grad():
             return self._completed([(s.place, s.weight().detach()) for s in self._stores])
+
+    def _private_tensors(self) -> list[tuple[Place, Tensor]]:
+        private = [(place, place.tensor.detach()) for place in self._private.places]
+        return self._completed(private)
 
     def _call(self, x: Any, call: Call) -> Tensor:
         if not self._model.training:
@@ -203,6 +207,8 @@ class OpenTask:
         is_first_task = not self._private.sections
         step = FirstStep(self._structure, self._heads, self._static.changed, scratch, is_first_task)
         tensors = step.reads.separated(tensors)
+        weights, answer = self._weights(), partial(self._answer, x, call)
+        step.begins(weights, self._private_tensors(), answer)
         try:
             with step.reads:
                 logits = self._run(tensors, x, call)
@@ -215,9 +221,7 @@ class OpenTask:
                 "compression with exclude=."
             ) from error
         try:
-            private = [(place, place.tensor.detach()) for place in self._private.places]
-            rest = self._completed(private)
-            step.check(task, self._weights(), rest, lambda model: self._answer(model, x, call))
+            step.check(task, weights, self._private_tensors(), answer)
         except BaseException:
             self.end_substitution()
             raise
@@ -235,8 +239,8 @@ class OpenTask:
             tensors += zip(self._private.places, self._private.tensors_in(private))
         return self._views.of_tensors(tensors).model
 
-    def _answer(self, model: nn.Module, x: Any, call: Call) -> Tensor:
-        """Logits by a model in evaluation mode, with the same random numbers every time.
+    def _answer(self, x: Any, call: Call, model: nn.Module) -> Tensor:
+        """Logits by a model in evaluation mode, with the same random numbers at all times.
 
         Autocast would compute with what it had cast before a weight changed, and layouts are of
         training only.
@@ -245,6 +249,10 @@ class OpenTask:
         devices = [device] if device.type == "cuda" else []
         full_precision = torch.autocast(device.type, enabled=False)
         with torch.random.fork_rng(devices), torch.no_grad(), full_precision:
+            torch.default_generator.manual_seed(0)
+            for index in devices:
+                with torch.cuda.device(index):
+                    torch.cuda.manual_seed(0)
             return call(model, mapped(x, Tensor.contiguous))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
 from typing import TYPE_CHECKING, Any, Callable, Mapping, TypeVar
 
 import torch
@@ -14,13 +13,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.heads import resize_head
 from avalanche_compress.core.store import Place, non_finite
+from avalanche_compress.core.structure import Structure, fingerprint
 from avalanche_compress.errors import TaskStateError
 
 if TYPE_CHECKING:
     from avalanche_compress.core.open_task import OpenTask
     from avalanche_compress.core.private import PrivateStore
     from avalanche_compress.core.store import WeightStore
-    from avalanche_compress.core.structure import Structure
     from avalanche_compress.core.views import Views
 
 Self = TypeVar("Self", bound="NetworkState")
@@ -43,7 +42,7 @@ class StaticTensors:
 
     def remember(self) -> None:
         """Take them as they are for what must not change from here on."""
-        self.marks = {name: _mark(tensor) for name, tensor in self.tensors().items()}
+        self.marks = {name: fingerprint(tensor) for name, tensor in self.tensors().items()}
 
     def check_frozen(self) -> None:
         """Refuse to train what was frozen when the model was converted.
@@ -73,7 +72,9 @@ class StaticTensors:
     def changed(self) -> list[str]:
         """Names of those that are not as they were."""
         return [
-            name for name, mark in self.marks.items() if _mark(self.places[name].tensor) != mark
+            name
+            for name, mark in self.marks.items()
+            if fingerprint(self.places[name].tensor) != mark
         ]
 
 
@@ -163,6 +164,10 @@ class NetworkState(nn.Module):
     def static_tensors(self) -> dict[str, Tensor]:
         """What all tasks share and no training changes: frozen parameters and constant buffers."""
         return self._static.tensors()
+
+    def constants(self) -> dict[str, int]:
+        """Fingerprints of the tensors that a model has besides its parameters and buffers."""
+        return self._structure.constants()
 
     def check_frozen(self) -> None:
         """Refuse to train what was frozen when the model was converted, which all tasks share.
@@ -327,9 +332,3 @@ def reset_nonfinite(module: nn.Module, name: str) -> None:
             "diverged; those entries start anew.",
             stacklevel=3,
         )
-
-
-def _mark(tensor: Tensor) -> int:
-    """A fingerprint by which a change shows."""
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16

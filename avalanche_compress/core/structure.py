@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+import zlib
 from collections import deque
 from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -143,6 +144,26 @@ class Structure:
                     found.append(f"{names[id(twin)]}.{name}".lstrip("."))
         return found
 
+    def constants(self) -> dict[str, int]:
+        """Fingerprints of what no archive holds and whoever builds the model has to make again.
+
+        :return: of the tensors and arrays in each plain attribute and each buffer that is not
+            persistent, by dotted name.
+        """
+        registered = {id(tensor) for twin in self._twins for _, tensor in slots_of(twin)}
+        names = {id(twin): name for name, twin in self._twins[0].named_modules()}
+        found = {}
+        for twin in self._twins:
+            registered -= {id(twin._buffers[name]) for name in twin._non_persistent_buffers_set}
+        registered |= {id(twin) for twin in self._twins}
+        for twin in self._twins:
+            for name, value in _attributes(twin).items():
+                marks = [fingerprint(tensor) for tensor in _values_in(value, registered)]
+                if marks:
+                    mark = marks[0] if len(marks) == 1 else zlib.crc32(repr(marks).encode())
+                    found[f"{names[id(twin)]}.{name}".lstrip(".")] = mark
+        return found
+
     def views_of_parameters(self) -> list[str]:
         """Plain attributes that share memory with a parameter and are not the parameter itself."""
         slots = (slot for module in self._modules for slot in module._parameters.values())
@@ -226,8 +247,33 @@ def _tensors_in(value: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
             yield from _tensors_in(entry, depth - 1)
 
 
+def _values_in(value: Any, known: set[int], depth: int = _DEPTH) -> Iterator[Tensor]:
+    """Tensors and arrays that an attribute holds; those that are known by their id left out."""
+    if id(value) in known:
+        return
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        yield torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, Tensor):
+        if not value.is_meta and value.layout is torch.strided:
+            yield value
+    elif depth:
+        for entry in _entries(value).values():
+            yield from _values_in(entry, known, depth - 1)
+
+
+def fingerprint(tensor: Tensor) -> int:
+    """A number by which a change of a tensor shows.
+
+    :param tensor: any that has memory of its own.
+    """
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16
+
+
 def _entries(value: Any) -> dict[Any, Any]:
-    """What a container or a plain object holds."""
+    """What a container or a plain object holds, or a module that is registered nowhere."""
+    if isinstance(value, nn.Module):
+        return {**dict(slots_of(value)), **value._modules, **plain_attributes(value)}
     if isinstance(value, (*UNCHANGEABLE, weakref.ref)) or callable(value):
         return {}
     if isinstance(value, Mapping):

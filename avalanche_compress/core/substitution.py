@@ -7,6 +7,7 @@ from typing import Any, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from avalanche_compress.core.copying import cached_properties
 from avalanche_compress.core.store import Place
 
 
@@ -101,12 +102,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def forget_derived(module: nn.Module) -> None:
     """Have modules drop what they keep derived from their weights, which may have changed.
 
-    They do so when they are to be trained, if their authors have thought of it; for all other
-    modules there is nothing to do.
+    They do so when they are to be trained, if their authors have thought of it, and what a
+    ``functools.cached_property`` keeps is dropped here; for all other modules there is nothing to
+    do.
 
     :param module: any; each module's mode stays.
     """
     parts = list(module.modules())
+    for part in parts:
+        for name in cached_properties(part):
+            part.__dict__.pop(name, None)
     if all(type(part).train is nn.Module.train for part in parts):
         return
     modes = [part.training for part in parts]

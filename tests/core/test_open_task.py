@@ -143,6 +143,7 @@ class Centred(nn.Module):
                 "object": Holder(zeros),
                 "deque": deque([zeros], maxlen=1),
                 "late": None,
+                "module": [Unregistered(zeros)],
             }[way]
 
     def read(self):
@@ -154,6 +155,8 @@ class Centred(nn.Module):
             return torch.from_numpy(self.mean)
         if self.way == "object":
             return self.mean.value
+        if self.way == "module":
+            return self.mean[0].value
         return torch.zeros(6) if self.mean is None else self.mean
 
     def write(self, mean):
@@ -167,6 +170,8 @@ class Centred(nn.Module):
             self.mean = mean.numpy()
         elif self.way == "object":
             self.mean.value = mean
+        elif self.way == "module":
+            self.mean[0].value = mean
         else:
             self.mean = mean.mean().item() if self.way == "number" else mean
 
@@ -176,12 +181,31 @@ class Centred(nn.Module):
         return x - self.read()
 
 
+class Unregistered(nn.Module):
+    """In a list, where no model finds it."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("value", value)
+
+
 class Holder:
     def __init__(self, value):
         self.value = value
 
 
-WAYS = ["attribute", "buffer", "list", "dict", "number", "array", "object", "deque", "late"]
+WAYS = [
+    "attribute",
+    "buffer",
+    "list",
+    "dict",
+    "number",
+    "array",
+    "object",
+    "deque",
+    "late",
+    "module",
+]
 
 
 @pytest.mark.parametrize("exclude", [(), ("0",)])
@@ -190,6 +214,37 @@ def test_state_that_no_archive_holds_is_refused_in_the_first_step(way, exclude):
     network = TaskNetwork(nn.Sequential(Centred(way), *mlp()), exclude=exclude)
     network.open(0, [0, 1])
     with pytest.raises(UnsupportedModuleError, match=r"depend on '0\.mean'"):
+        network.train()(torch.randn(8, 6), 0)
+
+
+MEANS = {"global": torch.zeros(6)}
+
+
+class Elsewhere(nn.Module):
+    """Keeps a running mean where no module of the model has it."""
+
+    mean = torch.zeros(6)
+
+    def __init__(self, way):
+        super().__init__()
+        kept = {"mean": torch.zeros(6)}
+        self.read, self.write = {
+            "class": (lambda: Elsewhere.mean, partial(setattr, Elsewhere, "mean")),
+            "global": (lambda: MEANS["global"], partial(MEANS.__setitem__, "global")),
+            "closure": (lambda: kept["mean"], lambda mean: kept.update(mean=mean)),
+        }[way]
+
+    def forward(self, x):
+        if self.training:
+            self.write(0.9 * self.read() + 0.1 * x.detach().mean(0))
+        return x - self.read()
+
+
+@pytest.mark.parametrize("way", ["class", "global", "closure"])
+def test_state_outside_of_the_model_is_refused_in_the_first_step(way):
+    network = TaskNetwork(nn.Sequential(Elsewhere(way), nn.Dropout(), *mlp()))
+    network.open(0, [0, 1])
+    with pytest.raises(UnsupportedModuleError, match="outside of its modules"):
         network.train()(torch.randn(8, 6), 0)
 
 

@@ -7,7 +7,7 @@ import pickle
 import sys
 import threading
 from collections import deque
-from functools import partial
+from functools import cached_property, partial
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from avalanche_compress import TaskNetwork, load_archive, save_archive
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.views import run_with_features
+from avalanche_compress.errors import UnsupportedModuleError
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.methods.halrp.store import PerturbedStore
@@ -177,6 +178,62 @@ class Cached(nn.Module):
         if not self.training:
             self.kept = weight, scale
         return self.head(torch.relu(nn.functional.linear(x, weight, self.body.bias)) * scale)
+
+
+class ComputedOnce(nn.Module):
+    """Derives a weight in a property that is computed once and never dropped."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    @cached_property
+    def normalised(self):
+        return nn.functional.normalize(self.body.weight).detach()
+
+    def forward(self, x):
+        weight = nn.functional.normalize(self.body.weight) if self.training else self.normalised
+        return self.head(torch.relu(nn.functional.linear(x, weight, self.body.bias)))
+
+
+class NeverDropped(ComputedOnce):
+    """Keeps it where nobody but its author knows what it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    @property
+    def normalised(self):
+        if "weight" not in self.kept:
+            self.kept["weight"] = nn.functional.normalize(self.body.weight).detach()
+        return self.kept["weight"]
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_a_property_that_is_computed_once_is_that_of_the_task(store, tmp_path):
+    model, x = ComputedOnce(), torch.randn(8, 6)
+    with torch.no_grad():
+        model.eval()(x)  # a user looks at it before the training
+    assert "normalised" in vars(model)
+    network = learned(model, x, store)
+    save_archive(network, tmp_path / "file")
+    loaded = load_archive(tmp_path / "file", ComputedOnce)
+    for task in (2, 0, 1, 0):
+        plain = ComputedOnce().eval()
+        plain.load_state_dict(network.materialise(task).state_dict())
+        with torch.no_grad():
+            wanted = plain(x)
+        for other in (network, loaded, copy.deepcopy(network)):
+            assert torch.equal(logits_of(other, x, task), wanted)
+
+
+def test_what_a_model_never_drops_is_refused_in_the_first_step():
+    network = TaskNetwork(NeverDropped(), example=torch.randn(4, 6))
+    network.open(0, [0, 1])
+    with pytest.raises(UnsupportedModuleError, match="derived from weights of before"):
+        network.train()(torch.randn(8, 6), 0)
 
 
 @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
