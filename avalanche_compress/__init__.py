@@ -29,6 +29,7 @@ from avalanche_compress.errors import (
     ValidationDataError,
 )
 from avalanche_compress.host.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from avalanche_compress.host.series_csv import SeriesCSVLogger
 from avalanche_compress.host.tensor_data import ByteValues, NoTensorsError, TensorSamples
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin
 from avalanche_compress.inference.energy import EnergyRule
@@ -61,16 +62,20 @@ from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.tinysubnets import TinySubNets
 from avalanche_compress.methods.subnetworks.wsn import WSN
 from avalanche_compress.metrics import (
+    AccuracySeries,
+    LayerSeries,
     OrderRobustness,
     OrderRobustnessError,
     OrderRobustnessResult,
     RefusedSamples,
     TaskIdAccuracy,
+    TrainingCurves,
     compression_metrics,
     layer_bits,
     layer_densities,
     layer_ranks,
     task_id_metrics,
+    task_series,
 )
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
@@ -96,6 +101,7 @@ __all__ = [
     "CACL",
     "HALRP",
     "WSN",
+    "AccuracySeries",
     "AdaQPackNet",
     "AdaptationPlugin",
     "AdaptedStore",
@@ -114,6 +120,7 @@ __all__ = [
     "FactoredStore",
     "FactorizationPlugin",
     "GaussianRule",
+    "LayerSeries",
     "LoRA",
     "MaskedStore",
     "MaskingPlugin",
@@ -132,6 +139,7 @@ __all__ = [
     "QuantizationPlugin",
     "RefusedSamples",
     "RidgeRule",
+    "SeriesCSVLogger",
     "ShapingPlugin",
     "SharingPlugin",
     "SlottedStore",
@@ -146,6 +154,7 @@ __all__ = [
     "TensorDataPlugin",
     "TensorSamples",
     "TinySubNets",
+    "TrainingCurves",
     "TrainingDataError",
     "TrainingStateError",
     "TrainingStatePlugin",
@@ -174,6 +183,7 @@ __all__ = [
     "select_inference",
     "store_kinds",
     "task_id_metrics",
+    "task_series",
     "unregister_method",
 ]
 

@@ -9,6 +9,8 @@ FIRST_STREAMS = ("permuted_digits", "split_digits")
 ENGINES = ("local", "ray")
 """Who does the runs."""
 DEVICES = ("auto", "cpu", "cuda")
+NAMES = ("series", "avalanche")
+"""What W&B calls what it is told."""
 TRACKING = ("off", "offline", "online")
 """Whether runs are logged to Weights & Biases, and when they are uploaded."""
 SAVE_EVERY = 60.0

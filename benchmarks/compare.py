@@ -15,6 +15,7 @@ from benchmarks.choices import (
     DEVICES,
     ENGINES,
     FIRST_STREAMS,
+    NAMES,
     RULES,
     SAVE_EVERY,
     SCENARIOS,
@@ -82,6 +83,12 @@ def _parser() -> _Parser:
         "--out", type=Path, default=Path("results"), metavar="DIR", help="default: results"
     )
     parser.add_argument("--wandb", choices=TRACKING, default="off")
+    parser.add_argument(
+        "--wandb-names",
+        choices=NAMES,
+        default=NAMES[0],
+        help="avalanche: its names of single experiences as well",
+    )
     parser.add_argument(
         "--scenario",
         dest="scenarios",

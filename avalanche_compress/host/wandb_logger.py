@@ -7,9 +7,8 @@ writes tables, images and archives. Nothing happens on import.
 
 from __future__ import annotations
 
-import copy
+import re
 import warnings
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Iterator, Sequence, Union
 from weakref import WeakValueDictionary
@@ -17,15 +16,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 import wandb
-from avalanche.evaluation.metric_results import AlternativeValues, TensorImage
 from avalanche.logging import WandBLogger as HostWandBLogger
 from avalanche.logging.wandb_logger import CHECKPOINT_METRIC_NAME
-from matplotlib.figure import Figure
-from PIL.Image import Image
-from PIL.Image import open as open_image
-from wandb.plot.custom_chart import CustomChart
 
 from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.host.wandb_values import as_array, heat_map, to_wandb
+
+_OF_ONE = re.compile(r"/(Task|Exp)\d{3,}$")
+"""How names end that Avalanche makes for one task or one experience."""
 
 Matrix = Union[np.ndarray, torch.Tensor, Sequence[Sequence[float]]]
 
@@ -40,6 +38,11 @@ class WandBLogger(HostWandBLogger):
     Differences from the host's logger of the same name, whose arguments it keeps:
 
     - all metrics of one callback and one training iteration go in one ``log`` call;
+    - a metric with an ``axis`` (:func:`~avalanche_compress.metrics.task_series`) becomes a series
+      over it, ``accuracy/mean`` over ``task``; those that it has ``summarised`` have least,
+      greatest and last value in the summary, by which a table of runs can be sorted;
+    - Avalanche's names of single experiences and tasks, which W&B draws as panels of one point
+      each, are left out unless ``host_names=True``;
     - a tensor or array with one element and any NumPy number is logged as a number, one with
       more elements as a histogram, a confusion matrix as a heat map;
     - an image tensor is moved from channels-first to the layout that wandb draws;
@@ -59,8 +62,11 @@ class WandBLogger(HostWandBLogger):
     :param save_code: save the main script with the run.
     :param config: dictionary of hyper-parameters for ``wandb.config``.
     :param dir: folder for W&B's files, created if missing; by default ``./wandb``.
-    :param params: further arguments of ``wandb.init``, for example ``{"mode": "offline"}``; the
-        environment variable ``WANDB_MODE=offline`` does the same.
+    :param params: further arguments of ``wandb.init``, for example ``{"mode": "offline"}`` (the
+        environment variable ``WANDB_MODE=offline`` does the same), ``tags``, ``job_type`` or
+        ``group``.
+    :param host_names: log metrics whose names end in a task or an experience, as in
+        ``Top1_Acc_Exp/eval_phase/test_stream/Task000/Exp003``.
 
     Example::
 
@@ -68,13 +74,20 @@ class WandBLogger(HostWandBLogger):
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with WandBLogger(dir=folder, save_code=False,
         ...                      params={"mode": "disabled"}) as logger:
-        ...         logger.log_single_metric("StoredBytes", 1024, 0)
+        ...         logger.log_single_metric("size/archive_bytes", 1024, 0)
         ...         logger.log_accuracy_matrix([[0.9], [0.8, 0.95]])
     """
 
     _run: Any = None
     _first_step = 0
+    _defined: frozenset[str] = frozenset()
+    _left_out: str | None = None
+    _has_series = False
     step: int = 0
+
+    def __init__(self, *args: Any, host_names: bool = False, **kwargs: Any):
+        self.host_names = host_names
+        super().__init__(*args, **kwargs)
 
     def before_run(self) -> None:
         """Open the W&B run: the host's constructor calls it, and :attr:`run` when resuming."""
@@ -82,6 +95,7 @@ class WandBLogger(HostWandBLogger):
         if run is None or _is_finished(run):
             run = _open_run(self.init_kwargs)
         self._run = run
+        self._defined = frozenset()
         _open_runs[run.id] = run
         # A run that is resumed online may be ahead of the checkpoint; wandb drops earlier steps.
         self._first_step = run.step if run.resumed else 0
@@ -101,13 +115,55 @@ class WandBLogger(HostWandBLogger):
         :param metric_values: ``MetricValue`` objects of the host.
         """
         rows: dict[int, dict[str, Any]] = {}
+        points: dict[tuple[str, int], dict[str, Any]] = {}
         for metric in metric_values:
+            axis = getattr(metric.origin, "axis", None)
+            if axis is None and self._leaves_out(metric.name):
+                continue
+            if axis is None:
+                row = rows.setdefault(metric.x_plot, {})
+            else:
+                row = points.setdefault((axis, metric.x_plot), {})
             for name, value in _named_values(metric.name, metric.value):
-                rows.setdefault(metric.x_plot, {}).update(
-                    self._loggable(name, value, metric.x_plot)
-                )
+                entry = self._loggable(name, value, metric.x_plot)
+                if entry:
+                    self._define(name, axis, getattr(metric.origin, "summarised", ()))
+                row.update(entry)
         for x_plot in sorted(rows):
             self._log_row(rows[x_plot], x_plot)
+        for (axis, x_plot), row in points.items():
+            self._log_row({**row, axis: x_plot} if row else {}, self.step)
+
+    def _leaves_out(self, name: str) -> bool:
+        """Whether a name is one of a single task or experience, which nobody has asked for."""
+        if self.host_names or name.startswith("WeightCheckpoint") or not _OF_ONE.search(name):
+            return False
+        self._left_out = name
+        return True
+
+    def _define(self, name: str, axis: str | None, summarised: Sequence[str]) -> None:
+        """Tell W&B, once a run, what a series is drawn over and what its summary is."""
+        self._has_series = self._has_series or axis is not None or bool(summarised)
+        run = self.run  # which may open one, that knows no definitions
+        if name in self._defined or (axis is None and name not in summarised):
+            return
+        if axis is not None and axis not in self._defined:
+            run.define_metric(axis, summary="last")
+        kinds = "min,max,last" if name in summarised else None
+        run.define_metric(name, step_metric=axis, summary=kinds)
+        self._defined |= {name} if axis is None else {name, axis}
+
+    def before_training_exp(
+        self, strategy: Strategy, metric_values: Sequence[Any], **kwargs: Any
+    ) -> None:
+        """Go on at the iteration of the strategy, which may be a resumed one."""
+        self.step = max(self.step, strategy.clock.train_iterations)
+
+    def after_training_epoch(
+        self, strategy: Strategy, metric_values: Sequence[Any], **kwargs: Any
+    ) -> None:
+        """Have what is measured from here on stand at this iteration."""
+        self.step = max(self.step, strategy.clock.train_iterations)
 
     def log_single_metric(self, name: str, value: Any, x_plot: int) -> None:
         """Log one value.
@@ -128,6 +184,13 @@ class WandBLogger(HostWandBLogger):
         """
         self._log_row({"TrainingExperience": self.exp_count}, strategy.clock.train_iterations)
         self.exp_count += 1
+        if self._left_out is not None and not self._has_series:
+            warnings.warn(
+                f"{self._left_out} and its like are not logged, as W&B would draw a panel of one "
+                "point for each: give the evaluator task_series(), or the logger host_names=True.",
+                stacklevel=2,
+            )
+            self._has_series = True  # said once
 
     def log_accuracy_matrix(self, matrix: Matrix, name: str = "AccuracyMatrix") -> None:
         """Log the accuracies of all tasks after each task, as a table and as a heat map.
@@ -153,11 +216,14 @@ class WandBLogger(HostWandBLogger):
             self.step,
         )
 
-    def log_archive(self, path: str | Path, name: str) -> Any:
+    def log_archive(self, path: str | Path, name: str, aliases: Sequence[str] = ()) -> Any:
         """Log a file of compressed weights as a W&B artifact of type ``model``.
+
+        A name that is logged again gets a new version, if the file has changed.
 
         :param path: the file, as written by ``save_archive``.
         :param name: name of the artifact: letters, digits, ``-``, ``_`` and ``.``.
+        :param aliases: what else this version is called, besides ``latest``.
         :return: the ``wandb.Artifact``; its metadata holds the file's size in bytes.
         :raises FileNotFoundError: if there is no such file.
         """
@@ -166,7 +232,7 @@ class WandBLogger(HostWandBLogger):
             raise FileNotFoundError(f"no archive to log at {file}")
         artifact = wandb.Artifact(name, type="model", metadata={"bytes": file.stat().st_size})
         artifact.add_file(str(file), name=file.name)
-        self.run.log_artifact(artifact)
+        self.run.log_artifact(artifact, aliases=["latest", *aliases])
         return artifact
 
     def finish(self, exit_code: int | None = None) -> None:
@@ -243,66 +309,6 @@ class WandBLogger(HostWandBLogger):
         self.run.log_artifact(artifact)
 
 
-def to_wandb(value: Any, is_confusion: bool = False) -> Any:
-    """Convert a metric's value to something that ``wandb.log`` shows well.
-
-    :param value: the value of a metric; of ``AlternativeValues`` the first that converts is taken.
-    :param is_confusion: if true, a tensor or array ``[true class, predicted class]`` becomes a heat
-        map.
-    :return: number, string, ``wandb`` object, or ``None`` if W&B has no way to show the value.
-
-    Example::
-
-        >>> to_wandb(torch.tensor(0.5)), to_wandb(np.float32(0.25)), to_wandb(np.int64(3))
-        (0.5, 0.25, 3)
-        >>> type(to_wandb(torch.arange(4))).__name__
-        'Histogram'
-        >>> to_wandb(object()) is None
-        True
-    """
-    if isinstance(value, AlternativeValues):
-        converted = (to_wandb(choice, is_confusion) for choice in value.alternatives)
-        return next((choice for choice in converted if choice is not None), None)
-    if isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, CustomChart):
-        # Logging ties a chart to the run. The evaluator keeps the metric's own chart, and a
-        # strategy that holds a run can be saved but never loaded.
-        return copy.deepcopy(value)
-    if isinstance(value, (Image, Figure)):
-        return wandb.Image(value)
-    if isinstance(value, TensorImage):
-        return wandb.Image(_drawable(_as_array(value.image)))
-    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return _from_array(_as_array(value), is_confusion)
-    return None
-
-
-def heat_map(matrix: np.ndarray, x_label: str, y_label: str, largest: float | None = None) -> Image:
-    """Draw a matrix as coloured cells; NaN cells stay blank.
-
-    :param matrix: non-negative values, shape ``[rows, columns]``.
-    :param x_label: what a column is.
-    :param y_label: what a row is.
-    :param largest: value of the brightest colour; by default the largest in the matrix.
-    :return: the image.
-
-    Example::
-
-        >>> heat_map(np.eye(3), "predicted class", "true class").format
-        'PNG'
-    """
-    # Figure and not pyplot: pyplot would keep every figure open for the life of the process.
-    figure = Figure(figsize=(5, 4))
-    axes = figure.subplots()
-    cells = axes.imshow(matrix, vmin=0.0, vmax=largest, cmap="viridis", aspect="auto")
-    axes.set(xlabel=x_label, ylabel=y_label)
-    figure.colorbar(cells, ax=axes)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    return open_image(buffer)
-
-
 def _open_run(init_kwargs: dict[str, Any]) -> Any:
     """Call ``wandb.init``, next to an open run where another one is to be resumed."""
     kwargs = dict(init_kwargs)
@@ -328,44 +334,6 @@ def _named_values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield f"{name}/{key}", entry
 
 
-def _as_array(value: Any) -> np.ndarray:
-    """Return a tensor, array or NumPy number as an array."""
-    if not isinstance(value, torch.Tensor):
-        return np.asarray(value)
-    tensor = value.detach().cpu()
-    # NumPy has no bfloat16.
-    return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
-
-
-def _from_array(array: np.ndarray, is_confusion: bool) -> Any:
-    """Convert an array to a number, a heat map or a histogram, by its shape."""
-    if array.size == 1 and array.dtype.kind in "biuf":
-        return array.item()
-    if array.size == 0 or array.dtype.kind not in "biuf":
-        return None
-    if is_confusion and array.ndim == 2:
-        return wandb.Image(heat_map(array, "predicted class", "true class"))
-    values = array.astype(np.float64).ravel()
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return None
-    return wandb.Histogram(np_histogram=np.histogram(finite))
-
-
-def _drawable(image: np.ndarray) -> np.ndarray:
-    """Bring an image tensor to bytes with the channels last.
-
-    :param image: shape ``[height, width]`` or ``[channels, height, width]``; floats in [0, 1] or
-        bytes.
-    :return: the image as uint8, ``[height, width]`` or ``[height, width, channels]``.
-    """
-    if image.ndim == 3:
-        image = np.moveaxis(image, 0, -1)
-    if image.dtype.kind == "f":
-        image = np.rint(np.nan_to_num(image).clip(0.0, 1.0) * 255)
-    return image.astype(np.uint8)
-
-
 def _filled(matrix: Matrix) -> np.ndarray:
     """Return a matrix, whose rows may differ in length, padded with NaN.
 
@@ -375,13 +343,10 @@ def _filled(matrix: Matrix) -> np.ndarray:
         array([[0.9 ,  nan],
                [0.8 , 0.95]])
     """
-    rows = [_as_array(row).astype(np.float64) for row in matrix]
+    rows = [as_array(row).astype(np.float64) for row in matrix]
     if not rows or any(row.ndim != 1 for row in rows) or max(map(len, rows)) == 0:
         raise ValueError("the accuracy matrix needs at least one row and one column of numbers")
     filled = np.full((len(rows), max(map(len, rows))), np.nan)
     for row, values in zip(filled, rows):
         row[: len(values)] = values
     return filled
-
-
-__all__ = ["WandBLogger", "heat_map", "to_wandb"]

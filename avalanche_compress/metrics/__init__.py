@@ -19,14 +19,23 @@ from avalanche_compress.metrics.order import (
     OrderRobustnessResult,
     order_robustness,
 )
+from avalanche_compress.metrics.series import (
+    AccuracySeries,
+    LayerSeries,
+    TrainingCurves,
+    task_series,
+)
 from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 
 __all__ = [
+    "AccuracySeries",
+    "LayerSeries",
     "OrderRobustness",
     "OrderRobustnessError",
     "OrderRobustnessResult",
     "RefusedSamples",
     "TaskIdAccuracy",
+    "TrainingCurves",
     "bits_per_weight",
     "capacity",
     "capacity_tinysubnets",
@@ -39,5 +48,6 @@ __all__ = [
     "stored_bytes",
     "task_id_metrics",
     "task_parameters",
+    "task_series",
     "union_density",
 ]

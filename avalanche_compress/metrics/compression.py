@@ -163,29 +163,35 @@ def _weights_in(stores: Iterable[WeightStore]) -> int:
 
 
 class NetworkMetric(PluginMetric[float]):
-    """A number read off the network each time a task is finished.
+    """A number read off the network each time a task is finished: a series over the tasks.
 
-    :param name: as loggers show it.
+    :param name: as loggers show it, the same for all tasks.
     :param measure: a function of the network.
     """
 
+    axis = "task"
+    """``x_plot`` is the place of the task in the stream."""
+
     def __init__(self, name: str, measure: Callable[[TaskNetwork], float]):
         super().__init__()
+        self.summarised = (name,)
         self._name = name
         self._measure = measure
         self._last = 0.0
 
     def result(self, **kwargs: Any) -> float:
+        """The number after the newest task."""
         return self._last
 
     def reset(self, **kwargs: Any) -> None:
+        """Forget it."""
         self._last = 0.0
 
     def after_training_exp(self, strategy: Strategy) -> list[MetricValue]:
+        """Measure the network."""
         self._last = float(self._measure(network_of(strategy)))
-        experience = strategy.experience.current_experience
-        name = f"{self._name}/train_phase/Exp{experience:03d}"
-        return [MetricValue(self, name, self._last, strategy.clock.train_iterations)]
+        task = strategy.experience.current_experience
+        return [MetricValue(self, self._name, self._last, task)]
 
     def __str__(self) -> str:
         return self._name
@@ -194,18 +200,18 @@ class NetworkMetric(PluginMetric[float]):
 def compression_metrics() -> list[NetworkMetric]:
     """Metrics for an ``EvaluationPlugin``: bytes, bits a weight, capacity, parameters a task.
 
-    :return: ``StoredBytes``, ``BitsPerWeight``, ``Capacity`` and ``TaskParameters``, and for
-        masked weights ``UnionDensity`` and ``CapacityWSN`` (0 without), each emitted when a task is
-        finished.
+    :return: ``size/archive_bytes``, ``size/bits_per_weight``, ``size/capacity`` (percent) and
+        ``size/task_parameters``, and for masked weights ``size/union_density`` and
+        ``size/capacity_wsn`` (percent, 0 without), each emitted when a task is finished.
 
     >>> [str(metric) for metric in compression_metrics()][:2]
-    ['StoredBytes', 'BitsPerWeight']
+    ['size/archive_bytes', 'size/bits_per_weight']
     """
     return [
-        NetworkMetric("StoredBytes", stored_bytes),
-        NetworkMetric("BitsPerWeight", bits_per_weight),
-        NetworkMetric("Capacity", capacity),
-        NetworkMetric("UnionDensity", union_density),
-        NetworkMetric("CapacityWSN", capacity_wsn),
-        NetworkMetric("TaskParameters", task_parameters),
+        NetworkMetric("size/archive_bytes", stored_bytes),
+        NetworkMetric("size/bits_per_weight", bits_per_weight),
+        NetworkMetric("size/capacity", capacity),
+        NetworkMetric("size/union_density", union_density),
+        NetworkMetric("size/capacity_wsn", capacity_wsn),
+        NetworkMetric("size/task_parameters", task_parameters),
     ]

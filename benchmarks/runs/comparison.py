@@ -45,6 +45,7 @@ class Options:
     :param data: folder of the data sets.
     :param out: folder of everything that is written.
     :param wandb: ``off``, ``offline`` or ``online``.
+    :param wandb_names: ``series``, or ``avalanche`` for its names of single experiences as well.
     :param scenarios: ``task``, ``class`` or both.
     :param inference: the rules by which our strategies infer tasks in the class scenario.
     :param orders: how many task orders, the canonical one first.
@@ -67,6 +68,7 @@ class Options:
     wandb: str
     scenarios: list[str]
     inference: list[str]
+    wandb_names: str = "series"
     orders: int = 1
     quick: bool = False
     engine: str = "local"
@@ -142,6 +144,7 @@ class Options:
             self.out,
             self.wandb,
             save_every=self.save_every,
+            host_names=self.wandb_names == "avalanche",
         )
 
 

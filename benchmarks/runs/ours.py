@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from avalanche_compress import (
     CompressedStrategy,
+    LayerSeries,
     PackNet,
     Position,
     QuantizationPlugin,
@@ -44,7 +45,7 @@ def compressed(
     :param own: see :func:`new_strategy`.
     """
     # sizes are read off the archive, which takes time: only if somebody looks
-    metrics = compression_metrics() if settings.loggers else []
+    metrics = [*compression_metrics(), LayerSeries()] if settings.loggers else []
     strategy = new_strategy(
         strategy_class, settings, settings.model(), *metrics, **hyper_parameters
     )

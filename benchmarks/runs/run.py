@@ -49,6 +49,7 @@ class Job:
     :param wandb: ``off``, ``offline`` or ``online``.
     :param group: of the grid that the run belongs to, for W&B.
     :param save_every: seconds between two states within a task of ours, at least.
+    :param host_names: whether W&B gets Avalanche's names of single experiences, too.
     """
 
     key: RunKey
@@ -61,6 +62,7 @@ class Job:
     wandb: str = "off"
     group: str = ""
     save_every: float = RunSettings.save_every
+    host_names: bool = False
 
     @property
     def archive(self) -> Path:
@@ -152,7 +154,7 @@ def _tracker(job: Job, stream: Stream) -> Tracker:
         "device": job.device,
         "versions": versions(),
     }
-    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config)
+    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config, job.host_names)
 
 
 def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:
@@ -194,7 +196,7 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
     del history[done.experience :]  # what the state knows nothing of is done again
     tracker.goes_on(done.experience)
     display.start(key, len(stream.tasks), job.budget.epochs, done)
-    _train_all(learner, stream, now, history, job.checkpoints)
+    _train_all(learner, stream, now, history, job.checkpoints, tracker)
     matrix = [task.accuracies for task in history]
     sizes = learner.sizes(job.archive)
     layers = None if learner.layers is None else learner.layers()
@@ -255,7 +257,12 @@ class _Now:
 
 
 def _train_all(
-    learner: Learner, stream: Stream, now: _Now, history: list[Measured], folder: Path
+    learner: Learner,
+    stream: Stream,
+    now: _Now,
+    history: list[Measured],
+    folder: Path,
+    tracker: Tracker,
 ) -> None:
     """Learn the tasks in order, from the first unfinished one; after each evaluate those seen."""
     finished = len(history)
@@ -270,6 +277,7 @@ def _train_all(
         task_ids = accuracy_row(metrics, len(stream.tasks), "TaskId_Acc_Exp")
         refused = _refused(learner, tests, task)
         history.append(Measured(row, task_ids, train_seconds, eval_seconds, refused))
+        tracker.measured([measured.accuracies for measured in history])
         learner.save(folder, task + 1)
         write_history(history, folder)
         now.display.task(now.key, task, mean_so_far(row))

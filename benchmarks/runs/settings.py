@@ -14,7 +14,7 @@ from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
 from torch import nn
 
-from avalanche_compress import NormPlugin
+from avalanche_compress import NormPlugin, TrainingCurves
 from benchmarks.choices import SAVE_EVERY
 from benchmarks.data.splits import Stream
 from benchmarks.data.streams import Budget
@@ -99,8 +99,9 @@ class RunSettings:
         :param model: a new one.
         :param metrics: further metrics for the loggers.
         """
+        watched = [TrainingCurves(), *metrics] if self.loggers else metrics
         evaluator = EvaluationPlugin(
-            accuracy_metrics(experience=True), *metrics, loggers=list(self.loggers)
+            accuracy_metrics(experience=True), *watched, loggers=list(self.loggers)
         )
         return {
             "model": model,

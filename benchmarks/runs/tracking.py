@@ -14,9 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence
 
+from avalanche.evaluation.metric_results import MetricValue
 from PIL import Image
 
+from avalanche_compress import AccuracySeries
+from benchmarks.runs.accuracies import Row, forgetting, mean_so_far
 from benchmarks.runs.results import RunKey, RunResult
+
+TAGS = ("strategy", "stream", "scenario", "inference")
+"""Of the configuration, what runs are filtered by."""
 
 
 class Tracker:
@@ -28,6 +34,7 @@ class Tracker:
     :param recipe: fingerprint of what its numbers come from.
     :param group: of the grid.
     :param config: the logged configuration.
+    :param host_names: whether Avalanche's names of single experiences are logged, too.
     """
 
     def __init__(
@@ -38,8 +45,10 @@ class Tracker:
         recipe: str,
         group: str,
         config: Mapping[str, Any],
+        host_names: bool = False,
     ) -> None:
         self.logger: Any | None = None
+        self._series = AccuracySeries()
         self.slug = slug
         if mode == "off":
             return
@@ -51,11 +60,14 @@ class Tracker:
             save_code=False,
             config=dict(config),
             dir=str(folder),
+            host_names=host_names,
             params={
                 "mode": mode,
                 "id": id_of(slug, recipe),
                 "resume": "allow",
                 "group": group,
+                "job_type": "comparison",
+                "tags": [str(config[name]) for name in TAGS if config.get(name)],
                 # wandb's own report would break into the progress display.
                 "settings": {"silent": True},
             },
@@ -68,6 +80,30 @@ class Tracker:
         """
         if self.logger is not None:
             self.logger.exp_count = finished
+            self.logger.step = max(self.logger.step, finished)
+
+    def measured(self, matrix: Sequence[Row]) -> None:
+        """Log the accuracies after the newest task as points of series over the tasks.
+
+        :param matrix: a row for each task so far, see :class:`~benchmarks.runs.results.RunResult`.
+        """
+        task = len(matrix) - 1
+        seen = [row[: task + 1] for row in matrix]
+        mean = mean_so_far(seen[-1])
+        if self.logger is None or mean is None:
+            return
+        values = {f"accuracy/task_{place:02d}": a for place, a in enumerate(seen[-1])}
+        values["accuracy/mean"] = mean
+        if None not in seen[-1]:
+            values["forgetting/mean"] = forgetting(seen)
+        self.logger.step += 1  # a row of its own, also where the networks have no logger
+        self.logger.log_metrics(
+            [
+                MetricValue(self._series, name, value, task)
+                for name, value in values.items()
+                if value is not None
+            ]
+        )
 
     def log(self, result: RunResult, archive: Path, pictures: Sequence[Path]) -> None:
         """Log what a finished run has: its numbers, its pictures and the archive if there is one.
@@ -88,7 +124,8 @@ class Tracker:
                 shown = path.name[: -len(f"-{self.slug}.png")]
                 self.logger.log_single_metric(f"pictures/{shown}", picture, self.logger.step)
         if archive.is_file():
-            self.logger.log_archive(archive, self.slug)
+            aliases = [f"recipe-{result.recipe}", *(["quick"] if result.quick else [])]
+            self.logger.log_archive(archive, self.slug, aliases)
 
     def close(self, failed: bool) -> None:
         """End the run."""

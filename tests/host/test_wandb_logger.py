@@ -27,7 +27,8 @@ from PIL import Image
 from torch import nn
 from wandb_for_tests import offline_history, offline_records
 
-from avalanche_compress.host.wandb_logger import WandBLogger, heat_map, to_wandb
+from avalanche_compress.host.wandb_logger import WandBLogger
+from avalanche_compress.host.wandb_values import heat_map, to_wandb
 
 
 class FakeRun:
@@ -102,6 +103,7 @@ def test_a_real_run_reaches_the_offline_file(tmp_path, no_wandb_environment):
         params={"mode": "offline"},
         log_artifacts=True,
         path=tmp_path / "weights",
+        host_names=True,
     ) as logger:
         assert wandb.config["learning_rate"] == 0.1
         strategy = naive(

@@ -110,10 +110,10 @@ def test_stored_bytes_are_those_of_the_file(tmp_path):
         results = strategy.train(experience)
         written = save_archive(strategy.model, tmp_path / "archive")
         assert written == os.path.getsize(tmp_path / "archive") == stored_bytes(strategy.network)
-        assert results[f"StoredBytes/train_phase/Exp{task:03d}"] == written
-        bits = results[f"BitsPerWeight/train_phase/Exp{task:03d}"]
+        assert results["size/archive_bytes"] == written
+        bits = results["size/bits_per_weight"]
         assert bits == bits_per_weight(strategy.network) == 8 * written / (weights * (task + 1))
-    assert {type(value) for key, value in results.items() if "train_phase/Exp" in key} == {float}
+    assert {type(value) for key, value in results.items() if key.startswith("size/")} == {float}
 
 
 def test_every_metric_is_emitted_after_each_experience():
@@ -125,15 +125,14 @@ def test_every_metric_is_emitted_after_each_experience():
         evaluator=EvaluationPlugin(compression_metrics(), loggers=[]),
     )
     results = strategy.train(make_stream(1).train_stream[0])
-    names = {key.split("/")[0] for key in results}
     assert {
-        "StoredBytes",
-        "BitsPerWeight",
-        "Capacity",
-        "UnionDensity",
-        "CapacityWSN",
-        "TaskParameters",
-    } <= names
+        "size/archive_bytes",
+        "size/bits_per_weight",
+        "size/capacity",
+        "size/union_density",
+        "size/capacity_wsn",
+        "size/task_parameters",
+    } <= set(results)
 
 
 def test_nothing_learned_weighs_nothing():

@@ -20,6 +20,9 @@ def no_wandb_environment(monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
+SERIES = ("accuracy/", "forgetting/", "size/", "density/", "bits/", "rank/", "train/", "task")
+
+
 def arguments(out, *strategies):
     options = ["--epochs", "2", "--workers", "1", "--wandb", "offline", "--save-every", "0"]
     return ["--strategies", *strategies, *options, "--out", str(out)]
@@ -37,7 +40,7 @@ def measured(out):
     """The metrics of each step, without times and without pictures, which have their own names."""
     steps = {}
     for row in offline_history(out):
-        kept = {name: value for name, value in row.items() if name.startswith(("Top1", "Train"))}
+        kept = {name: value for name, value in row.items() if name.startswith(SERIES)}
         steps.setdefault(row["_step"], {}).update(kept)
     return {step: row for step, row in steps.items() if row}
 
@@ -57,8 +60,11 @@ def test_a_run_is_logged_with_what_its_numbers_come_from(tmp_path):
 
     merged = {name: value for row in offline_history(tmp_path) for name, value in row.items()}
     for task in range(5):
-        name = f"Top1_Acc_Exp/eval_phase/test_stream/Task00{task}/Exp00{task}"
-        assert merged[name] == pytest.approx(result.accuracy_matrix[-1][task])
+        assert merged[f"accuracy/task_0{task}"] == result.accuracy_matrix[-1][task]
+    assert merged["accuracy/mean"] == pytest.approx(result.accuracy)
+    assert merged["size/archive_bytes"] == result.archive_bytes
+    assert {"strategy": "cacl", "stream": "split_digits"}.items() <= config.items()
+    assert (run.job_type, list(run.tags)) == ("comparison", ["cacl", "split_digits", "task"])
     assert merged["AccuracyMatrix/table/nrows"] == 5
     assert merged["pictures/matrix/_type"] == merged["pictures/ranks/_type"] == "image-file"
     artifacts = [r.artifact for r in offline_records(tmp_path) if r.HasField("artifact")]
@@ -102,5 +108,18 @@ def test_a_run_that_goes_on_goes_on_with_its_wandb_run(strategy, tmp_path, monke
     # what wandb sync puts together is what a run that was left alone has logged
     together = measured(killed)
     assert together == measured(whole)
-    experiences = [row.get("TrainingExperience") for _, row in sorted(together.items())]
-    assert [number for number in experiences if number is not None] == [0, 1, 2, 3, 4]
+    for name in ("accuracy/mean", "forgetting/mean"):
+        points = [row["task"] for _, row in sorted(together.items()) if name in row]
+        assert points == [0, 1, 2, 3, 4]
+    curve = [step for step, row in together.items() if "train/loss" in row]
+    assert len(curve) >= 10  # one at the end of each of two epochs of five tasks
+
+
+def test_avalanches_names_are_one_argument_away(tmp_path):
+    assert compare.main([*arguments(tmp_path, "naive"), "--wandb-names", "avalanche"]) == 0
+    (result,) = Store(tmp_path / NAME).results()
+    merged = {name: value for row in offline_history(tmp_path) for name, value in row.items()}
+    for task in range(5):
+        name = f"Top1_Acc_Exp/eval_phase/test_stream/Task00{task}/Exp00{task}"
+        assert merged[name] == pytest.approx(result.accuracy_matrix[-1][task])
+        assert merged[f"accuracy/task_0{task}"] == result.accuracy_matrix[-1][task]
