@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from stores_for_tests import of_variants
 from torch import nn
 
 from avalanche_compress.codec import ByteReader, Codebook, CorruptStreamError, quantise_codebook
@@ -12,7 +13,7 @@ from avalanche_compress.core.store import Place
 from avalanche_compress.methods.ada_qpacknet import store as slotted
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.subnetworks import store as masked
-from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 
 EVENLY_SPACED, RECENT = 32, 4
 TASKS = 5 * EVENLY_SPACED
@@ -75,11 +76,11 @@ def learned(store, tasks, sharing=None):
 
 
 STORES = {
-    "pruned": lambda place: MaskedStore(place),
-    "scored": lambda place: MaskedStore(place, scored=True),
-    "pages": lambda place: SlottedStore(place, policy="grow_copy"),
-    "reuse": lambda place: SlottedStore(place, policy="reuse_frozen"),
+    name: build
+    for name, build in of_variants().items()
+    if issubclass(build.func, SubnetworkStore) and build.keywords.get("policy") != "raise"
 }
+"""Those with masks that find room for any number of tasks."""
 
 
 @pytest.mark.parametrize("sharing", [None, 3])
@@ -87,7 +88,7 @@ STORES = {
 def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
     torch.manual_seed(0)
     store = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
-    expected = learned(store, TASKS, sharing if name != "scored" else None)
+    expected = learned(store, TASKS, sharing if not store.scored else None)
     for task in torch.randperm(TASKS).tolist():
         mask, weight = expected[task]
         assert torch.equal(store.mask_of(task), mask)
@@ -114,7 +115,9 @@ def counted(module, monkeypatch):
 
 
 # 31 tasks since the last leap and 5 leaps of 32; as many as find room on a page
-@pytest.mark.parametrize(("name", "most"), [("pruned", 36), ("scored", 36), ("pages", TASKS // 3)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("packnet", 36), ("wsn", 36), ("ada_qpacknet_pages", TASKS // 3)]
+)
 def test_the_newest_of_many_tasks_is_read_without_the_masks_of_most(name, most, monkeypatch):
     torch.manual_seed(0)
     store = STORES[name](Place(nn.Linear(12, 10, bias=False), "weight"))
@@ -123,19 +126,19 @@ def test_the_newest_of_many_tasks_is_read_without_the_masks_of_most(name, most, 
     for task, section in store.sections.items():
         unread.defer(task, section)
     unread.read_on()
-    decoded = counted(masked if name != "pages" else slotted, monkeypatch)
+    decoded = counted(masked if name != "ada_qpacknet_pages" else slotted, monkeypatch)
     assert torch.equal(unread.committed(TASKS - 1), expected[TASKS - 1][1])
     assert 0 < len(decoded) <= most
 
 
-@pytest.mark.parametrize("name", ["scored", "pages"])
+@pytest.mark.parametrize("name", ["wsn", "ada_qpacknet_pages"])
 def test_damage_to_a_mask_that_nobody_has_read_names_its_task(name):
     torch.manual_seed(0)
     store = STORES[name](Place(nn.Linear(64, 64, bias=False), "weight"))
     expected = learned(store, 4)
     section = bytearray(store.sections[2])
     reader = ByteReader(bytes(section))
-    if name == "pages":
+    if name == "ada_qpacknet_pages":
         for _ in range(3):
             reader.read_uint()
     else:
@@ -155,7 +158,7 @@ def test_damage_to_a_mask_that_nobody_has_read_names_its_task(name):
 
 def test_damage_to_values_that_nobody_has_read_names_their_task():
     torch.manual_seed(0)
-    store = STORES["pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
+    store = STORES["ada_qpacknet_pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
     for task in range(2):
         store.open([])
         store.fix_mask(torch.rand(store.shape) < 0.3)
@@ -163,7 +166,7 @@ def test_damage_to_values_that_nobody_has_read_names_their_task():
         store.keep_values([Codebook(book.codes.clamp(max=2), book.centroids[:3]) for book in codes])
         store.restore(task, store.encode())
     section = store.sections[1]
-    unread = STORES["pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
+    unread = STORES["ada_qpacknet_pages"](Place(nn.Linear(64, 64, bias=False), "weight"))
     unread.defer(0, store.sections[0])
     unread.defer(1, section[:-9] + bytes([255]) + section[-8:])  # a fourth of three centroids
     assert torch.equal(unread.committed(0), store.committed(0))

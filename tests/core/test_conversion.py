@@ -18,13 +18,12 @@ from avalanche.models import (
     SlimResNet18,
     as_multitask,
 )
+from stores_for_tests import get_ready, of_methods, prune
 from torch import nn
 from torchvision.models import VisionTransformer, mobilenet_v3_small, resnet18
 
 from avalanche_compress import TaskNetwork, UnsupportedModuleError, load_archive, save_archive
 from avalanche_compress.core.heads import HeadAdapter
-from avalanche_compress.methods.cacl.store import FactoredStore
-from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 
 
@@ -504,12 +503,7 @@ COMPRESSED = {
         for kind in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
     },
 }
-STORES = {
-    "masked": MaskedStore,
-    "scored": partial(MaskedStore, scored=True),
-    "factored": FactoredStore,
-    "perturbed": PerturbedStore,
-}
+STORES = of_methods()
 
 
 @pytest.mark.parametrize("kind", STORES)
@@ -520,14 +514,13 @@ def test_every_weight_matrix_is_compressed_by_every_store(name, kind, tmp_path):
     assert {store.name for store in network.weight_stores} == compressed
     old = {}
     for task, classes in enumerate([(0, 1), (0, 1, 2), (0, 1)]):
-        network.open(task, classes)
         for store in network.weight_stores:
-            store.density = 0.5
+            get_ready(store, density=0.5)
+        network.open(task, classes)
         y = torch.tensor(classes)[torch.randint(len(classes), (len(x),))]
         train(network, x, y, task)
         for store in network.weight_stores:
-            if kind == "masked":
-                store.prune(0.5)
+            prune(store)
         before = logits_of(network, x, task)
         network.commit()
         old[task] = logits_of(network, x, task)
@@ -572,13 +565,13 @@ def test_tied_weights_are_stored_once_and_tied_when_they_leave(tmp_path):
 def test_the_row_of_padding_is_zero_in_every_task(kind, index):
     network, x = TaskNetwork(texts(padding_idx=index), STORES[kind]), words()
     for task in range(2):
+        get_ready(network.weight_stores[0])
         network.open(task, [0, 1])
         train(network, x, torch.randint(2, (8,)), task)
         with torch.no_grad():
             padded = network(torch.full((2, 3), index % 9), task)
         assert torch.equal(padded[0], network.head.bias)
-        if kind == "masked":
-            network.weight_stores[0].prune(0.5)
+        prune(network.weight_stores[0])
         network.commit()
         assert not network.weight_of("words.weight", task)[index].any()
         assert not network.materialise(task).words.weight[index].any()

@@ -14,12 +14,12 @@ import pytest
 import torch
 from avalanche.models import PNN, DynamicModule
 from avalanche.training.utils import replace_bn_with_brn
+from stores_for_tests import get_ready
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 from avalanche_compress import TaskNetwork, TaskStateError, UnsupportedModuleError
-from avalanche_compress.methods.subnetworks.store import MaskedStore
 from tests.core.test_views import STORES, finish, learn, logits_of, mlp
 
 # ---------------------------------------------------------------- checkpointing
@@ -65,8 +65,7 @@ def test_checkpointed_models_have_the_gradients_of_plain_ones(store, form, times
     network = TaskNetwork(Checkpointed(form, times), store)
     for task in range(2):
         for kept in network.weight_stores:
-            if isinstance(kept, MaskedStore):
-                kept.density = 0.4
+            get_ready(kept)
         network.open(task, [0, 1])
         network.train()
         first = gradients(network, form, x, y, task)  # the step that is watched

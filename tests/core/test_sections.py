@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stores_for_tests import of_variants, prune
 from torch import nn
 
 from avalanche_compress.codec import (
@@ -18,16 +19,14 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.store import Place
-from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.methods.halrp.store import PerturbedStore
-from avalanche_compress.methods.subnetworks.store import MaskedStore
 
 CODES = (None, partial(quantise_codebook, bits=3), partial(quantise_fixed_point, bits=5))
 
 
-def place():
-    return Place(nn.Conv2d(4, 6, 3), "weight")
+def _behind_a_convolution(build):
+    return build(Place(nn.Conv2d(4, 6, 3), "weight"))
 
 
 def private():
@@ -38,15 +37,7 @@ def private():
 
 
 STORES = {
-    "pruned": lambda: MaskedStore(place()),
-    "scored": lambda: MaskedStore(place(), scored=True),
-    "slotted": lambda: SlottedStore(place()),
-    "pages": lambda: SlottedStore(place(), policy="grow_copy"),
-    "reuse": lambda: SlottedStore(place(), policy="reuse_frozen"),
-    "factored": lambda: FactoredStore(place()),
-    "spatial": lambda: FactoredStore(place(), decomposition="spatial"),
-    "perturbed": lambda: PerturbedStore(place(), conv_mode="auto"),
-    "perturbed, given": lambda: PerturbedStore(place(), base="given"),
+    **{name: partial(_behind_a_convolution, build) for name, build in of_variants().items()},
     "private": private,
 }
 
@@ -58,12 +49,10 @@ def encoded(store, task, codes):
     store.density = 0.4
     store.reserved_bits = 32 if codes is None else 8
     store.open(list(store.sections))
-    if isinstance(store, (MaskedStore, SlottedStore)):
-        if not store.scored:
-            store.prune(0.5)
-    elif isinstance(store, FactoredStore):
+    prune(store)
+    if isinstance(store, FactoredStore):
         store.truncate(0.3)
-    elif store.base is not None:
+    elif isinstance(store, PerturbedStore) and store.base is not None:
         mode = store.modes[task % len(store.modes)]
         g, n, width = store.groups, store.rows, store.width(mode)
         store.perturb(*store.scalings(), torch.randn(g, n, 2), torch.randn(g, 2, width))

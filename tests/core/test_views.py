@@ -11,6 +11,7 @@ from functools import cached_property, partial
 
 import pytest
 import torch
+from stores_for_tests import get_ready, of_methods, prune
 from torch import nn
 
 from avalanche_compress import TaskNetwork, load_archive, save_archive
@@ -19,29 +20,20 @@ from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.views import run_with_features
 from avalanche_compress.errors import UnsupportedModuleError
 from avalanche_compress.inference.task_inference import TaskInference
-from avalanche_compress.methods.cacl.store import FactoredStore
-from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 
-STORES = {
-    "masked": MaskedStore,
-    "scored": partial(MaskedStore, scored=True),
-    "factored": FactoredStore,
-    "perturbed": PerturbedStore,
-}
+STORES = of_methods()
 
 
 def finish(network):
     for store in network.weight_stores:
-        if isinstance(store, MaskedStore) and not store.scored:
-            store.prune(0.5)
+        prune(store)
     network.commit()
 
 
 def learn(network, x, task, classes=(0, 1), steps=2):
     for store in network.weight_stores:
-        if isinstance(store, MaskedStore):
-            store.density = 0.4
+        get_ready(store)
     network.open(task, classes)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     y = torch.tensor(sorted(classes))[torch.arange(len(x)) % len(classes)]
@@ -418,7 +410,7 @@ class Gated(nn.Module):
 @pytest.mark.parametrize("way", ["hook", "method", "closure", "default"])
 def test_functions_follow_to_the_weights_of_the_task(way, tmp_path):
     x = torch.randn(8, 6)
-    network = learned(Gated(way), x, STORES["scored"], tasks=1)
+    network = learned(Gated(way), x, STORES["wsn"], tasks=1)
     before = logits_of(network, x, 0)
     learn(network, x, 1, steps=5)
     assert torch.equal(logits_of(network, x, 0), before)

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import shutil
 import sys
-from functools import partial
 
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from stores_for_tests import of_methods
 from streams_for_tests import OURS, conv_net, make_stream, mlp
 from torch import Tensor
 
 from avalanche_compress import (
-    FactoredStore,
-    MaskedStore,
     NonFiniteError,
-    PerturbedStore,
-    SlottedStore,
     TaskNetwork,
 )
 from avalanche_compress.methods.subnetworks.subnetwork import gradient_where
 from avalanche_compress.training.step_guard import StepGuard
 
-STORES = {
-    "masked": MaskedStore,
-    "scored": partial(MaskedStore, scored=True),
-    "slotted": SlottedStore,
-    "factored": FactoredStore,
-    "perturbed": PerturbedStore,
-}
+STORES = of_methods()
 
 
 def build(name, model, plugins=()):
