@@ -42,6 +42,7 @@ _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
 }
 _PURPOSE = "bits='auto'"
 _LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
+_VALUES_A_CENTROID = 16
 _MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
 
@@ -84,7 +85,8 @@ class QuantizationPlugin(ShapingPlugin):
         ``"entropy"``: the codebook of least error whose codes take that many bits on average; or
         ``"fixed_point"``: a shared power of two, at least 2 bits.
     :param private_bits: of the matrices that each task has for itself, such as its head, 1..16;
-        its vectors (biases, norms, running statistics) are then kept as bfloat16. None keeps all
+        its vectors (biases, norms, running statistics) are then kept as bfloat16. A matrix of less
+        than 16 values a centroid is kept as fixed point, which has no codebook. None keeps all
         of them as floats.
     :param tolerance: loss of accuracy that the search accepts, in percentage points.
     :param loss_tolerance: what the search may add to the criterion's mean (of cross-entropy, nats);
@@ -172,13 +174,18 @@ class QuantizationPlugin(ShapingPlugin):
         private = network_of(strategy).private
         private.keep_values(
             {
-                number: _QUANTISERS[self.method](place.tensor.detach().flatten(), self.private_bits)
+                number: self._private_codes(place.tensor.detach().flatten(), self.private_bits)
                 if place.tensor.dim() >= _MATRIX
                 else Half.of(place.tensor)
                 for number, place in enumerate(private.places)
                 if place.tensor.is_floating_point() and place.tensor.numel()
             }
         )
+
+    def _private_codes(self, values: Tensor, bits: int) -> Values:
+        # of few values a codebook takes more than their codes, and more than the values themselves
+        codebook = values.numel() >= _VALUES_A_CENTROID * 2**bits
+        return _QUANTISERS[self.method if codebook else "fixed_point"](values, max(bits, 2))
 
     def quantise(self, layers: Sequence[Layer], bits: int) -> None:
         """Let each layer keep codes of its float values.

@@ -120,19 +120,21 @@ def new_strategy(
     :param settings: the run's.
     :param model: a new one.
     :param metrics: further metrics for the loggers.
-    :param own: arguments of the class. ``bits`` of a class that has no such argument adds a
-        :class:`~avalanche_compress.QuantizationPlugin`.
+    :param hyper_parameters: arguments of the class. ``bits`` of a class that has no such argument
+        adds a :class:`~avalanche_compress.QuantizationPlugin` with these and its other options.
     """
     asked = inspect.signature(strategy_class).parameters
     of_the_run = {"seed": settings.seed, "tasks": len(settings.stream.tasks)}
     hyper_parameters.update((name, of_the_run[name]) for name in of_the_run if name in asked)
-    bits = None if "bits" in asked else hyper_parameters.pop("bits", None)
+    given = (
+        {} if "bits" in asked else {n: hyper_parameters.pop(n) for n in _codes(hyper_parameters)}
+    )
     return strategy_class(
         **settings.arguments(model, *metrics),
         plugins=[
             *settings.plugins,
             *_validation(settings),
-            *([] if bits is None else [QuantizationPlugin(bits)]),
+            *([] if given.get("bits") is None else [QuantizationPlugin(**given)]),
         ],
         task_inference=settings.inference,
         **hyper_parameters,
@@ -155,7 +157,17 @@ def ours(strategy_class: Callable[..., Any]) -> StrategyEntry:
 def hyper_parameters_of(strategy_class: Callable[..., Any]) -> dict[str, Any]:
     """What a recipe may set of a strategy of avalanche_compress, with the defaults."""
     of_the_run = {"seed", "tasks", *inspect.signature(CompressedStrategy).parameters}
-    return {"bits": None, **defaults_of(strategy_class, leave_out=of_the_run)}
+    return {
+        **defaults_of(QuantizationPlugin, leave_out=set()),
+        "bits": None,
+        **defaults_of(strategy_class, leave_out=of_the_run),
+    }
+
+
+def _codes(hyper_parameters: dict[str, Any]) -> list[str]:
+    """Those that are options of :class:`~avalanche_compress.QuantizationPlugin`."""
+    options = inspect.signature(QuantizationPlugin).parameters
+    return [name for name in hyper_parameters if name in options]
 
 
 def _validation(settings: RunSettings) -> list[SupervisedPlugin]:

@@ -146,6 +146,7 @@ VALUES: dict[str, Any] = {
     "momentum": Part,
     "name": Literal[tuple(OPTIMIZERS)],
     "post_prune_epochs": Epochs,
+    "private_bits": Optional[Bits],
     "prune_fraction": Part,
     "prune_proportion": Fractions,
     "prune_rounds": Count,

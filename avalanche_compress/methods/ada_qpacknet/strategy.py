@@ -119,5 +119,6 @@ register_method(
             "pages": {**_ALL_BITS, "capacity_policy": "grow_copy"},
             "reuse": {**_ALL_BITS, "capacity_policy": "reuse_frozen"},
         },
+        recipes=["ada_qpacknet_small"],
     )
 )

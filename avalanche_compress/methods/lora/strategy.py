@@ -59,5 +59,6 @@ register_method(
             "given": {"base": "given"},
             "4bit": {"plugins": [partial(QuantizationPlugin, 4)]},
         },
+        recipes=["lora_4bit"],
     )
 )

@@ -103,5 +103,6 @@ register_method(
             "wide": {"prune_proportion": 0.97},
             "8bit": {"plugins": [partial(QuantizationPlugin, 8)]},
         },
+        recipes=["packnet_4bit"],
     )
 )

@@ -83,5 +83,6 @@ register_method(
         partial(MaskedStore, scored=True),
         small={"density": 0.5, "bits": 4},
         variants={"similar": {"sharing": "similar", "density": 0.3, "prune_rounds": 1}},
+        recipes=["tinysubnets_small"],
     )
 )
