@@ -30,7 +30,8 @@ class Features:
     modules stand one after another.
 
     :param names: of modules, dotted, joined by ``+``; ``"head"`` for the head's inputs and
-        ``"first"`` for the first module whose weights are shared.
+        ``"first"`` for the first module whose weights are shared, of which, if it is a convolution,
+        whole maps are read: early channels say little without where they are strong.
     :param folded: whether features wider than :data:`WIDEST` are folded.
 
     >>> str(Features("first+body.3"))
@@ -95,7 +96,8 @@ class Features:
                     "features=."
                 )
             output = output.detach()
-            row = output.flatten(1) if module is network.head else flatten(output, module)
+            whole = module is network.head or (name == FIRST and _is_convolution(module))
+            row = output.flatten(1) if whole else flatten(output, module)
             parts.append(row.float())
         return logits, self._folded(torch.cat(parts, dim=1))
 
@@ -127,6 +129,10 @@ def flatten(output: Tensor, module: nn.Module) -> Tensor:
     tokens = output.dim() == 3 and not isinstance(module, channels_first)
     maps = output.transpose(1, 2) if tokens else output.flatten(2)
     return torch.cat([maps.mean(dim=2), maps.std(dim=2, unbiased=False)], dim=1)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvNd)
 
 
 def fold(features: Tensor, widest: int = WIDEST) -> Tensor:

@@ -338,6 +338,21 @@ def test_convolutions_are_read_as_mean_and_deviation_of_each_channel():
     torch.testing.assert_close(both, torch.cat([features, head_inputs(network, x, 1)], dim=1))
 
 
+def test_of_a_first_convolution_whole_maps_are_read():
+    network = network_of(TASKS, conv_net)
+    layer = network.weight_stores[0].place.module
+    assert isinstance(layer, nn.Conv2d)
+    x, _ = samples_of([0], 5)
+    seen = []
+    hook = layer.register_forward_hook(lambda *call: seen.append(call[2]))
+    _, features = Features("first")(network, x, 1)
+    hook.remove()
+    torch.testing.assert_close(features, fold(seen[0].flatten(1)))
+    # where in the image something is counts
+    moved = Features("first")(network, x.roll(3, dims=3), 1)[1]
+    assert (moved - features).abs().max() > 0.1 * features.std()
+
+
 def test_wide_features_are_folded_so_that_inner_products_stay_about():
     torch.manual_seed(0)
     a, b = torch.randn(2, 30, 3000)
