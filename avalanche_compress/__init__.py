@@ -17,6 +17,7 @@ from avalanche_compress.errors import (
     ArchiveError,
     CapacityExhaustedError,
     CompressError,
+    ExportError,
     NonFiniteError,
     TaskAlreadyLearnedError,
     TaskInferenceError,
@@ -28,6 +29,7 @@ from avalanche_compress.errors import (
     UnsupportedPluginError,
     ValidationDataError,
 )
+from avalanche_compress.export import export_task
 from avalanche_compress.host.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from avalanche_compress.host.series_csv import SeriesCSVLogger
 from avalanche_compress.host.tensor_data import ByteValues, NoTensorsError, TensorSamples
@@ -117,6 +119,7 @@ __all__ = [
     "DensitySearch",
     "EnergyRule",
     "EntropyRule",
+    "ExportError",
     "FactoredStore",
     "FactorizationPlugin",
     "GaussianRule",
@@ -165,6 +168,7 @@ __all__ = [
     "ValidationPlugin",
     "WandBLogger",
     "compression_metrics",
+    "export_task",
     "growth",
     "infer",
     "layer_bits",

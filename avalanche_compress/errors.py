@@ -84,6 +84,10 @@ class ArchiveError(CompressError, ValueError):
     """A compressed file is truncated, altered, of a newer format, or made for another model."""
 
 
+class ExportError(CompressError, RuntimeError):
+    """A task cannot be written in another format: it is not traced, or answers otherwise there."""
+
+
 class TrainingStateError(CompressError, RuntimeError):
     """A state to go on training from cannot be kept, is damaged, or is of another training."""
 

@@ -18,6 +18,7 @@ ROOMS = [
     "container",
     "sections",
     "archive",
+    "export",
     "metrics",
     "inference",
     "shaping",

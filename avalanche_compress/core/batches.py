@@ -45,9 +45,19 @@ class Caller:
         :param others: further positional arguments.
         :raises TrainingDataError: if the model does not take one of several inputs by name.
         """
+        positional, by_name = self.arguments(x, *others)
+        return model(*positional, **by_name)
+
+    def arguments(self, x: Any, *others: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the model is called with: positional arguments, and those that have names.
+
+        :param x: the inputs.
+        :param others: further positional arguments.
+        :raises TrainingDataError: if the model does not take one of several inputs by name.
+        """
         if isinstance(x, Mapping) and self._takes_by_name(x):
-            return model(*others, **x)
-        return model(x, *others)
+            return others, dict(x)
+        return (x, *others), {}
 
     def _takes_by_name(self, x: Mapping[str, Any]) -> bool:
         unknown = [name for name in x if name not in self._named]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_compress.core.batches import mapped
-from avalanche_compress.core.checks import FirstStep, check_answers
+from avalanche_compress.core.checks import FirstStep, check_answers, nudged
 from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
@@ -130,8 +130,12 @@ class OpenTask:
                 expected = self._answer(x, call, self._model)
         sections = [store.encode() for store in stores]
         if expected is not None:
-            view = self._view_of(sections)
-            check_answers(task, expected, self._answer(x, call, view))
+            check_answers(
+                task,
+                expected,
+                self._answer(x, call, self._view_of(sections)),
+                lambda: self._answer(x, call, self._view_of(sections, nudged)),
+            )
         return sections
 
     def _weights(self) -> list[tuple[Place, Tensor]]:
@@ -228,12 +232,14 @@ class OpenTask:
         self._is_checked, self._recomputes = True, step.reads.without_gradients
         return logits
 
-    def _view_of(self, sections: Sequence[bytes]) -> nn.Module:
-        """The task as its bytes are read back."""
+    def _view_of(
+        self, sections: Sequence[bytes], change: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> nn.Module:
+        """The task as its bytes are read back, its weights changed."""
         private, *weights = sections
         with torch.inference_mode(False), torch.no_grad():
             tensors = [
-                (store.place, store.weight_in(section))
+                (store.place, change(store.weight_in(section)))
                 for store, section in zip(self._stores, weights)
             ]
             tensors += zip(self._private.places, self._private.tensors_in(private))

@@ -636,6 +636,35 @@ def test_a_commit_refuses_bytes_that_answer_otherwise(store, monkeypatch):
     assert torch.equal(logits_of(network, x, 0), before)
 
 
+class Sensitive(nn.Module):
+    """Makes the rounding of its weights some thousand times larger, as deep models do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(6, 48), nn.Linear(48, 48), nn.Linear(48, 2)
+
+    def forward(self, x):
+        return self.head(torch.sin(2000 * self.b(torch.tanh(self.a(x)))))
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_a_commit_takes_what_rounding_explains_and_no_more(store, monkeypatch):
+    network, x = TaskNetwork(Sensitive(), store), torch.randn(8, 6)
+    for task in range(3):
+        network.open(task, [0, 1])
+        network.train()(x, task).sum().backward()
+        finish(network)
+    network.open(3, [0, 1])
+    network.train()(x, 3).sum().backward()
+    kind, weight_in = type(network.weight_stores[0]), type(network.weight_stores[0]).weight_in
+    monkeypatch.setattr(
+        kind, "weight_in", lambda self, section: weight_in(self, section) * (1 + 1e-4)
+    )
+    with pytest.raises(TaskStateError, match=r"task 3 is not finished.*answers the last"):
+        network.commit()
+
+
 @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
 def test_a_section_is_looked_into_without_a_change(store):
     x = torch.randn(8, 6)
