@@ -102,7 +102,7 @@ class Store:
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.execute(_SCHEMA)
                 yield connection
-        except (sqlite3.Error, OverflowError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise ResultsError(f"{self.path} cannot be used, {error}: move it away.") from error
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import sqlite3
+from contextlib import closing, suppress
 
 import pytest
 from benchmarks_for_tests import make_result
 
+from benchmarks.runs.reading import ResultsError
 from benchmarks.runs.store import NAME, Store
 
 
@@ -67,3 +70,17 @@ def test_concurrent_writers_lose_nothing(store):
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert len({run.key for run in store.results()}) == 80
+
+
+def test_a_schema_that_is_no_text_is_named(store):
+    """Whatever byte of it is damaged; SQLite quotes it in its message."""
+    store.add(make_result())
+    with closing(sqlite3.connect(str(store.path))) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    data = store.path.read_bytes()
+    start = data.index(b"CREATE TABLE")
+    for place in range(start - 8, start + 60):
+        for byte in (0x81, 0xFF):
+            store.path.write_bytes(data[:place] + bytes([byte]) + data[place + 1 :])
+            with suppress(ResultsError):
+                store.results()
