@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+import sys
+from inspect import unwrap
+from types import CodeType, FunctionType
+from typing import Any, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from avalanche_compress.core.store import LowRankWeight
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NOT_OF_TWO = frozenset(
+    (*nn.Linear.__constants__, *nn.Conv2d.__constants__, "weight", "bias", "transposed")
+)
+"""Attributes of a layer that two thin ones do not have."""
+_BUILDING = ("__init__", "_init_weights", "init_weights", "reset_parameters")
+"""Methods that no forward pass calls."""
 
 
 def thin_layers(layer: nn.Module, weight: LowRankWeight) -> nn.Sequential | None:
@@ -124,13 +133,17 @@ def thin_out(
 ) -> None:
     """Put two thin layers where a layer's weight has few terms.
 
+    A layer stays whose weight, bias or sizes the model's code reads, as torch's
+    ``TransformerEncoderLayer`` does: two have no such attributes.
+
     :param model: changed in place.
     :param weights: its layers, and the weight of each; None where that is not of few terms.
     :param always: also where two thin layers are more work than the dense one.
     """
     thin: dict[int, nn.Module] = {}
+    read = _read_layers(model)
     for layer, weight in weights:
-        if weight is None or not weight.factors.rank:
+        if weight is None or not weight.factors.rank or id(layer) in read:
             continue
         pair = thin_layers(layer, weight)
         if pair is not None:
@@ -141,3 +154,43 @@ def thin_out(
         for name, child in list(parent._modules.items()):
             if id(child) in thin:
                 parent._modules[name] = thin[id(child)]
+
+
+def _read_layers(model: nn.Module) -> set[int]:
+    """Layers that the model's code may read attributes of, by id.
+
+    A function reads a layer if it has all the names that lead there and one of the attributes:
+    this takes some for read that are not, and those stay whole.
+    """
+    functions = {kind: list(_names_in(kind)) for kind in {type(m) for m in model.modules()}}
+    found = set()
+    for ancestor in model.modules():
+        reading = [names for names in functions[type(ancestor)] if names & _NOT_OF_TWO]
+        for path, layer in ancestor.named_modules(remove_duplicate=False) if reading else ():
+            way = {name for name in path.split(".") if not name.isdigit()} - {""}
+            if way and any(way <= names for names in reading):
+                found.add(id(layer))
+    return found
+
+
+def _names_in(kind: type[nn.Module]) -> Iterator[set[str]]:
+    """The names in each function of a class, and of the files that it and its bases are from.
+
+    torch's own base classes, which read no layer of a model, are left out.
+    """
+    for base in kind.__mro__:
+        if base in (nn.Module, object):
+            break
+        functions = {**vars(sys.modules[base.__module__]), **vars(base)}
+        for name, function in functions.items():
+            function = unwrap(function) if isinstance(function, FunctionType) else function
+            own = isinstance(function, FunctionType) and function.__module__ == base.__module__
+            if own and name not in _BUILDING:
+                yield set(_names_of(function.__code__))
+
+
+def _names_of(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of(constant)

@@ -110,3 +110,58 @@ def test_weights_that_are_not_terms_stay_dense_in_any_form():
 def test_an_unknown_form_is_refused():
     with pytest.raises(TaskStateError, match="form='thin'"):
         network_of_ranks(1, 1).materialise(0, "thin")
+
+
+# ------------------------------------------------------------------ layers that others read
+
+
+class Reading(nn.Module):
+    """A block of two layers, one of which is called and one read in some way."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.called, self.read = nn.Linear(24, 24), nn.Linear(24, 24)
+        self.way, self.head = way, nn.Linear(24, 2)
+
+    def forward(self, x):
+        return self.head(self.way(self, torch.relu(self.called(x))))
+
+
+def directly(block, x):
+    return nn.functional.linear(x, block.read.weight, block.read.bias)
+
+
+def by_another_name(block, x):
+    layer = block.read
+    return layer(x).view(-1, layer.out_features)
+
+
+@pytest.mark.parametrize("way", [directly, by_another_name])
+@pytest.mark.parametrize("form", ["factored", "auto"])
+def test_a_layer_that_the_model_reads_stays_whole_and_others_do_not(form, way):
+    network, x = TaskNetwork(Reading(way), FactoredStore), torch.randn(5, 24)
+    for store in network.weight_stores:
+        store.rank = 2
+    network.open(0, [0, 1])
+    network.commit()
+    plain = network.materialise(0, form)
+    assert isinstance(plain.called, nn.Sequential)
+    assert isinstance(plain.read, nn.Linear)
+    torch.testing.assert_close(plain(x), network.eval()(x, 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["factored", "auto"])
+def test_an_encoder_of_torch_answers_in_every_form(form):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True)
+    body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    network = TaskNetwork(
+        nn.Sequential(nn.Linear(8, 32), body, nn.Flatten(), nn.Linear(192, 2)), FactoredStore
+    )
+    network.open(0, [0, 1])
+    network.commit()
+    x = torch.randn(5, 6, 8)
+    torch.testing.assert_close(
+        network.materialise(0, form)(x), network.eval()(x, 0), rtol=1e-4, atol=1e-5
+    )
