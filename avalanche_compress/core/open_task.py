@@ -164,12 +164,17 @@ class OpenTask:
             :class:`Recomputed`.
         """
         weights = [
-            (store, store.substitute() if store.scratch.requires_grad else store.weight().detach())
+            (store, _substitute(store) if store.scratch.requires_grad else store.weight().detach())
             for store in self._stores
         ]
         if not recomputed:
-            return self._completed([(store.place, weight) for store, weight in weights])
-        return [place for pair in weights for place in self._recomputed(*pair)]
+            tensors = self._completed([(store.place, weight) for store, weight in weights])
+        else:
+            tensors = [place for pair in weights for place in self._recomputed(*pair)]
+        return [
+            (place, Densified.apply(tensor) if _is_sparse(place) else tensor)
+            for place, tensor in tensors
+        ]
 
     def _recomputed(self, store: WeightStore, weight: Tensor) -> list[tuple[Place, Tensor]]:
         """A weight in all its places, that the backward pass computes again if it is composed."""
@@ -260,6 +265,37 @@ class OpenTask:
                 with torch.cuda.device(index):
                     torch.cuda.manual_seed(0)
             return call(model, mapped(x, Tensor.contiguous))
+
+
+def _is_sparse(place: Place) -> bool:
+    """Whether a layer's gradient has entries of the rows alone that a mini-batch has read."""
+    return bool(getattr(place.module, "sparse", False))
+
+
+def _substitute(store: WeightStore) -> Tensor:
+    return store.weight() if _is_sparse(store.place) else store.substitute()
+
+
+class Densified(torch.autograd.Function):
+    """A weight whose gradient is dense, as all that it is composed of needs it."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        """The weight.
+
+        :param ctx: of torch.
+        :param weight: of a layer whose gradients are sparse.
+        """
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """The gradient of the weight.
+
+        :param ctx: of torch.
+        :param gradient: of what the layer was given, sparse.
+        """
+        return gradient.to_dense()
 
 
 class Recomputed(torch.autograd.Function):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, List
 
+import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
 from torch import nn
 from torch.optim import Optimizer
@@ -19,7 +23,8 @@ def plan_groups(model: nn.Module, optimizer: Optimizer, without: Any = None) -> 
     """The optimiser's groups with all of a model's trainable parameters; nothing is changed.
 
     As with any Avalanche strategy, a parameter that was left out joins: the only group, or the one
-    in which all of its neighbours by name are.
+    in which all of its neighbours by name are. One of a shape that the optimiser does not take
+    stays out, and is not trained.
 
     :param model: plain.
     :param optimizer: over its parameters, or some of them.
@@ -36,7 +41,11 @@ def plan_groups(model: nn.Module, optimizer: Optimizer, without: Any = None) -> 
         for group in optimizer.param_groups
     ]
     known = {id(parameter) for group in groups for parameter in group}
-    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    trained = {
+        name: param
+        for name, param in model.named_parameters()
+        if param.requires_grad and takes(optimizer, param)
+    }
     plan = SimpleNamespace(param_groups=[{"params": group} for group in groups], state={})
     try:
         update_optimizer(plan, trained)
@@ -50,6 +59,62 @@ def plan_groups(model: nn.Module, optimizer: Optimizer, without: Any = None) -> 
     return groups
 
 
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimiser that cannot step after a backward pass.
+
+    :param optimizer: any.
+    :raises TaskStateError: if it asks for a function that computes the loss again, as LBFGS does.
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TaskStateError(
+            f"{type(optimizer).__name__} computes the loss several times a step, by a closure that "
+            "Avalanche's training loop does not give it: choose another optimiser."
+        )
+
+
+def taken_parameters(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """A model's trainable parameters that an optimiser can hold; warns of the others.
+
+    :param model: any.
+    :param optimizer: that trains it.
+    """
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    taken = {name: param for name, param in trained.items() if takes(optimizer, param)}
+    left = [name for name in trained if name not in taken]
+    if left:
+        warnings.warn(
+            f"{type(optimizer).__name__} takes no parameters of the shape of {left[0]!r}: "
+            f"{len(left)} of {len(trained)} are not trained. For those, choose an optimiser that "
+            "takes all shapes.",
+            stacklevel=3,
+        )
+    return taken
+
+
+def takes(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether an optimiser can hold a parameter; Muon, for one, takes matrices only.
+
+    :param optimizer: any; it is not changed.
+    :param parameter: that it may have already.
+    """
+    dims = {member.dim() for group in optimizer.param_groups for member in group["params"]}
+    kind: Any = type(optimizer)
+    return parameter.dim() in dims or bool(_takes_dims(kind, parameter.dim()))
+
+
+@lru_cache(maxsize=None)
+def _takes_dims(kind: Any, dims: int) -> bool:
+    """Whether an optimiser can be built over a parameter of so many dimensions."""
+    try:
+        kind([nn.Parameter(torch.zeros([1] * dims))])
+    except ValueError:
+        return False
+    except Exception:  # it needs options that only its user knows
+        return True
+    return True
+
+
 def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> None:
     """Let the optimiser have planned groups, and the stores' parameters next to their weights.
 
@@ -61,7 +126,8 @@ def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> N
     for store in network.weight_stores:
         for members in groups:
             if any(parameter is store.scratch for parameter in members):
-                members += [part for part in store.parameters() if id(part) not in known]
+                parts = (part for part in store.parameters() if id(part) not in known)
+                members += [part for part in parts if takes(optimizer, part)]
     for group, planned in zip(optimizer.param_groups, groups):
         group["params"] = planned
 

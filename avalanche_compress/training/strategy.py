@@ -47,7 +47,13 @@ from avalanche_compress.shaping.validation import (
     iterate_batches,
     restart_comparisons,
 )
-from avalanche_compress.training.optimizer_groups import join_groups, plan_groups, rejoin_groups
+from avalanche_compress.training.optimizer_groups import (
+    check_optimizer,
+    join_groups,
+    plan_groups,
+    rejoin_groups,
+    taken_parameters,
+)
 from avalanche_compress.training.options import takes_over
 from avalanche_compress.training.ownership import check_not_owned, former_owner, take_over
 from avalanche_compress.training.state import ResumableTraining
@@ -133,6 +139,7 @@ class CompressedStrategy(ResumableTraining):
             evaluator = evaluator()
         metrics = [] if evaluator is None else evaluator.metrics
         check_plugins([*(plugins or []), criterion, *metrics], task_inference is not None)
+        check_optimizer(optimizer)
         if isinstance(model, TaskNetwork):
             _check_stores(model, store)
             groups = plan_groups(model.backbone, optimizer)
@@ -197,7 +204,7 @@ class CompressedStrategy(ResumableTraining):
         """
         self.optimized_param_id = update_optimizer(
             self.optimizer,
-            {n: p for n, p in self.model.named_parameters() if p.requires_grad},
+            taken_parameters(self.model, self.optimizer),
             self.optimized_param_id,
             reset_state=True,
             remove_params=kwargs.get("remove_params", False),

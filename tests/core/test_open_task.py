@@ -81,6 +81,44 @@ def test_checkpointed_models_have_the_gradients_of_plain_ones(store, form, times
         finish(network)
 
 
+class Words(nn.Module):
+    """A bag of words, whose embedding has sparse gradients on demand."""
+
+    def __init__(self, sparse, kind=nn.Embedding):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = kind(20, 8, sparse=sparse), nn.Linear(8, 2)
+
+    def forward(self, x):
+        found = self.words(x)
+        return self.head(found.mean(1) if found.dim() == 3 else found)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_sparse_gradients_are_those_of_dense_ones(store, kind):
+    x, y = torch.randint(20, (8, 5)), torch.tensor([0, 1] * 4)
+    networks = [TaskNetwork(Words(sparse, kind), store) for sparse in (False, True)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    for task in range(2):
+        found = []
+        for network in networks:
+            for kept in network.weight_stores:
+                if isinstance(kept, MaskedStore):
+                    kept.density = 0.4
+            torch.manual_seed(task)
+            network.open(task, [0, 1])
+            network.train()
+            for _ in range(2):  # the first step is watched
+                network.zero_grad()
+                nn.functional.cross_entropy(network(x, task), y).backward()
+            found.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
+            finish(network)
+        assert found[0].keys() == found[1].keys()
+        for name, gradient in found[0].items():
+            assert torch.allclose(found[1][name], gradient, rtol=1e-4, atol=1e-6), name
+
+
 def test_an_evaluation_between_forward_and_backward_changes_no_gradient():
     x, y = torch.randn(8, 6), torch.tensor([0, 1] * 4)
     network = TaskNetwork(Checkpointed("reentrant"))
