@@ -201,7 +201,7 @@ class FirstStep:
             return ""
         model = self._structure.copy(tensors)[0]
         first = _answer(model, run)
-        if first is None or _gap(first, run(model)) <= _rounding(first):
+        if first is None or _alike(first, run(model)):
             return ""
         return (
             "a second evaluation of the same samples answers otherwise than the first, so that no "
@@ -213,7 +213,7 @@ class FirstStep:
         """Has a copy with the tensors of before the step answer again."""
         tensors, before = self._before
         after = None if before is None else _answer(self._structure.copy(tensors)[0], run)
-        if before is None or after is None or _gap(before, after) <= _rounding(before):
+        if before is None or after is None or _alike(before, after):
             return ""
         return (
             "its answers depend on something outside of its modules (an attribute of a class, a "
@@ -318,6 +318,12 @@ def _rounding(logits: Tensor) -> float:
     scale = float(logits.abs().max()) if logits.numel() else 0.0
     digits: float = torch.finfo(logits.dtype).eps ** ROUNDING
     return digits * scale
+
+
+def _alike(logits: Tensor, others: Tensor) -> bool:
+    """Whether two evaluations of one task are equal but for roundings; NaN is as NaN."""
+    gap = _gap(logits, others)
+    return gap == 0 or gap <= _rounding(logits)
 
 
 def differ(one: nn.Module, other: nn.Module, run: Run) -> bool:

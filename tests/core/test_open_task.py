@@ -104,8 +104,7 @@ def test_sparse_gradients_are_those_of_dense_ones(store, kind):
         found = []
         for network in networks:
             for kept in network.weight_stores:
-                if isinstance(kept, MaskedStore):
-                    kept.density = 0.4
+                get_ready(kept)
             torch.manual_seed(task)
             network.open(task, [0, 1])
             network.train()
