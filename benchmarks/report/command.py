@@ -9,16 +9,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Mapping, Sequence
+from urllib.parse import quote
 
 from rich.table import Table as RichTable
 
 from benchmarks.report import pictures
 from benchmarks.report.groups import Runs, by_stream
-from benchmarks.report.html_report import html_report
+from benchmarks.report.html_report import Links, html_report
 from benchmarks.report.render import as_markdown, as_text
 from benchmarks.report.tables import TABLES, Table, scenario_table
 from benchmarks.runs.reading import ResultsError, check_together, read_results
-from benchmarks.runs.results import RunResult, write_text
+from benchmarks.runs.results import PAGES, RunResult, write_text
 from benchmarks.runs.store import Store
 
 SUBJECTS = ("results", "orders", "layers")
@@ -58,7 +59,29 @@ def write_report(results: Runs, folder: Path, failures: Mapping[str, str] | None
     known = failures_in(folder) if failures is None else failures
     write_text(folder / "table.md", markdown_tables(results))
     drawn = pictures.draw_comparison(results, folder)
-    write_text(folder / "report.html", html_report(results, known, drawn))
+    links = links_in(folder, results)
+    write_text(folder / "report.html", html_report(results, known, drawn, links))
+
+
+def links_in(folder: Path, results: Runs) -> dict[str, Links]:
+    """What there is of each run besides its numbers: its archive, and its page at W&B.
+
+    :param folder: of everything that a comparison wrote.
+    :param results: the runs.
+    :return: by slug, title to address; runs of which there is nothing are left out.
+    """
+    found: dict[str, Links] = {}
+    for slug in [result.key.slug for result in results]:
+        links = (
+            {"archive": f"archives/{quote(slug)}"} if (folder / "archives" / slug).exists() else {}
+        )
+        page = folder / PAGES / f"{slug}.txt"
+        address = page.read_text(encoding="utf-8").strip() if page.is_file() else ""
+        if address.startswith(("https://", "http://")):
+            links["W&B"] = address
+        if links:
+            found[slug] = links
+    return found
 
 
 def failures_in(folder: Path) -> dict[str, str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Mapping
+from types import MappingProxyType
+from typing import Dict, Iterable, Mapping
+from urllib.parse import quote
 
 import jinja2
+from markupsafe import Markup
 
+from benchmarks.report.advice import Advice, advice_on
 from benchmarks.report.drawing import svg_of
 from benchmarks.report.groups import Group, Runs, by_order, by_stream, groups_of
 from benchmarks.report.pictures import PICTURES, Picture
 from benchmarks.report.tables import TABLES, Table, scenario_table
+
+Links = Dict[str, str]
+"""Title to address."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # a longer table is folded away until somebody wants to see it
@@ -73,6 +79,8 @@ class Section:
     :param is_quick: whether they had but a tenth of the epochs.
     :param notes: what a reader must not overlook.
     :param command: repeats them.
+    :param advice: which method is for whom.
+    :param links: of each run its slug, and the titles and addresses of what there is of it.
     """
 
     id: str
@@ -81,15 +89,23 @@ class Section:
     is_quick: bool = False
     notes: list[str] = field(default_factory=list)
     command: str = ""
+    advice: list[Advice] = field(default_factory=list)
+    links: list[tuple[str, Links]] = field(default_factory=list)
 
 
-def html_report(results: Runs, failures: Mapping[str, str], drawn: Mapping[str, str]) -> str:
+def html_report(
+    results: Runs,
+    failures: Mapping[str, str],
+    drawn: Mapping[str, str],
+    links: Mapping[str, Links] = MappingProxyType({}),
+) -> str:
     """The page.
 
     :param results: all runs.
     :param failures: by the run's slug, why it did not finish.
     :param drawn: the SVGs of all runs together, by name of the picture; they are not drawn a
         second time where all runs stand in one section.
+    :param links: by the run's slug, titles and addresses of its archive and its page at W&B.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(str(_TEMPLATES)),
@@ -101,22 +117,25 @@ def html_report(results: Runs, failures: Mapping[str, str], drawn: Mapping[str, 
     return environment.get_template("report.html").render(
         facts=_facts(results),
         failures=failures,
-        sections=sections_of(results, drawn),
+        sections=sections_of(results, drawn, links),
         origins=origins_of(results),
         long=_LONG,
     )
 
 
-def sections_of(results: Runs, drawn: Mapping[str, str]) -> list[Section]:
+def sections_of(
+    results: Runs, drawn: Mapping[str, str], links: Mapping[str, Links] = MappingProxyType({})
+) -> list[Section]:
     """A section for each stream and scenario, and one for both scenarios of a stream.
 
     :param results: all runs.
     :param drawn: see :func:`html_report`.
+    :param links: see :func:`html_report`.
     """
     known = drawn if len(groups_of(results)) == 1 else {}
     sections = []
     for number, groups in enumerate(by_stream(results), start=1):
-        sections += [_section(f"s{number}-{g.runs[0].scenario}", g, known) for g in groups]
+        sections += [_section(f"s{number}-{g.runs[0].scenario}", g, known, links) for g in groups]
         if len(groups) > 1:
             place, table = f"s{number}-both", scenario_table(groups)
             blocks = [Block(f"{place}-results", _SUBJECTS["results"], [table])]
@@ -125,7 +144,9 @@ def sections_of(results: Runs, drawn: Mapping[str, str]) -> list[Section]:
     return sections
 
 
-def _section(place: str, group: Group, drawn: Mapping[str, str]) -> Section:
+def _section(
+    place: str, group: Group, drawn: Mapping[str, str], links: Mapping[str, Links]
+) -> Section:
     blocks = []
     for subject, title in _SUBJECTS.items():
         tables = [TABLES[subject](group)] if subject in TABLES else []
@@ -139,12 +160,32 @@ def _section(place: str, group: Group, drawn: Mapping[str, str]) -> Section:
         block = Block(f"{place}-{subject}", title, [t for t in tables if t.rows], figures)
         blocks += [block] if block.tables or figures else []
     first = group.runs[0]
-    return Section(place, group.title, blocks, first.quick, notes_of(group), command_of(group.runs))
+    slugs = [run.key.slug for run in group.runs]
+    return Section(
+        place,
+        group.title,
+        blocks,
+        first.quick,
+        notes_of(group),
+        command_of(group.runs),
+        advice_on(group),
+        [(slug, links[slug]) for slug in slugs if slug in links],
+    )
 
 
 def _figure(picture: Picture, svg: str) -> Figure:
-    coded = base64.b64encode(svg.encode("utf-8")).decode("ascii")
-    return Figure(picture.title, picture.caption, f"data:image/svg+xml;base64,{coded}")
+    return Figure(picture.title, picture.caption, address_of(svg))
+
+
+def address_of(svg: str) -> Markup:
+    """An SVG as a ``data:`` address for an attribute in double quotes, shorter than in base64.
+
+    :param svg: with attributes in double quotes.
+    """
+    text = svg.replace("'", "&apos;").replace('"', "'")
+    for character in "%&#\n":
+        text = text.replace(character, quote(character))
+    return Markup("data:image/svg+xml," + text)
 
 
 def notes_of(group: Group) -> list[str]:

@@ -18,6 +18,7 @@ from benchmarks.report.drawing import (
     depth_bar,
     keep_apart,
     layer_colours,
+    layer_markers,
     new_figure,
     strategy_figure,
     whole_numbers,
@@ -41,12 +42,12 @@ def layer_figure(groups: Sequence[Group], quantity: str) -> Figure:
 def _draw_strategies(part: SubFigure, panels: np.ndarray, group: Group, quantity: str) -> None:
     means = [layer_means(runs, quantity) for runs in group.strategies.values()]
     names = list(dict.fromkeys(name for layers in means for name in layers))
-    colours, widths = layer_colours(names), _layer_widths(names)
+    colours, widths, markers = layer_colours(names), _layer_widths(names), layer_markers(names)
     curves = [curve for layers in means for curve in layers.values()]
     highest = max((float(np.nanmax(curve, initial=0)) for curve in curves), default=0.0)
     for axes, layers in zip(panels.flat, means):
         for name, curve in layers.items():
-            _draw_curve(axes, curve, colours[name], widths[name])
+            _draw_curve(axes, curve, colours[name], widths[name], markers[name])
         axes.set_ylim(0, 1.06 * max(1e-9, highest))
         if quantity == "bits":
             axes.yaxis.set_major_locator(MultipleLocator(8))
@@ -57,7 +58,9 @@ def _draw_strategies(part: SubFigure, panels: np.ndarray, group: Group, quantity
     if len(names) > FEW_LAYERS:
         depth_bar(part, panels, names)
         return
-    shown = [Line2D([], [], color=colours[name], marker="o", markersize=4) for name in names]
+    shown = [
+        Line2D([], [], color=colours[name], marker=markers[name], markersize=5) for name in names
+    ]
     part.legend(shown, names, loc="outside right center", frameon=False, fontsize=9, title="layer")
 
 
@@ -68,13 +71,13 @@ def _layer_widths(names: Sequence[str]) -> dict[str, float]:
     return {name: 1.2 + thicker * (1 - (i + 1) / layers) for i, name in enumerate(names)}
 
 
-def _draw_curve(axes: Axes, curve: np.ndarray, colour: str, width: float) -> None:
+def _draw_curve(axes: Axes, curve: np.ndarray, colour: str, width: float, marker: str) -> None:
     axes.plot(
         np.arange(len(curve)) + 1,
         curve,
         color=colour,
         linewidth=width,
-        marker="o" if len(curve) <= 20 else "",
+        marker=marker if len(curve) <= 20 else "",
         markersize=2.4 + width,
         markeredgecolor="white",
         markeredgewidth=0.4,
@@ -116,12 +119,13 @@ def _draw_ranks(axes: Axes, ranks: np.ndarray, names: Sequence[str], order: Sequ
     layers, tasks = ranks.shape
     few = layers <= FEW_LAYERS
     colours = list(layer_colours(names).values())
+    markers = list(layer_markers(names).values())
     for layer, curve in enumerate(ranks):
         axes.plot(
             curve,
             color=colours[layer],
             linewidth=1.6 if few else 1.1,
-            marker="o" if tasks <= 20 else "",
+            marker=markers[layer] if tasks <= 20 else "",
             markersize=5 if few and tasks <= 10 else 3.5,
             markeredgecolor="white",
             markeredgewidth=0.5,

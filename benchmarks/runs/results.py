@@ -17,6 +17,8 @@ import torch
 from avalanche_compress.files import write_atomically
 from benchmarks.runs.accuracies import Row, final_row, mean_so_far
 
+PAGES = "wandb_pages"
+"""A folder with a text file for each run that W&B has, which holds the address."""
 _LONGEST_NAME = 150
 """Characters of a run's file name: a system allows 255 bytes, and files put words before it."""
 

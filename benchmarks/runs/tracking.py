@@ -19,7 +19,7 @@ from PIL import Image
 
 from avalanche_compress import AccuracySeries
 from benchmarks.runs.accuracies import Row, forgetting, mean_so_far
-from benchmarks.runs.results import RunKey, RunResult
+from benchmarks.runs.results import PAGES, RunKey, RunResult, write_text
 
 TAGS = ("strategy", "stream", "scenario", "inference")
 """Of the configuration, what runs are filtered by."""
@@ -50,6 +50,7 @@ class Tracker:
         self.logger: Any | None = None
         self._series = AccuracySeries()
         self.slug = slug
+        self._page = folder / PAGES / f"{slug}.txt"
         if mode == "off":
             return
         from avalanche_compress import WandBLogger
@@ -123,6 +124,8 @@ class Tracker:
             with Image.open(path) as picture:
                 shown = path.name[: -len(f"-{self.slug}.png")]
                 self.logger.log_single_metric(f"pictures/{shown}", picture, self.logger.step)
+        if self.logger.run.url:  # there is none offline
+            write_text(self._page, self.logger.run.url)
         if archive.is_file():
             aliases = [f"recipe-{result.recipe}", *(["quick"] if result.quick else [])]
             self.logger.log_archive(archive, self.slug, aliases)

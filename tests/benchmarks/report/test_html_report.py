@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from html.parser import HTMLParser
 from itertools import product
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
 from benchmarks_for_tests import make_result, reordered
 
 from benchmarks import compare
+from benchmarks.report.command import write_report
 from benchmarks.report.groups import Group
-from benchmarks.report.html_report import command_of, html_report, notes_of, origins_of
+from benchmarks.report.html_report import address_of, command_of, html_report, notes_of, origins_of
 from benchmarks.report.pictures import draw_comparison
 from benchmarks.report.tables import difference_table, result_table, run_table
+from benchmarks.runs.results import PAGES
 
 VOID = {"meta", "img", "br", "hr", "link"}
 
@@ -101,10 +103,10 @@ def test_nothing_is_fetched_from_anywhere(page, text):
         for name, value in attributes.items()
         if name in ("src", "href", "srcset", "data", "action", "poster")
     ]
-    assert all(address.startswith(("#", "data:image/svg+xml;base64,")) for address in addresses)
+    assert all(address.startswith(("#", "data:image/svg+xml,")) for address in addresses)
     assert not page.all("link")
     assert "@import" not in text
-    assert "url(" not in text
+    assert re.findall(r"url\((?!%23)", text) == []
     policies = [element["content"] for element in page.all("meta") if "http-equiv" in element]
     assert len(policies) == 1
     assert policies[0].startswith("default-src 'none'; img-src data:;")
@@ -114,9 +116,9 @@ def test_every_figure_is_an_svg_with_words_for_who_cannot_see_it(page):
     assert len(page.all("figure")) == len(page.all("figcaption")) == len(page.all("img"))
     for image in page.all("img"):
         assert image["alt"].strip()
-        drawn = base64.b64decode(image["src"].split(",")[1]).decode("utf-8")
+        drawn = unquote(image["src"].partition(",")[2])
         assert ElementTree.fromstring(drawn).tag.endswith("svg")
-        links = re.findall(r'(?:href|src)="([^"]*)"', drawn)
+        links = re.findall(r"(?:href|src)='([^']*)'", drawn)
         assert all(link.startswith(("#", "data:")) for link in links)
 
 
@@ -224,3 +226,30 @@ def test_versions_are_counted_where_they_differ():
         ("hardware", ["a processor"]),
     ]
     assert ("hardware", ["not recorded"]) in origins_of([make_result()])
+
+
+def test_a_picture_that_says_anything_cannot_leave_its_attribute():
+    text = """<text x="1">50 % of "it's" &lt;b> #1</text>"""
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg">{text}</svg>'
+    (image,) = Page(f'<p><img src="{address_of(svg)}" alt="x"></p>').all("img")
+    drawn = unquote(image["src"].partition(",")[2])
+    assert ElementTree.fromstring(drawn)[0].text == "50 % of 'it's' <b> #1"
+
+
+def test_archives_and_pages_of_runs_are_linked(tmp_path):
+    runs = [make_result(seed=0), make_result(seed=1)]
+    slugs = [run.key.slug for run in runs]
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / slugs[0]).write_bytes(b"")
+    (tmp_path / PAGES).mkdir()
+    (tmp_path / PAGES / f"{slugs[0]}.txt").write_text("https://wandb.example/run")
+    (tmp_path / PAGES / f"{slugs[1]}.txt").write_text("javascript:alert(1)")
+    write_report(runs, tmp_path)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    links = [each["href"] for each in page.all("a") if each["href"][0] != "#"]
+    assert links == [f"archives/{slugs[0]}", "https://wandb.example/run"]
+
+
+def test_the_page_says_first_which_method_is_for_whom(page, text):
+    assert text.index("Which method for me") < text.index("Results")
+    assert {each["id"] for each in page.all("h3") if "id" in each} >= {"s1-task-advice"}
