@@ -5,16 +5,27 @@ from __future__ import annotations
 import pytest
 from browser_for_tests import phone
 
+from benchmarks.choices import FIRST_STREAMS
+from benchmarks.data.streams import STREAMS
 from benchmarks.records import RECORDS, read_records
 from benchmarks.report.html_report import html_report
+from benchmarks.runs.strategies import FIRST_LOOK
 
 
 @pytest.fixture(scope="module")
 def default_run():
     """What ``python -m benchmarks.compare`` shows, from the records."""
-    streams = {"permuted_digits", "split_digits"}
-    kept = [run for run in read_records(RECORDS) if run.stream in streams and run.seed == 0]
-    return html_report([run for run in kept if run.order_index == 0], {}, {})
+    kept = [
+        run
+        for run in read_records(RECORDS)
+        if run.stream in FIRST_STREAMS
+        and run.strategy in FIRST_LOOK
+        and (run.seed, run.order_index, run.scenario) == (0, 0, "task")
+        and run.epochs == STREAMS[run.stream].budget.epochs
+        and run.own_backbone
+    ]
+    assert {run.stream for run in kept} == set(FIRST_STREAMS)
+    return html_report(kept, {}, {})
 
 
 def test_the_page_of_the_default_run_is_light(default_run):
