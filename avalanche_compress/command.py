@@ -10,7 +10,11 @@ from dataclasses import asdict
 from importlib import import_module
 from typing import Any, Callable, NoReturn, Sequence
 
+import torch
+
+from avalanche_compress.archive import load_archive
 from avalanche_compress.errors import CompressError
+from avalanche_compress.export import export_task
 from avalanche_compress.inspection import (
     ArchiveContents,
     BuildModel,
@@ -66,6 +70,20 @@ def _parser() -> argparse.ArgumentParser:
     diff = _command(commands, "diff", _diff, "in what two archives differ")
     diff.add_argument("old")
     diff.add_argument("new")
+    export = _command(commands, "export", _export, "one task as a file of ONNX, or of torch.export")
+    export.add_argument("file")
+    export.add_argument("--task", type=int, required=True, metavar="LABEL")
+    export.add_argument(
+        "--onnx", "--pt2", dest="out", required=True, metavar="OUT", help="OUT.onnx or OUT.pt2"
+    )
+    _add_model(export, required=True)
+    sample = export.add_mutually_exclusive_group(required=True)
+    sample.add_argument(
+        "--shape", metavar="C,H,W", type=_shape, help="of one sample of float32 numbers"
+    )
+    sample.add_argument(
+        "--example", metavar="MODULE:FUNCTION", help="a function of yours that gives a mini-batch"
+    )
     for command in (inspect, verify, diff):
         command.add_argument("--json", action="store_true", help="for programs to read")
     for command in (inspect, verify):
@@ -90,27 +108,37 @@ def _add_model(command: argparse.ArgumentParser, required: bool) -> None:
     )
 
 
+def _shape(text: str) -> list[int]:
+    return [int(size) for size in text.split(",")]
+
+
 def _build_model(name: str | None) -> BuildModel | None:
     """The function that ``--model`` names.
 
     :raises _UsageError: if there is none.
     """
-    if name is None:
-        return None
+    return None if name is None else _function("--model", name)
+
+
+def _function(option: str, name: str) -> Callable[[], Any]:
+    """What an option names as ``MODULE:FUNCTION``; the module is imported from here, too.
+
+    :raises _UsageError: if there is none.
+    """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        raise _UsageError(f"--model {name}: MODULE:FUNCTION was expected, such as my_models:build")
+        raise _UsageError(f"{option} {name}: MODULE:FUNCTION was expected, such as my_models:build")
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise _UsageError(f"--model {name}: {error}") from error
+        raise _UsageError(f"{option} {name}: {error}") from error
     finally:
         sys.path.remove(os.getcwd())
     if not callable(function):
-        raise _UsageError(f"--model {name}: it is a {type(function).__name__} and no function")
-    build: BuildModel = function
-    return build
+        raise _UsageError(f"{option} {name}: it is a {type(function).__name__} and no function")
+    found: Callable[[], Any] = function
+    return found
 
 
 # ---------------------------------------------------------------------------- commands
@@ -119,6 +147,17 @@ def _build_model(name: str | None) -> BuildModel | None:
 def _inspect(given: argparse.Namespace) -> int:
     contents = inspect_archive(given.file, _build_model(given.model))
     print(json.dumps(asdict(contents), indent=2) if given.json else _described(contents))
+    return FINE
+
+
+def _export(given: argparse.Namespace) -> int:
+    build = _function("--model", given.model)
+    if given.shape is None:
+        example = _function("--example", given.example)()
+    else:
+        example = torch.randn(2, *given.shape)
+    size = export_task(load_archive(given.file, build), given.task, given.out, example)
+    print(f"{given.out}: {size:,} bytes")
     return FINE
 
 

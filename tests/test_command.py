@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from avalanche_compress import load_archive
 from avalanche_compress.command import FAILED, FINE, NOT_FINE, main
+from benchmarks.stress.examples import SmallNet, inputs
 
 WRITTEN = sorted((Path(__file__).parent / "archives").glob("*.v1"))
 EVERY_FILE = pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.stem)
@@ -83,6 +86,29 @@ def test_what_goes_wrong_is_one_line(arguments, expected, capsys):
     assert not out
     assert err.count("\n") == 1
     assert expected in err
+
+
+def example():
+    """What ``--example`` names here: a mini-batch."""
+    return inputs()
+
+
+@pytest.mark.parametrize("given", ["shape", "example"])
+def test_export_writes_a_task_that_answers_as_the_archive_does(given, tmp_path, capsys):
+    out = tmp_path / "task.pt2"
+    sample = ",".join(map(str, inputs().shape[1:]))
+    sample = ["--shape", sample] if given == "shape" else ["--example", f"{__name__}:example"]
+    options = ["--task", "2", "--pt2", str(out), *MODEL, *sample]
+    assert main(["export", str(WRITTEN[0]), *options]) == FINE
+    assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
+    network = load_archive(WRITTEN[0], SmallNet)
+    with torch.no_grad():
+        expected = network.materialise(2)(inputs())
+        answer = torch.export.load(out).module()(inputs())
+    assert torch.allclose(answer, expected[:, : answer.shape[1]], atol=1e-4)
+    wrong = ["--task", "9", "--pt2", str(out), *MODEL, *sample]
+    assert main(["export", str(WRITTEN[0]), *wrong]) == FAILED
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["unknown", "x"], ["diff", "a"]])
