@@ -255,11 +255,15 @@ def icarl(settings: RunSettings, memory: int = 500) -> Learner:
         fixed_memory=True,
         plugins=settings.plain_plugins(),
     )
-    herding = _Herding(memory)
     strategy.plugins = [
-        herding if isinstance(plugin, _ICaRLPlugin) else plugin for plugin in strategy.plugins
+        _Herding(memory) if isinstance(plugin, _ICaRLPlugin) else plugin
+        for plugin in strategy.plugins
     ]
-    return _with_memory(settings, strategy, lambda: sum(map(len, herding.x_memory)))
+
+    def kept() -> int:
+        return sum(map(len, _plugin(strategy, _Herding).x_memory))
+
+    return _with_memory(settings, strategy, kept)
 
 
 class _Herding(_ICaRLPlugin):
