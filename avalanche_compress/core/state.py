@@ -267,6 +267,20 @@ class NetworkState(nn.Module):
             self.remember_static()
         return result
 
+    def to_empty(self: Self, *, device: Any, recurse: bool = True) -> Self:
+        """As of any module, before the first task; later it would lose what the tasks have learned.
+
+        :param device: where to.
+        :param recurse: whether submodules are moved, too.
+        :raises TaskStateError: if a task is finished.
+        """
+        if self.classes:
+            raise TaskStateError(
+                f"to_empty() gives tensors without values, and the tasks {self.tasks} would be "
+                "lost: move the network with to(), or call to_empty() on a copy of its backbone."
+            )
+        return super().to_empty(device=device, recurse=recurse)
+
     def end_substitution(self) -> None:
         """See :meth:`OpenTask.end_substitution`."""
         self._open.end_substitution()

@@ -24,6 +24,7 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
         epochs_begin()         when they are, and every plugin has seen it
         epoch_boundary()       before the first epoch and after each
         task_ends()            after the last epoch, before any plugin sees its end
+        task_has_ended()       when every plugin has
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -44,6 +45,9 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
 
     def task_ends(self) -> None:
         """All epochs are done."""
+
+    def task_has_ended(self) -> None:
+        """Every plugin has seen the end of the task."""
 
     @property
     def told_to_stop(self) -> bool:
@@ -83,6 +87,7 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
     def _after_training_exp(self, **kwargs: Any) -> None:
         self.task_ends()
         super()._after_training_exp(**kwargs)
+        self.task_has_ended()
 
 
 def _with_known_options(cls: type, init: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, Callable, Sequence
 
 import torch
@@ -154,6 +155,7 @@ class CompressedStrategy(ResumableTraining):
         self.task_inference = task_inference
         self.inferred_tasks: Tensor | None = None
         self.guard = StepGuard()
+        self._at_commit: dict[str, float] = {}
         self._answered_by: int | Tensor = 0
         self._targets_are_known: Known = True
         self._stream_width: int | None = None
@@ -380,12 +382,34 @@ class CompressedStrategy(ResumableTraining):
     def task_ends(self) -> None:
         """Commit, so that periodic evaluation and the user's plugins see what will stay."""
         shape_and_commit(self)
+        self._at_commit = _sums(self.network.backbone)
         if self.task_inference is not None and self.task_inference.needs_statistics:
             size = max(self.train_mb_size, self.eval_mb_size or 0)
             batches = iterate_batches(self.adapted_dataset.eval(), size)
             validation = find_validation(self)
             held_out = [] if validation is None else validation.batches
             self.task_inference.collect(self.network, self.network.tasks[-1], batches, held_out)
+
+    def task_has_ended(self) -> None:
+        """Warn of weights that were set after they had been kept."""
+        changed = _sums(self.network.backbone)
+        names = [name for name, total in self._at_commit.items() if changed.get(name) != total]
+        self._at_commit = {}
+        if names:
+            warnings.warn(
+                f"{names[0]!r} and {len(names) - 1} more were changed in after_training_exp, when "
+                "the task was finished, which changes nothing of it: averaged weights (EMA, SWA) "
+                "and those of an optimiser's eval() are kept if you set them in "
+                "after_training_epoch of the last epoch.",
+                stacklevel=2,
+            )
+
+
+def _sums(model: nn.Module) -> dict[str, float]:
+    """What a change of a parameter shows by; NaN as 0."""
+    names, parameters = zip(*model.named_parameters())
+    sums = torch.stack([parameter.detach().double().sum() for parameter in parameters])
+    return dict(zip(names, sums.nan_to_num().tolist()))
 
 
 def _report_task_identity(evaluator: EvaluationPlugin, refuses: bool) -> None:

@@ -191,6 +191,16 @@ def test_subsets_of_subsets_and_concatenations_are_followed():
     check_same_batches(TaskBalancedDataLoader(data, batch_size=2, shuffle=True))
 
 
+def test_indices_that_count_from_the_end_are_followed():
+    x, y = tensors(20)
+    inner = ConcatDataset([Subset(TensorDataset(x, y), [-1, 3, -20]), TensorDataset(x, y)])
+    chosen = Subset(inner, [-1, 0, 2, -23, -21, 5])
+    data = _make_taskaware_classification_dataset(
+        chosen, targets=[int(chosen[i][1]) for i in range(len(chosen))], task_labels=0
+    )
+    check_same_batches(TaskBalancedDataLoader(data, batch_size=4))
+
+
 def test_normalised_floats_are_the_same():
     normalise = transforms.Normalize((0.5, 0.1), (0.3, 0.7))
     data = _make_taskaware_classification_dataset(

@@ -151,6 +151,8 @@ def _children(
     """Each data set of a concatenation: which of its samples are wanted, and at which places."""
     if indices is not None:
         wanted = np.fromiter(indices, np.int64, len(indices))[wanted]
+    total = sum(len(dataset) for dataset in datasets)
+    wanted = np.where(wanted < 0, wanted + total, wanted)  # counted from the end
     if len(datasets) == 1:
         yield datasets[0], wanted, np.arange(len(wanted))
         return
