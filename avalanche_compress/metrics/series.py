@@ -232,7 +232,8 @@ def task_series(*, curves_every: int = 50) -> list[PluginMetric[Any]]:
     :param curves_every: training steps between two points of the training curves.
     :return: accuracy, forgetting, sizes, layers, and training curves.
 
-    >>> [str(metric) for metric in task_series()][:3]
+    >>> names = list(map(str, task_series()))
+    >>> names[:3]
     ['accuracy', 'size/archive_bytes', 'size/bits_per_weight']
     """
     return [AccuracySeries(), *compression_metrics(), LayerSeries(), TrainingCurves(curves_every)]
