@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import tomllib
 import yaml
 
 import avalanche_compress
@@ -17,6 +19,18 @@ ROOT = Path(__file__).parent.parent
 def test_the_version_that_is_cited_is_the_packages():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == avalanche_compress.__version__
+
+
+def test_the_bounds_of_the_dependencies_are_the_versions_that_were_run():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(
+        re.match(r"([\w-]+)>=([\d.]+)", entry).groups() for entry in project["dependencies"]
+    )
+    script = (ROOT / ".ci" / "oldest").read_text(encoding="utf-8")
+    installed = dict(re.findall(r"([\w-]+)==([\d.]+)", script))
+    assert bounds == {name: installed[name] for name in bounds}
+    python = re.search(r"python(3\.\d+) -m venv", script).group(1)
+    assert project["requires-python"] == f">={python}"
 
 
 def test_importing_the_package_asks_for_neither_scipy_nor_wandb():
