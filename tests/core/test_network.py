@@ -190,8 +190,10 @@ def test_no_free_weights_are_named_and_nothing_changes():
 def test_a_plan_of_reuse_holds_for_one_attempt():
     network, x = TaskNetwork(ConvNet(), Scored), images()
     for store in network.weight_stores:
-        store.density = 1.0  # nothing is left that is not shared
-    learn(network, x, 0)
+        store.density = 1.0
+    network.open(0, [0, 1])
+    network(x, 0)
+    network.commit()  # nothing is left that is not shared
     network.plan_reuse([])
     with pytest.raises(CapacityExhaustedError):
         network.open(1, [0, 1])
