@@ -11,7 +11,7 @@ import pytest
 from browser_for_tests import phone
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("index", "concepts", "logging", "command")
+PAGES = ("index", "concepts", "logging", "command", "resume", "serve", "task_labels")
 
 
 @pytest.mark.parametrize("page", PAGES)
