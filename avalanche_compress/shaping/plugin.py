@@ -11,6 +11,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.shaping.task_loss import check_plain_loss
 
 S = TypeVar("S", bound=WeightStore)
 
@@ -70,6 +71,9 @@ class ShapingPlugin(SupervisedPlugin):
 
         :param strategy: its model has an open task.
         """
+
+    def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        check_plain_loss(strategy)
 
     def after_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         shape_and_commit(strategy)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.core.batches import rows_of
 from avalanche_compress.core.experiences import classes_in_stream
+from avalanche_compress.core.heads import MASKED_LOGIT
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import UnsupportedPluginError
 from avalanche_compress.host.strategy import Criterion, Strategy, criterion_of
@@ -215,6 +216,43 @@ class TaskLoss:
         finally:
             for holder, name, value in before:
                 holder[name] = value
+
+
+def check_plain_loss(strategy: Strategy) -> None:
+    """Refuse a criterion that reads columns of other classes, where it is given those.
+
+    Avalanche's own strategies hand it logits of the stream's width, which are -1000 at the classes
+    of other tasks.
+
+    :param strategy: whose network has an open task; those of this package, which have a
+        ``network``, give a criterion the task's columns.
+    :raises UnsupportedPluginError: if the loss of some logits is another one on the task's columns.
+    """
+    network: Any = strategy.model
+    if not isinstance(network, TaskNetwork) or network.open_task is None:
+        return
+    if hasattr(strategy, "network"):
+        return
+    classes = list(network.classes_of(network.open_task))
+    width = max(max(classes) + 1, network.max_class_label)
+    logits = torch.full((len(classes), width), MASKED_LOGIT)
+    logits[:, classes] = torch.linspace(-1, 1, len(classes) ** 2).view(len(classes), -1)
+    targets = torch.tensor(classes)
+    try:
+        criterion = criterion_of(strategy)
+        wide = criterion(logits, targets)
+        own = TaskLoss(criterion, classes)(logits, targets)
+        alike = torch.allclose(wide, own, rtol=1e-4, atol=1e-5, equal_nan=True)
+    except Exception:  # it wants other targets, or another device: the training will tell
+        return
+    if not alike:
+        raise UnsupportedPluginError(
+            f"the criterion {getattr(criterion, '__name__', type(criterion).__name__)} gives "
+            f"{float(wide.mean()):.4g} on the stream's columns, which {type(strategy).__name__} "
+            f"hands it, and {float(own.mean()):.4g} on those of task {network.open_task}: it reads "
+            f"the columns of other classes, which hold {MASKED_LOGIT:g}. Train with a strategy of "
+            "this package, whose loss sees the task's columns alone, or give plain cross-entropy."
+        )
 
 
 def task_loss(strategy: Strategy) -> TaskLoss:

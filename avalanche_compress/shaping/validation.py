@@ -91,6 +91,7 @@ class ValidationPlugin(ShapingPlugin):
         self._trained_on = dataset.subset(order[held_out : held_out + _FAMILIAR]).eval()
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, *args, **kwargs)
         self._batches = [moved_to(batch, strategy.device) for batch in self._batches]
 
     def after_training_epoch(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:

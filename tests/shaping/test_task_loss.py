@@ -7,8 +7,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks import tensors_benchmark
 from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import loss_metrics
+from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from streams_for_tests import OURS, make_stream, mlp
 from torch import nn
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 
 from avalanche_compress import (
     FactoredStore,
+    MaskingPlugin,
     TaskNetwork,
     TrainingDataError,
     UnsupportedPluginError,
@@ -477,3 +480,40 @@ def test_the_loss_is_of_the_task_that_is_open():
     strategy = build("packnet", nn.CrossEntropyLoss())
     strategy.network.open(0, [4, 9])
     assert task_loss(strategy).classes == (4, 9)
+
+
+def one_hot_bce(logits, targets):
+    wanted = nn.functional.one_hot(targets, logits.shape[-1]).float()
+    return nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "refused"),
+    [
+        (nn.CrossEntropyLoss(), False),
+        (nn.CrossEntropyLoss(weight=torch.arange(1.0, 5.0)), False),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), True),
+        (one_hot_bce, True),
+    ],
+    ids=["plain", "weighted", "smoothed", "binary"],
+)
+def test_on_avalanches_strategies_a_criterion_that_reads_other_columns_is_refused(
+    criterion, refused
+):
+    network = TaskNetwork(mlp())
+    strategy = Naive(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        criterion=criterion,
+        train_mb_size=20,
+        plugins=[MaskingPlugin(0.5)],
+        evaluator=None,
+    )
+    tasks = [(torch.randn(40, 1, 8, 8), torch.arange(40) % 2 + 2 * task) for task in range(3)]
+    stream = tensors_benchmark(tasks, tasks, task_labels=[0, 1, 2]).train_stream
+    if refused:
+        with pytest.raises(UnsupportedPluginError, match="columns of other classes"):
+            strategy.train(stream[1])
+    else:
+        strategy.train(stream[1])
+        assert network.tasks == [1]

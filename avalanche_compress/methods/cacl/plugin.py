@@ -169,6 +169,7 @@ class FactorizationPlugin(ShapingPlugin):
             store.residual_strength = self.residual
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, *args, **kwargs)
         stores = factored_stores(network_of(strategy))
         with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
             self._frozen = [self._frozen_of(store) for store in stores]

@@ -230,6 +230,7 @@ class PerturbationPlugin(FromBasePlugin):
             self.limit.entries(network, len(classes_in(strategy.experience)), least)
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, *args, **kwargs)
         network = network_of(strategy)
         self._perturbed = self._pruned = trains_base(network)
         if not self._perturbed:

@@ -63,6 +63,7 @@ class AdaptationPlugin(FromBasePlugin):
             store.rank = rank
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, *args, **kwargs)
         network = network_of(strategy)
         if not trains_base(network):
             self.start_from_base(network)

@@ -221,6 +221,7 @@ class MaskingPlugin(ShapingPlugin):
         self._pruned = False
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, *args, **kwargs)
         if isinstance(self.density, DensitySearch):
             validation_of(strategy, "a DensitySearch")  # refused now, not after training
 
