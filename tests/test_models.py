@@ -11,7 +11,8 @@ from torch import nn
 
 from benchmarks.stress import models
 from benchmarks.stress.model_list import ENTRIES, Entry
-from benchmarks.stress.models import COLUMNS, METHODS, PAGE, Outcome, Trial, main, page, row
+from benchmarks.stress.models import COLUMNS, METHODS, PAGE, Trial, main, page, row
+from benchmarks.stress.outcomes import Outcome
 
 TEN = (
     "`nn.LSTM`, two layers, both directions",

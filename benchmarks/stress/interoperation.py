@@ -22,6 +22,7 @@ from benchmarks.stress import (
     interoperation_logging,
     interoperation_plugins,
 )
+from benchmarks.stress.outcomes import Outcome, numbered
 from benchmarks.stress.small_training import Case
 
 METHODS: Sequence[Method] = registered_methods()
@@ -111,18 +112,6 @@ SECTIONS = [
 ]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a case.
-
-    :param word: works or refused.
-    :param reason: what a user should know.
-    """
-
-    word: str
-    reason: str
-
-
 def outcome(case: Case, strategy: str) -> Outcome:
     """Try a case with a strategy.
 
@@ -160,18 +149,10 @@ def _table(cases: Sequence[Case], outcomes: Sequence[Sequence[Outcome]]) -> str:
     titles = [method.strategy.__name__ for method in METHODS]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for case, results in zip(cases, outcomes):
-        cells = [_cell(result, reasons) for result in results]
+        cells = [result.said(reasons) for result in results]
         lines.append(f"| {case.name} | " + " | ".join(cells) + " |")
-    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
+    notes = numbered(reasons)
     return "\n".join([*lines, "", *notes, ""] if notes else [*lines, ""])
-
-
-def _cell(result: Outcome, reasons: list[str]) -> str:
-    if not result.reason:
-        return result.word
-    if result.reason not in reasons:
-        reasons.append(result.reason)
-    return f"{result.word} ({reasons.index(result.reason) + 1})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

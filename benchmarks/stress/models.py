@@ -12,7 +12,6 @@ import os
 import tempfile
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +35,7 @@ from avalanche_compress import (
 )
 from avalanche_compress.files import write_atomically
 from benchmarks.stress.model_list import ENTRIES, Entry
+from benchmarks.stress.outcomes import Outcome, numbered
 
 METHODS = {"packnet": "dense", "cacl": "factored"}
 """A method whose weights are masked and one whose weights are terms; the form that is exported."""
@@ -75,18 +75,6 @@ What cannot be kept per task is *refused*, for the reason that the error gives; 
 it, or to what should be known, below the table.
 """
 FIXED = "for a number of samples that is fixed, `any_batch_size=False`: the model counts them"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one column.
-
-    :param word: yes, refused, or a dash for what comes after a refusal.
-    :param reason: what a user should know.
-    """
-
-    word: str
-    reason: str = ""
 
 
 class Samples(Dataset[Any]):
@@ -293,21 +281,12 @@ def page(rows: Sequence[Sequence[Sequence[Outcome]]]) -> str:
     for entry, methods in zip(ENTRIES, rows):
         cells = [_cell(column, reasons) for column in zip(*methods)]
         lines.append(f"| {entry.library} | {entry.name} | " + " | ".join(cells) + " |")
-    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n".join([INTRODUCTION, *lines, "", *notes, ""])
+    return "\n".join([INTRODUCTION, *lines, "", *numbered(reasons), ""])
 
 
 def _cell(column: Sequence[Outcome], reasons: list[str]) -> str:
     """What one cell says, for both methods or for each."""
-
-    def said(outcome: Outcome) -> str:
-        if not outcome.reason:
-            return outcome.word
-        if outcome.reason not in reasons:
-            reasons.append(outcome.reason)
-        return f"{outcome.word} ({reasons.index(outcome.reason) + 1})"
-
-    words = [said(outcome) for outcome in column]
+    words = [outcome.said(reasons) for outcome in column]
     if len(set(words)) == 1:
         return words[0]
     return ", ".join(f"{method} {word}" for method, word in zip(METHODS, words))
