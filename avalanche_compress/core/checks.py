@@ -19,6 +19,7 @@ from avalanche_compress.core.structure import Structure, independent_copy
 from avalanche_compress.core.substitution import Substitution, forget_derived
 from avalanche_compress.errors import (
     CapacityExhaustedError,
+    NonFiniteError,
     TaskAlreadyLearnedError,
     TaskStateError,
     UnsupportedModuleError,
@@ -288,10 +289,18 @@ def check_answers(
     :param expected: logits of the network.
     :param logits: of the task as its bytes are read.
     :param logits_nearby: gives those of the task with weights that are :func:`nudged`.
+    :raises NonFiniteError: if the network's are NaN or infinite.
     :raises TaskStateError: if they differ.
     """
+    if not bool(expected.isfinite().all()):
+        raise NonFiniteError(
+            f"task {task} is not finished: in evaluation the model answers the last training "
+            "mini-batch with NaN or infinite logits. Its training has diverged, or its norms' "
+            "statistics are of too few values: lower the learning rate, clip gradients, or take "
+            "larger mini-batches, and train the task again."
+        )
     gap = _gap(logits, expected)
-    if gap > _rounding(expected) and gap > 10 * _gap(logits_nearby(), logits):
+    if gap > _rounding(expected) and not gap <= 10 * _gap(logits_nearby(), logits) < math.inf:
         raise TaskStateError(
             f"task {task} is not finished: read back from its bytes it answers the last training "
             f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}). "

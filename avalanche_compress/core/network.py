@@ -252,7 +252,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         :raises TaskStateError: if no task is open, or the task's bytes do not answer the last
             mini-batch of training as the task does; then nothing has changed.
         :raises UnsupportedModuleError: if modules came or went; then nothing has changed.
-        :raises NonFiniteError: if a weight is NaN or infinite; then nothing has changed.
+        :raises NonFiniteError: if a weight or an answer is NaN or infinite; nothing has changed.
         """
         task = self._require_open()
         check_structure(task, self._structure, self.heads)

@@ -121,6 +121,7 @@ class OpenTask:
         :param call: runs the model.
         :return: of the private tensors, then of each weight.
         :raises TaskStateError: if they answer the last mini-batch of training otherwise.
+        :raises NonFiniteError: if the task answers it with NaN or infinite logits.
         """
         stores, x = [self._private, *self._stores], self._last_inputs
         self.end_substitution()

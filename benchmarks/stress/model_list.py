@@ -267,6 +267,7 @@ TORCHVISION = _entries(
             _images(),
         ),
         ("mobilenet_v2", _of(_V + "mobilenet_v2", width_mult=0.25), _images()),
+        ("mnasnet0_5", _of(_V + "mnasnet0_5"), _images(64)),
         ("mobilenet_v3_small", _of(_V + "mobilenet_v3_small", width_mult=0.25), _images()),
         ("efficientnet_b0", _of(_V + "efficientnet_b0"), _images()),
         ("squeezenet1_1", _of(_V + "squeezenet1_1"), _images()),

@@ -19,7 +19,12 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
-from avalanche_compress import TaskNetwork, TaskStateError, UnsupportedModuleError
+from avalanche_compress import (
+    NonFiniteError,
+    TaskNetwork,
+    TaskStateError,
+    UnsupportedModuleError,
+)
 from tests.core.test_views import STORES, finish, learn, logits_of, mlp
 
 # ---------------------------------------------------------------- checkpointing
@@ -671,6 +676,37 @@ def test_a_commit_refuses_bytes_that_answer_otherwise(store, monkeypatch):
     network.commit()
     assert network.tasks == [0, 1]
     assert torch.equal(logits_of(network, x, 0), before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_commit_refuses_answers_that_are_not_finite_and_the_task_stays_open(value):
+    class Diverging(nn.Module):
+        """Answers well in training only, as norms whose statistics do not fit do."""
+
+        def forward(self, x):
+            return x if self.training else x * value
+
+    x, network = torch.randn(8, 6), TaskNetwork(nn.Sequential(Diverging(), *mlp()))
+    network.open(0, [0, 1])
+    network.train()(x, 0).sum().backward()
+    with pytest.raises(NonFiniteError, match=r"task 0 is not finished.*lower the learning rate"):
+        network.commit()
+    assert network.open_task == 0
+    assert network.tasks == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_commit_refuses_bytes_that_answer_without_an_end(value, monkeypatch):
+    x, network = torch.randn(8, 6), TaskNetwork(mlp())
+    network.open(0, [0, 1])
+    network.train()(x, 0).sum().backward()
+    kind = type(network.weight_stores[0])
+    monkeypatch.setattr(
+        kind, "weight_in", lambda self, section: torch.full_like(self.scratch, value)
+    )
+    with pytest.raises(TaskStateError, match=r"task 0 is not finished.*answers the last"):
+        network.commit()
+    assert network.open_task == 0
 
 
 class Sensitive(nn.Module):
