@@ -281,9 +281,12 @@ class WandBLogger(HostWandBLogger):
         """
         if not row:
             return
-        run = self.run
+        _ = self.run  # which may open one, and that says where it stands
         self.step = max(x_plot, self.step, self._first_step)
-        run.log(row, step=self.step)
+        self._send(row, self.step)
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
+        self.run.log(row, step=step)
 
     def _log_checkpoint(self, name: str, value: bytes, x_plot: int) -> None:
         """Log the weights that the host's ``WeightCheckpoint`` metric emitted.

@@ -33,6 +33,9 @@ from benchmarks.runs.reading import ResultsError, is_number, is_row, parse
 from benchmarks.runs.results import versions, write_text
 from benchmarks.runs.settings import RunSettings
 
+LOGGED = "logged.jsonl"
+"""In a run's folder, what it has logged to W&B."""
+
 
 class RunInProgressError(RuntimeError):
     """Another process is training the same run."""
@@ -75,6 +78,7 @@ def open_history(folder: Path) -> list[Measured]:
             raise _damaged(path)
         return [_measured(task, path) for task in tasks]
     shutil.rmtree(folder / _STATES, ignore_errors=True)
+    (folder / LOGGED).unlink(missing_ok=True)
     write_history([], folder)
     return []
 

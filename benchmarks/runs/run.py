@@ -26,7 +26,14 @@ from benchmarks.runs.accuracies import (
     forgetting,
     mean_so_far,
 )
-from benchmarks.runs.checkpoints import Measured, Stopwatch, locked, open_history, write_history
+from benchmarks.runs.checkpoints import (
+    LOGGED,
+    Measured,
+    Stopwatch,
+    locked,
+    open_history,
+    write_history,
+)
 from benchmarks.runs.display import Display, EpochWatcher
 from benchmarks.runs.learners import Learner
 from benchmarks.runs.results import RunKey, RunResult, hardware, versions, write_text
@@ -154,7 +161,10 @@ def _tracker(job: Job, stream: Stream) -> Tracker:
         "device": job.device,
         "versions": versions(),
     }
-    return Tracker(job.wandb, job.out, key.slug, job.recipe, job.group, config, job.host_names)
+    rows = job.checkpoints / LOGGED
+    return Tracker(
+        job.wandb, job.out, key.slug, job.recipe, job.group, config, rows, job.host_names
+    )
 
 
 def _settings(job: Job, stream: Stream, tracker: Tracker) -> RunSettings:

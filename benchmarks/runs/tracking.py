@@ -1,10 +1,8 @@
 """One Weights & Biases run per run of the comparison, one group per grid.
 
 A run has an id that follows from what it is, so whoever goes on with it goes on with its W&B run.
-Online, W&B continues the run where it stands. Offline, each process that works on a run writes a
-folder of its own under the one id, marked as to be resumed; ``wandb sync`` uploads the folders of
-an id in the order in which they began, each after what is there (wandb 0.31; early versions
-replaced what was there).
+Online, W&B continues the run where it stands; offline, the new folder has all rows of the earlier
+one and takes its place.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ class Tracker:
     :param recipe: fingerprint of what its numbers come from.
     :param group: of the grid.
     :param config: the logged configuration.
+    :param rows: the file that keeps what is logged, until the run has finished.
     :param host_names: whether Avalanche's names of single experiences are logged, too.
     """
 
@@ -45,6 +44,7 @@ class Tracker:
         recipe: str,
         group: str,
         config: Mapping[str, Any],
+        rows: Path,
         host_names: bool = False,
     ) -> None:
         self.logger: Any | None = None
@@ -53,14 +53,15 @@ class Tracker:
         self._page = folder / PAGES / f"{slug}.txt"
         if mode == "off":
             return
-        from avalanche_compress import WandBLogger
+        from benchmarks.runs.repeating_logger import RepeatingLogger
 
-        self.logger = WandBLogger(
+        self.logger = RepeatingLogger(
+            rows=rows,
             project_name="avalanche-compress",
             run_name=slug,
             save_code=False,
             config=dict(config),
-            dir=str(folder),
+            dir=folder,
             host_names=host_names,
             params={
                 "mode": mode,
@@ -75,13 +76,12 @@ class Tracker:
         )
 
     def goes_on(self, finished: int) -> None:
-        """Count the experiences that earlier processes have trained and logged.
+        """Log again what earlier processes have logged and W&B does not have.
 
-        :param finished: how many there are.
+        :param finished: how many tasks they have trained.
         """
         if self.logger is not None:
-            self.logger.exp_count = finished
-            self.logger.step = max(self.logger.step, finished)
+            self.logger.repeat(finished)
 
     def measured(self, matrix: Sequence[Row]) -> None:
         """Log the accuracies after the newest task as points of series over the tasks.
