@@ -6,8 +6,9 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn

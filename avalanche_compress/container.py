@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from typing import Any, BinaryIO, Callable, Dict, Mapping, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, NoReturn
 
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save as save_safetensors
@@ -24,7 +25,7 @@ PARTS = ("tasks", "static")
 SHARED = "shared"
 """A further one, if there is anything in it, from version 2 on."""
 
-Manifest = Dict[str, Any]
+Manifest = dict[str, Any]
 _LONGEST_HEADER = 1 << 22
 _CHUNK = 1 << 20
 """Bytes read at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Iterable
+from collections.abc import Iterable
 
 LONGEST_MESSAGE = 500
 """Characters of an error's message, at most."""

@@ -6,8 +6,9 @@ import inspect
 import io
 import math
 import warnings
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from avalanche.models import MultiTaskModule

@@ -6,13 +6,14 @@ import errno
 import os
 import stat
 import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Iterator, Sequence, Union
+from typing import Any, BinaryIO
 
-PathLike = Union[str, "os.PathLike[str]"]
-AnyPath = Union[PathLike, bytes, "os.PathLike[bytes]"]
-FileLike = Union[AnyPath, BinaryIO]
+PathLike = str | os.PathLike[str]
+AnyPath = PathLike | bytes | os.PathLike[bytes]
+FileLike = AnyPath | BinaryIO
 """Where a file is, or one that is open in binary mode."""
 
 _NO_FOLDER_SYNC = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -229,7 +230,7 @@ class _Unread(NamedTuple):
     damaged: bool
 
 
-_Layers = Iterator[Tuple[Optional[WeightStore], Optional[_Unread]]]
+_Layers = Iterator[tuple[WeightStore | None, _Unread | None]]
 
 
 def _read(path: AnyPath, build_model: BuildModel | None) -> tuple[RawArchive, _Layers]:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from benchmarks.data.streams import nearest
 from benchmarks.report.command import SUBJECTS, markdown_tables

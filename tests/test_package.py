@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
-import tomllib
 import yaml
 
 import avalanche_compress

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import OrderedDict
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +140,7 @@ def release_hooks(module: nn.Module) -> None:
             module.__dict__[name] = type(hooks)(hooks)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cached_properties(kind: type) -> frozenset[str]:
     attributes = {
         name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()
@@ -147,7 +148,7 @@ def _cached_properties(kind: type) -> frozenset[str]:
     return frozenset(n for n, value in attributes.items() if isinstance(value, cached_property))
 
 
-@lru_cache(maxsize=None)  # a model has hundreds of modules, and every one of them the same names
+@cache  # a model has hundreds of modules, and every one of them the same names
 def _is_hooks(name: str) -> bool:
     return name.startswith("_") and ("_hooks" in name or name == "_is_full_backward_hook")
 

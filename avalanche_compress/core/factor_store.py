@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Callable, NamedTuple, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from avalanche_compress.core.table import Table
 
 MaskReader = Callable[[bytes, int], Tensor]
 """Decodes a mask of so many elements, with all checks or with trust in a checksum."""
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 
 
 class Part(NamedTuple):

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
-from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import TaskStateError, nearest

@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections import deque
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from inspect import unwrap
 from types import CodeType, FunctionType
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, NamedTuple, Protocol, Sequence, Tuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ FORMS = ("dense", "factored", "auto")
 """How the layers of a materialised task compute."""
 
 Tensors = Sequence["tuple[Place, Tensor]"]
-Seen = List[Tuple[Any, Any]]
+Seen = list[tuple[Any, Any]]
 
 
 class View(NamedTuple):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partialmethod
-from typing import Any, Iterator
+from typing import Any
 
 from avalanche.core import BaseSGDPlugin
 from avalanche.evaluation import PluginMetric

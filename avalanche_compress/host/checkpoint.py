@@ -25,9 +25,10 @@ import hashlib
 import io
 import struct
 import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Collection, Dict, Iterator, TypeVar, Union
+from typing import Any, TypeVar
 
 import torch
 from avalanche.checkpointing import checkpoint as host
@@ -36,7 +37,7 @@ from avalanche_compress.errors import CompressError
 from avalanche_compress.files import PathLike, write_atomically
 from avalanche_compress.host.strategy import Strategy
 
-MapLocation = Union[None, str, torch.device, Dict[str, str]]
+MapLocation = None | str | torch.device | dict[str, str]
 AnyStrategy = TypeVar("AnyStrategy", bound=Strategy)
 
 _MAGIC = b"AVCMPCKP"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Sequence, Union
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,7 +26,7 @@ from avalanche_compress.host.wandb_values import as_array, heat_map, to_wandb
 _OF_ONE = re.compile(r"/(Task|Exp)\d{3,}$")
 """How names end that Avalanche makes for one task or one experience."""
 
-Matrix = Union[np.ndarray, torch.Tensor, Sequence[Sequence[float]]]
+Matrix = np.ndarray | torch.Tensor | Sequence[Sequence[float]]
 
 # One run may be written to by a logger and its copies (a strategy that was deep-copied or loaded
 # from a checkpoint in the same process): wandb refuses to open an id twice.

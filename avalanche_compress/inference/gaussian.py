@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Space(NamedTuple):
     deviation: Tensor
 
 
-Spaces = List[List[Space]]
+Spaces = list[list[Space]]
 """Of every task, by sub-network."""
 
 

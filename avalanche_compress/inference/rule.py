@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, ClassVar, Dict, Mapping, Protocol, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 
-Kept = Dict[str, Tensor]
+Kept = dict[str, Tensor]
 """What a rule keeps of a task, by name; int8, float16 or float32."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Iterable, List, NamedTuple, Sequence, Tuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from avalanche_compress.core.statistics import write_statistics
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.task_inference import TaskInference
 
-Batches = List[Tuple[Any, Tensor]]
+Batches = list[tuple[Any, Tensor]]
 
 
 class Trial(NamedTuple):

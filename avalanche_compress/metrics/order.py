@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Hashable, Mapping
 
 from avalanche.evaluation import Metric
 

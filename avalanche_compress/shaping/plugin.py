@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from avalanche.core import SupervisedPlugin
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Sequence, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from types import MethodType
-from typing import Any, Dict, Iterator, Sequence, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,9 @@ from avalanche_compress.host.strategy import Criterion, Strategy, criterion_of
 _IGNORED = -100
 """The target that torch's criteria ignore unless they are told another one."""
 
-Known = Union[bool, Tensor]
+Known = bool | Tensor
 """Whether something is so; a bool tensor, scalar, where it is not waited for."""
-_Holder = Dict[str, Any]
+_Holder = dict[str, Any]
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
 """Of a criterion that has layers, the tensors of these are never entries of classes."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from functools import lru_cache
+from functools import cache
 from types import SimpleNamespace
-from typing import Any, List
+from typing import Any
 
 import torch
 from avalanche.models.dynamic_optimizers import update_optimizer
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import TaskStateError
 
-Groups = List[List[nn.Parameter]]
+Groups = list[list[nn.Parameter]]
 
 
 def plan_groups(model: nn.Module, optimizer: Optimizer, without: Any = None) -> Groups:
@@ -103,7 +103,7 @@ def takes(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     return parameter.dim() in dims or bool(_takes_dims(kind, parameter.dim()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _takes_dims(kind: Any, dims: int) -> bool:
     """Whether an optimiser can be built over a parameter of so many dimensions."""
     try:

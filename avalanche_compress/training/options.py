@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, Mapping, Sequence, TypedDict, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Required, TypedDict, TypeVar
 
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin
 from torch import device as torch_device
 from torch import nn
 from torch.optim import Optimizer
-from typing_extensions import Required
 
 from avalanche_compress.inference.task_inference import TaskInference
 

@@ -7,8 +7,8 @@ draw them again, or for several comparisons together; ``results.json`` is read a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 from urllib.parse import quote
 
 from rich.table import Table as RichTable

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import stdev
-from typing import Callable, Sequence, Tuple
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -22,7 +23,7 @@ from benchmarks.choices import RULES
 from benchmarks.report.groups import Group
 from benchmarks.runs.strategies import STRATEGIES
 
-Style = Tuple[str, str]
+Style = tuple[str, str]
 """Colour and marker."""
 
 COLOURS = (
@@ -211,7 +212,7 @@ def keep_apart(places: Sequence[float], gap: float) -> list[float]:
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
-    for below, above in zip(order, order[1:]):
+    for below, above in itertools.pairwise(order):
         moved[above] = max(moved[above], moved[below] + gap)
     ceiling = 1.0
     for index in reversed(order):

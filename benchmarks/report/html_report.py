@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Dict, Iterable, Mapping
 from urllib.parse import quote
 
 import jinja2
@@ -19,7 +19,7 @@ from benchmarks.report.groups import Group, Runs, by_order, by_stream, groups_of
 from benchmarks.report.pictures import PICTURES, Picture
 from benchmarks.report.tables import TABLES, Table, scenario_table
 
-Links = Dict[str, str]
+Links = dict[str, str]
 """Title to address."""
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, Callable, List, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ from benchmarks.report.order_pictures import in_several_orders, order_figure
 from benchmarks.report.statistics import pareto_front
 from benchmarks.runs.results import RunResult
 
-_Groups = List[Group]
+_Groups = list[Group]
 
 # with more strategies than these, the bars of their curves would hide each other
 _FEW_CURVES = 8

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import mean
-from typing import Any, Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import permutation_test

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from statistics import mean, stdev
-from typing import Any, Callable, Iterable, List, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ class Table:
 
 NOTHING = Cell("-")
 
-_Columns = List[Tuple[Column, Callable[[Any], Cell]]]
+_Columns = list[tuple[Column, Callable[[Any], Cell]]]
 """Heads, each with what it says of a row's subject."""
 
 

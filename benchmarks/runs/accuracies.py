@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
 
-Row = List[Optional[float]]
+Row = list[float | None]
 """An accuracy per task, 0 to 1; None where it was not measured."""
 
 _PER_EXPERIENCE = r"/eval_phase/test_stream/Task\d+/Exp(\d+)"

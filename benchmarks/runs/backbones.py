@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from benchmarks.runs.dropout import Dropout
 
-InputShape = Tuple[int, ...]
+InputShape = tuple[int, ...]
 
 
 class MLP(nn.Module):

@@ -7,10 +7,10 @@ import dataclasses
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
 
 import torch
 from rich.console import Console

@@ -13,10 +13,11 @@ import signal
 import threading
 import warnings
 from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, Iterator, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from benchmarks.runs.display import Display
 from benchmarks.runs.results import RunKey, RunResult, write_text
 from benchmarks.runs.run import Failure, Job, attempt, one_line
 
-Outcomes = Iterator[Tuple[Job, Union[RunResult, Failure]]]
+Outcomes = Iterator[tuple[Job, RunResult | Failure]]
 
 
 class EngineError(RuntimeError):

@@ -7,7 +7,8 @@ nothing is learned but statistics, and the row says what a stream is worth witho
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from benchmarks.runs.checkpoints import load_strategy, save_strategy
 from benchmarks.runs.multi_head import MultiHead
 from benchmarks.runs.settings import RunSettings
 
-Metrics = Dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin

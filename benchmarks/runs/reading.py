@@ -7,9 +7,10 @@ so they are checked here, once, wherever they come from.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Callable, Iterable
+from typing import Any
 
 from avalanche_compress.errors import shortened
 from benchmarks.runs.results import RunResult

@@ -27,10 +27,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Collection, Dict, List, Mapping, Optional, Union
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -45,7 +46,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic import create_model as create_schema
-from typing_extensions import Annotated, Literal
 
 from benchmarks.data.streams import STREAMS, Budget, nearest
 from benchmarks.runs.learners import Learner
@@ -54,7 +54,7 @@ from benchmarks.runs.strategies import STRATEGIES
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
-Arguments = Dict[str, Any]
+Arguments = dict[str, Any]
 
 Part = Annotated[float, Field(strict=True, ge=0, le=1)]
 Amount = Annotated[float, Field(strict=True, ge=0)]
@@ -98,7 +98,7 @@ class AllEpochsBut(_Form):
         return epochs - max(1, int(Fraction(str(self.all_epochs_but)) * epochs))
 
 
-_Pair = Annotated[List[Amount], Field(min_length=2, max_length=2)]
+_Pair = Annotated[list[Amount], Field(min_length=2, max_length=2)]
 
 
 class Shares(_Form):
@@ -123,35 +123,35 @@ class Shares(_Form):
         return [max(0.0, 1.0 - share / left) for share, left in zip(kept, free)]
 
 
-Fractions = Union[Part, List[Part], Shares, Dict[str, Union[Part, List[Part], Shares]]]
-Epochs = Union[Count, PartOfEpochs, AllEpochsBut]
+Fractions = Part | list[Part] | Shares | dict[str, Part | list[Part] | Shares]
+Epochs = Count | PartOfEpochs | AllEpochsBut
 
 VALUES: dict[str, Any] = {
     "alpha": Amount,
     "beta": Amount,
-    "bits": Optional[Union[Bits, Literal["auto"]]],
+    "bits": Bits | Literal["auto"] | None,
     "codebook_finetune_epochs": Count,
-    "decay_factor": Optional[Part],
+    "decay_factor": Part | None,
     "density": Fractions,
     "energy": Part,
     "ewc_lambda": Amount,
-    "growth_bound": Optional[Amount],
+    "growth_bound": Amount | None,
     "lambda_orth": Amount,
     "lambda_sparse": Amount,
     "lambda_reg": Amount,
     "lr": Annotated[float, Field(strict=True, gt=0)],
     "max_bits": Bits,
     "memory": Count,
-    "memory_batch": Optional[Count],
+    "memory_batch": Count | None,
     "momentum": Part,
     "name": Literal[tuple(OPTIMIZERS)],
     "post_prune_epochs": Epochs,
-    "private_bits": Optional[Bits],
+    "private_bits": Bits | None,
     "prune_fraction": Part,
     "prune_proportion": Fractions,
     "prune_rounds": Count,
     "prune_tolerance": Amount,
-    "rank": Union[Annotated[int, Field(strict=True, ge=1)], Part, Literal["full"]],
+    "rank": Annotated[int, Field(strict=True, ge=1)] | Part | Literal["full"],
     "residual": Amount,
     "sample_size": Count,
     "scale_center": Amount,
@@ -160,7 +160,7 @@ VALUES: dict[str, Any] = {
     "temperature": Amount,
     "tolerance": Amount,
     "validation_fraction": Part,
-    "warmup_epochs": Union[Epochs, Part],
+    "warmup_epochs": Epochs | Part,
     "weight_decay": Amount,
 }
 """What a hyper-parameter of this name may be; one that is not listed is of its default's type."""
@@ -194,8 +194,8 @@ def arguments_of(strategy: str, stream: str) -> Arguments:
     return {**inherited, **recipe.get("default", {}), **per_stream.get(stream, {})}
 
 
-_Bound = Optional[Union[StrictInt, StrictFloat]]
-_Choices = Optional[List[Any]]
+_Bound = StrictInt | StrictFloat | None
+_Choices = list[Any] | None
 
 
 class Range(_Form):

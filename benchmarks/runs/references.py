@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import zipfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any
 
 from avalanche.training.supervised import JointTraining, Naive
 from torch import nn

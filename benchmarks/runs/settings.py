@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import torch
 from avalanche.benchmarks.utils import concat_datasets

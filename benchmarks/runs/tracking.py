@@ -8,9 +8,10 @@ one and takes its place.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
 
 from avalanche.evaluation.metric_results import MetricValue
 from PIL import Image

@@ -16,10 +16,11 @@ import tempfile
 import time
 import types
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from avalanche.benchmarks import tensors_benchmark

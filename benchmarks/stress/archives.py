@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Mapping
 
 import torch
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 REFUSED, EXACT, OTHER = "refused", "exact", "other weights"
 OUTCOMES = (REFUSED, EXACT, OTHER)

@@ -22,11 +22,12 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 

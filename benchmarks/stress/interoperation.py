@@ -11,9 +11,9 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 from avalanche_compress import Method, registered_methods
 from avalanche_compress.files import write_atomically

@@ -7,7 +7,7 @@ import io
 import math
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,7 +75,7 @@ class Logged:
     summary: dict[str, Any]
 
 
-@lru_cache(maxsize=None)
+@cache
 def logged(name: str) -> Logged:
     """Train a strategy under all loggers and metrics, once.
 

@@ -5,10 +5,11 @@ All have random weights and two classes; nothing is downloaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Callable, Mapping, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -249,7 +250,7 @@ WHISPER = {
 
 # ------------------------------------------------------------------ the list
 
-Row = Tuple[str, Callable[[], nn.Module], Inputs]
+Row = tuple[str, Callable[[], nn.Module], Inputs]
 
 
 def _entries(library: str, rows: Sequence[Row]) -> list[Entry]:

@@ -11,11 +11,12 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, task_incremental_benchmark

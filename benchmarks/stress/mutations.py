@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Callable
+from typing import Any
 
 from avalanche_compress import store_kinds
 from avalanche_compress.codec import ByteReader, ByteWriter

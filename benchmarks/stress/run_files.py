@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from avalanche_compress import CompressError
 from avalanche_compress.errors import LONGEST_MESSAGE

@@ -7,9 +7,10 @@ import json
 import struct
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import safetensors.torch
 import torch

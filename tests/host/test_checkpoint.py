@@ -290,9 +290,10 @@ def test_a_failed_write_leaves_the_previous_file(saved, monkeypatch, call, error
 
 def test_a_full_disk_is_named_and_the_previous_file_stays(saved):
     path, content = saved
-    with largest_file(len(content) // 2), pytest.raises(
-        CheckpointError, match="too large"
-    ) as caught:
+    with (
+        largest_file(len(content) // 2),
+        pytest.raises(CheckpointError, match="too large") as caught,
+    ):
         save_checkpoint(naive(), path)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == content

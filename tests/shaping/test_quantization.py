@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from types import SimpleNamespace
 
@@ -279,7 +280,7 @@ def test_steps_of_centroids_fall_linearly_to_zero_from_a_part_of_the_layers_size
     seen.append([values[0].decode() for values in after])
     for index, (book,) in enumerate(before):
         size = STEP * float(book.decode().square().mean().sqrt())
-        for step, (now, following) in enumerate(zip(seen, seen[1:])):
+        for step, (now, following) in enumerate(itertools.pairwise(seen)):
             moved = now[index] - following[index]
             expected = torch.full_like(moved, size * (1 - step / 8))
             torch.testing.assert_close(moved, expected, rtol=1e-3, atol=1e-7)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,9 +92,7 @@ class SlottedStore(SubnetworkStore):
 
     @property
     def writable(self) -> Tensor:
-        if self._source is not None:
-            return torch.zeros_like(self._available)
-        return self._available
+        return self._available if self._source is None else torch.zeros_like(self._available)
 
     def config(self) -> dict[str, Any]:
         return {"policy": self.policy}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, Sequence, Tuple, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -30,8 +31,8 @@ REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
 
-_Penalty = Tuple[float, Tensor, Tuple[Tensor, Tensor]]
-_Bounds = Dict[Tensor, OrthogonalityBound]
+_Penalty = tuple[float, Tensor, tuple[Tensor, Tensor]]
+_Bounds = dict[Tensor, OrthogonalityBound]
 
 
 class FactorizationOptions(TypedDict, total=False):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from decimal import ROUND_CEILING, Context
 from fractions import Fraction
-from typing import Sequence
 
 import torch
 from torch import Tensor

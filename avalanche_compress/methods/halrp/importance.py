@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Callable, ContextManager, Iterable, Sequence, Tuple
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from avalanche_compress.core.substitution import evaluating
 IMPORTANCE = ("mean_sq", "sum", "uniform", "fisher_diag")
 _NUMBERS_AT_ONCE = 1 << 26
 
-Batch = Tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -69,7 +69,7 @@ def layer_importance(
     return total / max(1, count)
 
 
-def _differentiable_in_evaluation(network: TaskNetwork) -> ContextManager[None]:
+def _differentiable_in_evaluation(network: TaskNetwork) -> AbstractContextManager[None]:
     """Recurrent layers of cuDNN have no gradients in evaluation mode; those of torch have."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
     return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Iterable, Sequence, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor

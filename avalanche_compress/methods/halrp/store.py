@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from avalanche_compress.methods.halrp.maths import (
 
 CONV_MODES = ("spatial_mean", "flatten", "auto")
 _DENSE, _SPATIAL_MEAN, _FLATTEN = range(3)
-Solver = Callable[[Tensor, Tensor, int], Tuple[Tensor, Tensor]]
+Solver = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class PerturbedStore(BaseStore):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence, TypedDict
+from typing import Any, TypedDict
 
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Mapping
+from collections.abc import Mapping
 
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, subnetwork_stores

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence, TypedDict, Union
+from typing import Any, TypedDict
 
 import torch
 
@@ -92,13 +93,11 @@ class DensitySearch(DensityRange):
         return 0.8 * accuracy + 0.2 * sparsity
 
 
-TaskDensity = Union[float, Sequence[float], Callable[[int], float]]
+TaskDensity = float | Sequence[float] | Callable[[int], float]
 """Fraction of weights kept: for all tasks, or by position in the stream."""
-Fractions = Union[TaskDensity, Mapping[str, TaskDensity]]
+Fractions = TaskDensity | Mapping[str, TaskDensity]
 """The same for all layers, or by a weight's name."""
-Density = Union[
-    Fractions, DensityRange, DensitySearch, Mapping[str, Union[TaskDensity, DensityRange]]
-]
+Density = Fractions | DensityRange | DensitySearch | Mapping[str, TaskDensity | DensityRange]
 """Given, drawn, or searched for."""
 
 

@@ -11,8 +11,9 @@ import copy
 import inspect
 import math
 import random
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from avalanche.training.plugins import EarlyStoppingPlugin

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike, write_atomically

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,7 +17,7 @@ from avalanche_compress.training.state.generators import generator_states, set_g
 from avalanche_compress.training.state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training.state.tree import is_plain
 
-State = Dict[str, Any]
+State = dict[str, Any]
 
 
 class Position(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_the_kept_energy_is_enough_and_one_term_less_would_not_be(scale, energy)
 )
 def test_more_energy_lost_never_keeps_more(scale, energies):
     masks = [kept_terms(torch.tensor(scale), energy) for energy in energies]
-    assert all(not bool((more & ~less).any()) for less, more in zip(masks, masks[1:]))
+    assert all(not bool((more & ~less).any()) for less, more in itertools.pairwise(masks))
 
 
 def test_without_loss_only_zeros_go():
@@ -289,7 +290,7 @@ def free_of(history, policy="avg", grow_from=2) -> list[int]:
     free = []
     for layer, (n, m) in enumerate(SHAPES):
         cumulative = [0, *(ranks[layer] for ranks in history)]
-        kept = [after - before for before, after in zip(cumulative, cumulative[1:])]
+        kept = [after - before for before, after in itertools.pairwise(cumulative)]
         free.append(free_rank(kept, break_even_rank(n, m), policy, grow_from=grow_from))
     return free
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -233,7 +235,7 @@ def test_many_steps_down_a_bound_go_down_the_penalty(earlier, size):
         for _ in range(200):
             rows, beyond = rows - rate * bound.at(rows)[1], beyond - rate * old
         exact.append(float(regularisers.orthogonality(rows, prepared)[0]))
-    assert all(after <= before + 1e-9 for before, after in zip(exact, exact[1:]))
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(exact))
     assert not float(regularisers.orthogonality(beyond, prepared)[0]) < 100 * exact[0]
     for _ in range(5000):
         rows = rows - rate * regularisers.orthogonality(rows, prepared)[1]

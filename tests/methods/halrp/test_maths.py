@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_no_sweep_makes_the_error_larger(seed, shape):
         for sweeps in (1, 2, 3, 5, 9)
     ]
     slack = 1e-14 * float(tuned.square().sum())
-    assert all(after <= before + slack for before, after in zip(errors, errors[1:]))
+    assert all(after <= before + slack for before, after in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("solve", [least_squares_scalings, reference_scalings])

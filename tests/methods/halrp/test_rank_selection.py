@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_a_larger_rate_lowers_no_rank_and_one_is_full_rank(network):
         ranks_of(spectra, importance, rate, kernel_sizes=sizes)
         for rate in (0.01, 0.1, 0.3, 0.5, 0.9, 0.99, 0.999999, 1.0)
     ]
-    for lower, higher in zip(chosen, chosen[1:]):
+    for lower, higher in itertools.pairwise(chosen):
         assert all(a <= b for a, b in zip(lower, higher))
     assert chosen[-1] == [len(values) for values in spectra]
 
