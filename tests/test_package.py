@@ -29,7 +29,7 @@ def test_the_bounds_of_the_dependencies_are_the_versions_that_were_run():
     script = (ROOT / ".ci" / "oldest").read_text(encoding="utf-8")
     installed = dict(re.findall(r"([\w-]+)==([\d.]+)", script))
     assert bounds == {name: installed[name] for name in bounds}
-    python = re.search(r"python(3\.\d+) -m venv", script).group(1)
+    python = re.search(r"^python=python(3\.\d+)$", script, re.MULTILINE).group(1)
     assert project["requires-python"] == f">={python}"
 
 
