@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from avalanche_compress.core.batches import rows_of
 from avalanche_compress.core.experiences import classes_in_stream
@@ -65,6 +66,7 @@ class TaskLoss:
         self._in_a_row = self.classes[-1] - self._first + 1 == self._count
         ignored = _options_of(criterion).get("ignore_index", _IGNORED)
         self._ignored = ignored if isinstance(ignored, int) else _IGNORED
+        self._ignores_own = self._ignored in self.classes
         self._replaced = [
             (holder, name)
             for holder in _holders(criterion)
@@ -184,24 +186,27 @@ class TaskLoss:
         return columns, columns.count_nonzero() == targets.count_nonzero()
 
     def _own_numbers(self, targets: Tensor) -> tuple[Tensor, Known]:
-        if self._in_a_row:
-            places = (targets - self._first).clamp_(0, self._count - 1)
-            numbers = places + self._first if self._first else places
-        else:
-            places_of, classes = _tables(self.classes, targets.device)
-            places = places_of[targets.clamp(0, self.classes[-1])]
-            numbers = classes[places]
-        vectorised = torch._C._functorch.is_functorch_wrapped_tensor(
-            targets
-        )  # of which no value can be read
-        if targets.device.type == "cpu" and not vectorised and torch.equal(numbers, targets):
-            return places, True
+        places = self._places(targets)
+        # no value can be read of what vmap hands out
+        looked_at = targets.device.type == "cpu" and not is_functorch_wrapped_tensor(targets)
+        if looked_at and not self._ignores_own and len(targets):
+            least, most = map(int, places.aminmax())  # most mini-batches need nothing more
+            if least >= 0 and most < self._count:
+                return places, True
         ignored = targets < 0
         if self._ignored >= 0:
             ignored = ignored | (targets == self._ignored)
         left_out = targets if self._ignored < 0 else torch.full_like(targets, _IGNORED)
-        known = (numbers == targets) | ignored
-        return torch.where(ignored, left_out, places.to(targets.dtype)), known.all()
+        known = ((places >= 0) & (places < self._count)) | ignored
+        places = places.clamp(0, self._count - 1).to(targets.dtype)
+        return torch.where(ignored, left_out, places), known.all()
+
+    def _places(self, targets: Tensor) -> Tensor:
+        """Where each target is among the task's classes; below 0 or above if it is none of them."""
+        if self._in_a_row:
+            return targets - self._first if self._first else targets
+        last = self.classes[-1]
+        return _table(self.classes, targets.device)[targets.to(torch.int64).clamp(-1, last + 1)]
 
     @contextmanager
     def _restricted(self) -> Iterator[None]:
@@ -337,15 +342,14 @@ def _loss_of(
 
 
 @lru_cache(maxsize=64)
-def _tables(classes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two tables: the place of each class number among a task's classes, and the reverse.
+def _table(classes: tuple[int, ...], device: torch.device) -> Tensor:
+    """The place of each class number among a task's classes, -1 if it is none of them.
 
-    The place of a number that is none of the task's is 0.
+    The last entry, which -1 finds as well, is of all numbers outside.
     """
-    numbers = torch.tensor(classes)
-    places = torch.zeros(classes[-1] + 1, dtype=torch.int64)
-    places[numbers] = torch.arange(len(classes))
-    return places.to(device), numbers.to(device)
+    places = torch.full((classes[-1] + 2,), -1)
+    places[list(classes)] = torch.arange(len(classes))
+    return places.to(device)
 
 
 def _own_part(value: Any, classes: Sequence[int]) -> Any:

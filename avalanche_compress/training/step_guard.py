@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,23 +51,32 @@ class StepGuard:
         """
         self._before = [(tensor, tensor.clone()) for tensor in moving]
 
-    def expect(self, flag: Tensor, error: Callable[[], Exception]) -> None:
+    def expect(self, flag: bool | Tensor, error: Callable[[], Exception]) -> None:
         """Let the step fail unless a flag is True, now or before the weights change.
 
-        :param flag: bool, scalar.
+        :param flag: bool, or a scalar of it.
         :param error: makes the error to be raised.
         """
-        if self.waits_for(flag):
+        if isinstance(flag, bool) or self.waits_for(flag):
             self._check(flag, error)
         else:
             self._late.append((_LateFlag(flag), error))
 
-    def waits_for(self, flag: Tensor) -> bool:
+    def waits_for(self, value: Tensor) -> bool:
         """Whether a value is looked at as soon as it is there.
 
-        :param flag: the value.
+        :param value: any.
         """
-        return not flag.is_cuda
+        return not value.is_cuda
+
+    def is_finite(self, value: Tensor) -> bool | Tensor:
+        """Whether a value is neither NaN nor infinite: a bool, or on a GPU a scalar there.
+
+        :param value: of any shape.
+        """
+        if value.numel() != 1 or not self.waits_for(value):
+            return torch.isfinite(value.detach()).all()
+        return math.isfinite(value.item())  # a quarter of the time it takes in torch
 
     def weights_change(self) -> None:
         """The weights are about to change: what was expected must hold by now."""
@@ -78,7 +88,7 @@ class StepGuard:
         """The weights have changed, and nothing of the step can be undone."""
         self._forget()
 
-    def _check(self, flag: Tensor | _LateFlag, error: Callable[[], Exception]) -> None:
+    def _check(self, flag: bool | Tensor | _LateFlag, error: Callable[[], Exception]) -> None:
         if not bool(flag):
             self._undo()  # the error may look for its cause in the model
             raise error()

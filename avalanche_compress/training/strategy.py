@@ -318,10 +318,8 @@ class CompressedStrategy(ResumableTraining):
         :raises TrainingDataError: if a target is none of the task's classes.
         :raises NonFiniteError: before the step that would make the weights so.
         """
-        fine, known = torch.isfinite(self.loss.detach()).all(), self._targets_are_known
-        if known is not True:
-            fine = fine & known
-        self.guard.expect(fine, self._loss_error)
+        fine, known = self.guard.is_finite(self.loss), self._targets_are_known
+        self.guard.expect(fine if known is True else fine & known, self._loss_error)
         super().backward()
 
     def optimizer_step(self) -> None:

@@ -208,9 +208,9 @@ def test_tuples_of_targets_are_renumbered_one_by_one():
     assert_same(loss, mixup(narrow_logits, (places, places.flip(0), 0.3)), narrow_logits)
 
 
-@pytest.mark.parametrize("ignored", [-100, -1, 1, 255])
-def test_ignored_targets_stay_ignored(ignored):
-    classes = (2, 4, 5)  # renumbered, 4 is 1
+@pytest.mark.parametrize("classes", [(2, 4, 5), (2, 3, 4)])  # renumbered, 4 is 1 or 2
+@pytest.mark.parametrize("ignored", [-100, -1, 1, 2, 4, 255])
+def test_ignored_targets_stay_ignored(ignored, classes):
     narrow_logits, wide, places = samples(classes)
     targets = torch.tensor(classes)[places]
     targets[::4] = ignored
