@@ -193,8 +193,8 @@ def _build_network(
         )
     if _fingerprint(network) != manifest["rest"]:
         raise ArchiveError(
-            f"{source} was made for another model: its biases, norms, buffers or number types "
-            "differ from those of build_model()."
+            f"{source} was made for another model: its biases, norms, buffers, frozen parameters "
+            "or number types differ from those of build_model()."
         )
     return network
 

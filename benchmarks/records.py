@@ -1,9 +1,9 @@
 """Finished runs as text in the repository, and the tables of the documents made from them.
 
 Run ``python -m benchmarks.records results/results.sqlite [MORE ...]`` to take the runs of stores
-over into ``benchmarks/records.jsonl``, a line each, and to write the marked tables of RESULTS.md
-and README.md again; without a store only the tables are written. A table is marked by two
-comments::
+over into ``benchmarks/records.jsonl``, a line each, and to write the marked tables of RESULTS.md,
+README.md and docs/choose.md again; without a store only the tables are written. A table is marked
+by two comments::
 
     <!-- table: permuted_mnist epochs=5 strategy=packnet,wsn show=results -->
     <!-- end -->
@@ -32,7 +32,7 @@ from benchmarks.runs.store import Store, in_order
 
 RECORDS = Path(__file__).parent / "records.jsonl"
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "RESULTS.md", ROOT / "README.md")
+DOCUMENTS = (ROOT / "RESULTS.md", ROOT / "README.md", ROOT / "docs" / "choose.md")
 
 _TABLE = re.compile(r"<!-- table: (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL)
 _START = "<!-- table:"

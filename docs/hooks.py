@@ -1,4 +1,4 @@
-"""Takes pages of the repository's root into the site, and turns links to them round."""
+"""Takes pages of the repository's root into the site, turns their links round, inlines drawings."""
 
 from __future__ import annotations
 
@@ -23,4 +23,18 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Links lead within the site; of what is no part of it the text stays."""
     markdown = re.sub(r"\]\(\.\./(SECURITY|RESULTS|CHANGELOG)\.md", r"](\1.md", markdown)
     markdown = re.sub(r"\]\(docs/", "](", markdown)
-    return re.sub(r"(?<!!)\[([^\]]*)\]\((?:benchmarks/|\.\./)[^)]*\)", r"\1", markdown)
+    markdown = re.sub(r"\[(?:docs/)?(\w+\.md)\]", _titled, markdown)
+    markdown = re.sub(r"(?<!!)\[([^\]]*)\]\((?:benchmarks/|\.\./)[^)]*\)", r"\1", markdown)
+    return re.sub(r"!\[[^\]]*\]\((pictures/\w+\.svg)\)", _inlined, markdown)
+
+
+def _titled(found: re.Match[str]) -> str:
+    """The name of a page as the text of a link, where the repository has that of its file."""
+    page = next(path for path in (ROOT / "docs" / found[1], ROOT / found[1]) if path.exists())
+    return f"[{page.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}]"
+
+
+def _inlined(found: re.Match[str]) -> str:
+    """A drawing as part of the page, whose colours it then has, in the dark, too."""
+    drawing = (ROOT / "docs" / found[1]).read_text(encoding="utf-8")
+    return re.sub(r"<style>.*?</style>\n", "", drawing)
