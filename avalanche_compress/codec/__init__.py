@@ -11,7 +11,12 @@ from avalanche_compress.codec.low_rank import (
     factored_linear,
     saves_work,
 )
-from avalanche_compress.codec.masks import decode_mask, encode_mask, recall_mask
+from avalanche_compress.codec.masks import (
+    decode_mask,
+    encode_mask,
+    recall_mask,
+    recall_mask_among,
+)
 from avalanche_compress.codec.quantise import (
     quantise_codebook,
     quantise_entropy,
@@ -69,6 +74,7 @@ __all__ = [
     "quantise_fixed_point",
     "read_values",
     "recall_mask",
+    "recall_mask_among",
     "saves_work",
     "skip_values",
     "top_mask_",

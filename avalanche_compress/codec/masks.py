@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -113,6 +115,40 @@ def recall_mask(data: bytes, count: int, context: Tensor | None = None) -> Tenso
         [True, False, True]
     """
     mask, _ = _decode(data, count, context)
+    return mask
+
+
+def recall_mask_among(data: bytes, mask: Tensor, groups: Sequence[Tensor]) -> Tensor:
+    """:func:`recall_mask` of some elements of a mask, in half the time of cutting them out.
+
+    :param data: what :func:`encode_mask` gave for the elements that are in one of the groups, each
+        with the number of its group as context.
+    :param mask: (n,) bool, on the CPU, False in all groups; it is written into.
+    :param groups: (n,) bool each, on the CPU; no element is in two of them.
+    :return: the mask.
+    :raises CorruptStreamError: if the data does not fit.
+
+    >>> from avalanche_compress.codec.masks import recall_mask_among
+    >>> even = torch.tensor([True, False, True, False])
+    >>> recall_mask_among(bytes([2, 0b10]), torch.zeros(4, dtype=torch.bool), [even]).tolist()
+    [False, False, True, False]
+    """
+    bits = mask.numpy()
+    arrays = [array for group in groups if (array := group.numpy()).any()]
+    if data[:1] != bytes([_CODED]) or not arrays:
+        among = np.flatnonzero(np.logical_or.reduce(arrays)) if arrays else np.empty(0, np.int64)
+        bits[among] = recall_mask(data, among.size).numpy()
+        return mask
+    reader = ByteReader(data)
+    reader.read_raw(1)
+    places = [np.flatnonzero(array) for array in arrays]
+    parts = decode_groups(reader, [positions.size for positions in places])
+    for array, positions, part in zip(arrays, places, parts):
+        # most of a group is alike: writing the rest of it takes a fifth of writing all
+        mostly = 2 * int(np.count_nonzero(part)) > part.size
+        if mostly:
+            bits |= array
+        bits[positions[np.flatnonzero(part != mostly)]] = not mostly
     return mask
 
 

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from avalanche_compress.codec import pack_mask, unpack_mask
 
+_FEWEST, _MOST = 32, 128
+_SMALL = 1 << 22
+"""Bytes of a weight's masks within which more than the fewest are cached."""
+
 
 class RowCache:
     """Rows of bytes of some tasks, evenly spread over all there are.
@@ -93,25 +97,29 @@ class RowCache:
 
 
 class MaskCache:
-    """Of a weight's masks up to 32, and of more than that evenly spread ones.
+    """Of a weight's masks up to 128, and of more than that evenly spread ones.
 
     A mask is coded given one before it, so that others are decoded by way of those that are cached.
-    32 masks take as much memory as the weight in single precision.
+    128 masks take four times a weight's memory in single precision. Of a weight of more than
+    262,144 elements there are fewer, as many as 4 MiB have room for, and never less than 32.
 
     :param count: elements of a mask.
-    :param evenly_spaced: masks that lie evenly, at most.
+    :param evenly_spaced: masks that lie evenly, at most; None for as many as said above.
     :param recent: further masks: the newest one, and those that were asked for last.
 
-    >>> masks = MaskCache(10)
+    >>> masks = MaskCache(10, evenly_spaced=32)
     >>> for task in range(40):
     ...     masks.add(task, torch.arange(10) == task % 10)
     >>> masks.get(3) is None, masks.get(39).nonzero().item()
     (True, 9)
     """
 
-    def __init__(self, count: int, *, evenly_spaced: int = 32, recent: int = 4):
+    def __init__(self, count: int, *, evenly_spaced: int | None = None, recent: int = 4):
         self._count = count
-        self._rows = RowCache((count + 7) // 8, evenly_spaced=evenly_spaced, recent=recent)
+        length = (count + 7) // 8
+        if evenly_spaced is None:
+            evenly_spaced = min(_MOST, max(_FEWEST, _SMALL // max(1, length)))
+        self._rows = RowCache(length, evenly_spaced=evenly_spaced, recent=recent)
 
     def add(self, position: int, mask: Tensor) -> None:
         """Keep a mask.
@@ -128,6 +136,13 @@ class MaskCache:
         """
         row = self._rows.get(position)
         return None if row is None else unpack_mask(row, self._count)
+
+    def nearest(self, position: int) -> int:
+        """The last task up to a position whose mask is cached; -1 if there is none.
+
+        :param position: of a task.
+        """
+        return self._rows.nearest(position)
 
     def lies_evenly(self, position: int, count: int) -> bool:
         """Whether a mask is one of those that stay, see :meth:`RowCache.lies_evenly`.

@@ -17,6 +17,7 @@ from avalanche_compress.codec import (
     decode_mask,
     encode_mask,
     recall_mask,
+    recall_mask_among,
 )
 
 SIZE = 40_000
@@ -200,6 +201,23 @@ def test_a_wrong_number_of_long_gaps_is_corrupt(far):
     for read in (decode_mask, recall_mask):
         with contextlib.nullcontext() if far == 7 else pytest.raises(CorruptStreamError):
             assert torch.equal(read(data[:2] + writer.getvalue() + data[3:], 10_000), mask)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("size", [0, 9, 5000, 30_001])
+def test_a_part_of_a_mask_is_recalled_where_it_belongs(size, density):
+    generator = torch.Generator().manual_seed(size)
+    context = torch.randint(-1, 3, (size,), generator=generator)
+    mask = torch.rand(size, generator=generator) < density
+    among = context >= 0
+    data = encode_mask(mask[among], context[among])
+    groups = [context == value for value in range(3)]
+    rest = ~among & (torch.rand(size, generator=generator) < 0.5)
+    found = recall_mask_among(data, rest.clone(), groups)
+    assert torch.equal(found, torch.where(among, mask, rest))
+    for wrong in (data + bytes(4), bytes([9]), b""):
+        with pytest.raises(CorruptStreamError):
+            recall_mask_among(wrong, rest.clone(), groups)
 
 
 def test_words_that_are_left_over_are_refused_even_behind_a_checksum():

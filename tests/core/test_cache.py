@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from stores_for_tests import of_variants
@@ -13,10 +15,11 @@ from avalanche_compress.core.store import Place
 from avalanche_compress.methods.ada_qpacknet import store as slotted
 from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.subnetworks import store as masked
+from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 
-EVENLY_SPACED, RECENT = 32, 4
-TASKS = 5 * EVENLY_SPACED
+EVENLY_SPACED, RECENT = 128, 4
+TASKS = EVENLY_SPACED + 40
 
 
 def spread(count):
@@ -27,7 +30,7 @@ def spread(count):
 
 
 @pytest.mark.parametrize(
-    "count", [1, EVENLY_SPACED, EVENLY_SPACED + RECENT, EVENLY_SPACED + RECENT + 1, TASKS]
+    "count", [1, EVENLY_SPACED, EVENLY_SPACED + RECENT, EVENLY_SPACED + RECENT + 1, 700]
 )
 def test_cached_masks_are_those_that_were_given(count):
     masks = spread(count)
@@ -37,7 +40,7 @@ def test_cached_masks_are_those_that_were_given(count):
         assert masks.get(task).nonzero().flatten().tolist() == [task % 70]
 
 
-@pytest.mark.parametrize("count", [EVENLY_SPACED + 5, TASKS, 500])
+@pytest.mark.parametrize("count", [EVENLY_SPACED + 5, TASKS, 700])
 def test_cached_rows_lie_evenly_and_the_newest_is_one_of_them(count):
     rows = RowCache(1, evenly_spaced=EVENLY_SPACED)
     for task in [*range(count), *torch.randperm(count).tolist()]:  # others come and go
@@ -107,11 +110,43 @@ def test_every_mask_of_many_tasks_is_recalled_in_any_order(name, sharing):
 def counted(module, monkeypatch):
     """What the module decodes from now on."""
     decoded = []
-    recall = module.recall_mask
+    recall = module.recall_mask_among
     monkeypatch.setattr(
-        module, "recall_mask", lambda *given: decoded.append(given) or recall(*given)
+        module, "recall_mask_among", lambda *given: decoded.append(given) or recall(*given)
     )
     return decoded
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", ["packnet", "wsn", "tinysubnets", "ada_qpacknet"])
+def test_any_of_two_hundred_tasks_is_activated_with_two_masks_decoded_at_most(
+    name, loaded, monkeypatch
+):
+    torch.manual_seed(0)
+    build = (
+        SlottedStore if name == "ada_qpacknet" else partial(MaskedStore, scored=name != "packnet")
+    )
+    store = build(Place(nn.Linear(20, 50, bias=False), "weight"))
+    for task in range(200):
+        store.open(list(store.sections))
+        if store.scored:
+            store.density = 0.3
+            with torch.no_grad():
+                store.scores.add_(0.3 * torch.randn(store.shape))
+        store.fix_mask(store.mask if store.scored else torch.rand(store.shape) < 0.03)
+        store.keep_values([quantise_codebook(values, 1) for values in store.kept_values()])
+        store.restore(task, store.encode())
+    if loaded:
+        sections, store = store.sections, build(Place(nn.Linear(20, 50, bias=False), "weight"))
+        for task, section in sections.items():
+            store.defer(task, section)
+        for task in torch.randperm(200).tolist():  # once, by way of at most 36 others
+            store.committed(task)
+    decoded = counted(slotted if name == "ada_qpacknet" else masked, monkeypatch)
+    for task in torch.randperm(200).tolist():
+        decoded.clear()
+        store.committed(task)
+        assert len(decoded) <= 2
 
 
 # 31 tasks since the last leap and 5 leaps of 32; as many as find room on a page
@@ -189,4 +224,4 @@ def test_how_full_slots_were_is_recalled_without_the_start_of_the_page(monkeypat
     for task in torch.randperm(TASKS).tolist():
         decoded.clear()
         assert torch.equal(store.mask_of(task), expected[task])
-        assert len(decoded) < TASKS / 4  # as many as eight anchors leave between two of them
+        assert len(decoded) < 2 * TASKS / EVENLY_SPACED  # between two masks that are cached

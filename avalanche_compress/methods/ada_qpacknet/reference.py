@@ -13,7 +13,7 @@ from avalanche_compress.core.network import network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.host.strategy import Strategy
-from avalanche_compress.methods.ada_qpacknet.store import SLOT_BITS
+from avalanche_compress.methods.ada_qpacknet.fill import SLOT_BITS
 from avalanche_compress.methods.subnetworks.plugin import MaskingPlugin
 from avalanche_compress.shaping.quantization import Layer, QuantizationPlugin
 from avalanche_compress.shaping.validation import validation_of

@@ -17,21 +17,20 @@ from avalanche_compress.codec import (
     decode_mask,
     encode_mask,
     read_values,
-    recall_mask,
+    recall_mask_among,
     skip_values,
     write_values,
 )
-from avalanche_compress.core.cache import PassedMasks, RowCache
+from avalanche_compress.core.cache import PassedMasks
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.table import Table
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
-from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
+from avalanche_compress.methods.ada_qpacknet.fill import SLOT_BITS, PageFill
+from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, where_kept
 
-SLOT_BITS = 32  # of a slot, B: what one weight takes in a dense model
 _POLICIES = ("raise", "grow_copy", "reuse_frozen")
 _NEWEST, _FRESH, _SOURCES = range(3)
 """Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
-_LEVELS = 8  # tasks after which the levels of the slots are cached: three weights' memory
 
 
 class SlottedStore(SubnetworkStore):
@@ -82,13 +81,13 @@ class SlottedStore(SubnetworkStore):
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
         self._granted = self.reserved_bits  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
-        self._levels = RowCache(self.frozen.numel(), evenly_spaced=_LEVELS)
+        self._fills: dict[int, PageFill] = {}  # of the newest page and of the last one walked
 
     @property
     def occupancy(self) -> Tensor:
         """u, bits in use in each slot of the newest page: uint8, of the weight's shape; a copy."""
         self.read_on()
-        return self._shaped(self._level_at(self._taken - 1).clone())
+        return self._shaped(self._newest_fill().level.clone())
 
     @property
     def writable(self) -> Tensor:
@@ -162,48 +161,45 @@ class SlottedStore(SubnetworkStore):
 
     def decode(self, reader: ByteReader) -> _Section:
         head = self._read_head(reader)
-        level = self._level_at(self._taken - 1)
-        closed = _closed(level, head.reserved_bits)
+        fill = self._newest_fill()
+        closed, last = fill.closed(self._taken, head.reserved_bits), None
         full = bool(closed.numpy().all())
         if full and head.place == _NEWEST:
             raise CorruptStreamError(f"no slot is open to {head.reserved_bits} bits a value")
         if not full and head.place != _NEWEST:
             raise CorruptStreamError("a task that left its page, where slots are open")
         if head.place == _FRESH:
-            level, last = torch.zeros_like(level), None
             closed = torch.zeros_like(closed)
-        else:
-            level, last = level.clone(), self._mask_at(self._taken - 1) if self._taken else None
+        elif self._taken:
+            last = self._mask_at(self._taken - 1)
         if head.source is not None:
             closed = ~self._mask_at(head.source)
         mask = decode_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
         head.check_mask(mask, closed)
         charge = read_values(reader, head.added, self.frozen.dtype).word_bits
         head.check_charge(charge)
-        if head.added:
-            level += charge * mask.view(torch.uint8)
-        return _Section(head, charge, mask, level)
+        return _Section(head, charge, mask)
 
     def recall(self, reader: ByteReader) -> _Section:
         head = self._read_head(reader)
         reader.read_bytes()  # the mask is decoded when it is needed
         charge = skip_values(reader, head.added, self.frozen.dtype)
         head.check_charge(charge)
-        return _Section(head, charge, None, None)
+        return _Section(head, charge, None)
 
     @torch.no_grad()
     def accept(self, task: int, content: _Section) -> None:
-        head, charge, mask, level = content
+        head, charge, mask = content
         self._quantised = None  # the codes are in the section now
-        if mask is not None and level is not None:
-            self._masks.add(self._taken, mask)
-            self._levels.add(self._taken, level)
-        if head.source is not None:
+        if head.source is None:
+            self.pages += head.place == _FRESH
+            self._kept_by.append(head.added, charge, self.pages - 1, self._taken)
+        else:
             _, _, page, owner = self._kept_by[head.source]
             self._kept_by.append(head.added, charge, page, owner)
-            return
-        self.pages += head.place == _FRESH
-        self._kept_by.append(head.added, charge, self.pages - 1, self._taken)
+        if mask is not None:
+            self._masks.add(self._taken, mask)
+            self._fill_of(self.pages - 1).add(head.reserved_bits, head.added and charge, mask)
 
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
@@ -214,7 +210,7 @@ class SlottedStore(SubnetworkStore):
         if owner == position:
             return weight.masked_scatter_(mask, values)
         weight.masked_scatter_(self._shaped(self._mask_at(owner)), values)
-        return torch.where(mask, weight, 0.0)
+        return where_kept(mask, weight)
 
     @property
     def slot_used(self) -> float:
@@ -258,7 +254,7 @@ class SlottedStore(SubnetworkStore):
     def forget(self) -> None:
         super().forget()
         self.pages = 1
-        self._levels.clear()
+        self._fills.clear()
 
     def _room(self, reserved_bits: int) -> Tensor:
         return self.occupancy <= SLOT_BITS - reserved_bits
@@ -272,7 +268,7 @@ class SlottedStore(SubnetworkStore):
         if self._source is None:
             self.frozen = torch.zeros_like(self.frozen)
         else:
-            self.frozen = torch.where(mask, self.committed(self._source), 0.0)
+            self.frozen = where_kept(mask, self.committed(self._source))
 
     def _read_head(self, reader: ByteReader) -> _Head:
         head = _Head(*(reader.read_uint() for _ in range(3)))
@@ -306,84 +302,94 @@ class SlottedStore(SubnetworkStore):
         task = list(self.sections)[position]
         return task, ByteReader(self.sections[task])
 
-    def _recall_mask(self, position: int) -> Tensor:
-        return self._walk(position)[0]
+    def _newest_fill(self) -> PageFill:
+        """How full the newest page is, with all tasks on it."""
+        fill = self._fill_of(self.pages - 1)
+        if fill.end < self._taken:
+            self._recall_mask(self._taken - 1)
+        return fill
 
-    def _level_at(self, position: int) -> Tensor:
-        """(n,) Bits in use in each slot of a task's page after it, not to be written to.
+    def _fill_of(self, page: int) -> PageFill:
+        """How full a page is, with none of its tasks at first.
 
-        :param position: of the task in order of learning, -1 for before the first.
+        :param page: number of the page.
         """
-        if position < 0:
-            return torch.zeros(self.frozen.numel(), dtype=torch.uint8)
-        level = self._levels.get(position)
-        return self._walk(position)[1] if level is None else level
+        if page not in self._fills:
+            kept = {
+                number: self._fills[number] for number in self._fills if number == self.pages - 1
+            }
+            start = self._kept_by.column(2).index(page) if len(self._kept_by) else 0
+            self._fills = {**kept, page: PageFill(self.frozen.numel(), start)}
+        return self._fills[page]
 
-    def _walk(self, position: int) -> tuple[Tensor, Tensor]:
-        """A task's mask and its page's levels after it, by way of those before it on the page."""
-        start = self._kept_by.column(2).index(self._kept_by[position][2])
-        first, passed = self._plan(start, position)
-        last, level = None, self._level_at(-1)
-        if first >= start:
-            last, level = self._masks.get(first), self._level_at(first).clone()
+    def _recall_mask(self, position: int) -> Tensor:
+        """(n,) A mask by way of those before it on its page; its page is filled up to it."""
+        fill = self._fill_of(self._kept_by[position][2])
+        first, passed = self._plan(fill, position)
+        last = None
+        if first >= fill.start:
+            last = self._masks.get(first)
             passed.keep(first, last)  # type: ignore[arg-type]
         for step in range(first + 1, position + 1):
-            cached = self._masks.get(step)
-            mask = self._recall_next(step, last, level, passed) if cached is None else cached
-            added, charge, *_ = self._kept_by[step]
-            if added:
-                level += charge * mask.view(torch.uint8)
+            mask = self._masks.get(step)
+            head = self._read_head(self._section(step)[1])
+            if mask is None:
+                mask = self._recall_next(step, last, fill, passed)
+            if step == fill.end:
+                added, charge, *_ = self._kept_by[step]
+                fill.add(head.reserved_bits, added and charge, mask)
             passed.keep(step, mask)
-            if self._levels.lies_evenly(step, len(self.sections)):  # the next walk begins here
+            if self._masks.lies_evenly(step, len(self.sections)):  # the next walk begins here
                 self._masks.add(step, mask)
-                self._levels.add(step, level)
             last = mask
         assert last is not None
-        self._levels.add(position, level)
-        return last, level
+        return last
 
-    def _plan(self, start: int, position: int) -> tuple[int, PassedMasks]:
+    def _plan(self, fill: PageFill, position: int) -> tuple[int, PassedMasks]:
         """After which task a walk begins, and what keeps the masks that its steps read values by.
 
-        :param start: the first task of the page.
+        :param fill: of the task's page.
         :param position: the task that the walk leads to.
         """
-        first, step = self._last_known(start, position), position
+        first, step = self._last_known(fill.start, min(position, fill.end)), position
         last_use: dict[int, int] = {}
-        while step > first and self.policy == "reuse_frozen":
-            source = self._read_head(self._section(step)[1]).source
-            if source is not None:
-                last_use.setdefault(source, step)
-                first = min(first, self._last_known(start, source + 1))
+        while step > first:
+            head = self._read_head(self._section(step)[1])
+            if head.source is not None:
+                last_use.setdefault(head.source, step)
+                first = min(first, self._last_known(fill.start, head.source + 1))
+            elif step < fill.end and not fill.knows(step, head.reserved_bits):
+                fill.restart()
+                first = fill.start - 1
             step -= 1
         return first, PassedMasks(self.frozen.numel(), last_use)
 
     def _recall_next(
-        self, position: int, last: Tensor | None, level: Tensor, passed: PassedMasks
+        self, position: int, last: Tensor | None, fill: PageFill, passed: PassedMasks
     ) -> Tensor:
         """(n,) A mask, given what is known before it.
 
         :param position: of the task in order of learning.
         :param last: (n,) bool, the mask before on its page.
-        :param level: (n,) bits in use in each slot of its page.
+        :param fill: of its page.
         :param passed: masks of tasks whose values it may read.
         """
         task, reader = self._section(position)
         with self._damage_named(task):
             head = self._read_head(reader)
             source = head.source
-            free = None if source is None else passed.take(source, position)
-            closed = _closed(level, head.reserved_bits) if free is None else ~free
-            mask = recall_mask(reader.read_bytes(), closed.numel(), _context(last, closed))
+            if source is None:
+                closed = fill.closed(position, head.reserved_bits)
+            else:
+                closed = ~passed.take(source, position)
+            mask = torch.zeros_like(closed)
+            recall_mask_among(reader.read_bytes(), mask, _groups(last, closed))
             head.check_mask(mask, closed)
         return mask
 
     def _last_known(self, start: int, position: int) -> int:
-        """The last task of a page before one whose mask and levels are cached; else before it."""
-        known = self._levels.nearest(position - 1)
-        while known >= start and self._masks.get(known) is None:
-            known = self._levels.nearest(known - 1)
-        return max(known, start - 1)
+        """The last task of a page before a position whose mask is cached; else before the page."""
+        return max(self._masks.nearest(position - 1), start - 1)
 
 
 class _Head(NamedTuple):
@@ -422,18 +428,6 @@ class _Section(NamedTuple):
     """Bits of a slot that each value takes."""
     mask: Tensor | None
     """(n,) bool; None as long as nobody has asked."""
-    level: Tensor | None
-    """(n,) Bits in use in each slot after it; None with the mask."""
-
-
-def _closed(level: Tensor, reserved_bits: int) -> Tensor:
-    """Where a slot has not the room for a value (bool), on the CPU.
-
-    :param level: bits in use, uint8, on the CPU.
-    :param reserved_bits: of the value.
-    """
-    # NumPy compares bytes in a twentieth of the time that torch takes
-    return torch.from_numpy(level.numpy() > SLOT_BITS - reserved_bits)
 
 
 def _context(last: Tensor | None, closed: Tensor) -> Tensor:
@@ -447,3 +441,10 @@ def _context(last: Tensor | None, closed: Tensor) -> Tensor:
     if last is not None:
         context += last.numpy().view(np.uint8)
     return torch.from_numpy(context)
+
+
+def _groups(last: Tensor | None, closed: Tensor) -> list[Tensor]:
+    """Where each value of :func:`_context` stands, in ascending order of them."""
+    if last is None:
+        return [~closed, closed]
+    return [~closed & ~last, ~closed & last, closed & ~last, closed & last]

@@ -7,11 +7,12 @@ from functools import partial
 from typing_extensions import Unpack
 
 from avalanche_compress.core.registry import Method, register_method
+from avalanche_compress.methods.ada_qpacknet.fill import SLOT_BITS
 from avalanche_compress.methods.ada_qpacknet.reference import (
     ReferenceMasking,
     ReferenceQuantization,
 )
-from avalanche_compress.methods.ada_qpacknet.store import SLOT_BITS, SlottedStore
+from avalanche_compress.methods.ada_qpacknet.store import SlottedStore
 from avalanche_compress.methods.subnetworks.capacity import fewest_tasks, warn_of_room
 from avalanche_compress.methods.subnetworks.plugin import MaskingOptions, MaskingPlugin
 from avalanche_compress.shaping.quantization import QuantizationOptions, QuantizationPlugin

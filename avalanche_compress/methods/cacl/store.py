@@ -30,6 +30,7 @@ from avalanche_compress.methods.cacl.maths import (
     svd_factors,
     truncate,
 )
+from avalanche_compress.methods.cacl.sums import PrefixSums
 
 DECOMPOSITIONS = ("channel", "spatial")
 STORAGE = ("auto", "factors")
@@ -117,6 +118,8 @@ class FactoredStore(FactorStore):
         self.register_buffer("_sum", torch.zeros_like(scratch), persistent=False)
         self._reusable: tuple[int, ...] = ()
         self._partial: tuple[tuple[int, ...], Tensor] = ((), self._sum)
+        self._sums = PrefixSums()
+        self._task_bytes = 0, 0  # of so many tasks, what all their sections take
 
     # ------------------------------------------------------------------ the open task
 
@@ -204,6 +207,7 @@ class FactoredStore(FactorStore):
     def accept(self, task: int, content: Block) -> None:
         # a new tensor, not in place: the open task's view of the old sum stays valid until open()
         self._sum = self._sum + self._product(content)
+        self._keep_sum(self._taken + 1, self._sum)
         super().accept(task, content)
 
     def committed(self, task: int) -> Tensor:
@@ -220,6 +224,8 @@ class FactoredStore(FactorStore):
         super().forget()
         self._sum = torch.zeros_like(self._sum)
         self._partial = (), self._sum
+        self._sums.clear()
+        self._task_bytes = 0, 0
 
     # ------------------------------------------------------------------ within
 
@@ -310,12 +316,30 @@ class FactoredStore(FactorStore):
             return self._sum
         # what was added up last is often the beginning: tasks are evaluated one after another
         done, total = self._partial
+        if total.device != self._sum.device:
+            self._sums.clear()
         if total.device != self._sum.device or tasks[: len(done)] != done:
             done, total = (), torch.zeros_like(self._sum)
-        for block in self._read_all(tasks[len(done) :]):
+        are_first = tasks == tuple(self.sections)[: len(tasks)]
+        count, kept = self._sums.before(len(tasks))
+        if are_first and kept is not None and count > len(done):
+            done, total = tasks[:count], kept
+        for number, task in enumerate(tasks[len(done) :], len(done) + 1):
+            (block,) = self._read_all([task])
             total = total + self._product(block)
+            if are_first:
+                self._keep_sum(number, total)
         self._partial = tasks, total
         return total
+
+    def _keep_sum(self, count: int, total: Tensor) -> None:
+        """Keep the sum of so many first tasks, if there is memory for it."""
+        tasks, task_bytes = self._task_bytes
+        if tasks != len(self.sections):
+            tasks, task_bytes = len(self.sections), sum(map(len, self.sections.values()))
+            self._task_bytes = tasks, task_bytes
+        if tasks:
+            self._sums.add(count, total, task_bytes / tasks)
 
     def _to_matrix(self, weight: Tensor) -> Tensor:
         if self._spatial:

@@ -20,6 +20,7 @@ from avalanche_compress.codec import (
     kept_count,
     read_values,
     recall_mask,
+    recall_mask_among,
     top_mask_,
     top_threshold,
     where_top,
@@ -30,6 +31,7 @@ from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.subnetworks.subnetwork import (
     SubnetworkStore,
     gradient_where,
+    where_kept,
 )
 
 _NOBODY = torch.iinfo(torch.int32).max
@@ -215,7 +217,7 @@ class MaskedStore(SubnetworkStore):
         self._kept_by.append(owned.numel(), values.bits)
 
     def committed(self, task: int) -> Tensor:
-        return torch.where(self.mask_of(task), self.value, 0.0)
+        return where_kept(self.mask_of(task), self.value)
 
     def forget(self) -> None:
         super().forget()
@@ -230,11 +232,12 @@ class MaskedStore(SubnetworkStore):
             position = context_position(position) if _is_open(waiting[-1][1]) else -1
         tasks, owner = list(self.sections), self._owner.flatten().cpu()
         for step, coded in reversed(waiting):
-            used = _positions(owner < step)
-            context = self._context(step, used) if _is_open(coded) else None
+            groups = [owner < step]
+            if _is_open(coded) and context_position(step) >= 0:
+                known = self._mask_at(context_position(step))
+                groups = [groups[0] & ~known, groups[0] & known]
             with self._damage_named(tasks[step]):
-                read = recall_mask(coded, used.numel(), context)
-            mask = _with_bits(owner == step, used, read)
+                mask = recall_mask_among(coded, owner == step, groups)
             self._masks.add(step, mask)
         return mask
 
