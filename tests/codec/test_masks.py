@@ -215,7 +215,7 @@ def test_a_part_of_a_mask_is_recalled_where_it_belongs(size, density):
     rest = ~among & (torch.rand(size, generator=generator) < 0.5)
     found = recall_mask_among(data, rest.clone(), groups)
     assert torch.equal(found, torch.where(among, mask, rest))
-    for wrong in (data + bytes(4), bytes([9]), b""):
+    for wrong in (data + bytes(12), bytes([9]), b""):
         with pytest.raises(CorruptStreamError):
             recall_mask_among(wrong, rest.clone(), groups)
 
