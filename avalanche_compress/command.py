@@ -74,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", _export, "one task as a file of ONNX, or of torch.export")
     export.add_argument("file")
     export.add_argument("--task", type=int, required=True, metavar="LABEL")
-    export.add_argument(
-        "--onnx", "--pt2", dest="out", required=True, metavar="OUT", help="OUT.onnx or OUT.pt2"
-    )
+    out = export.add_mutually_exclusive_group(required=True)
+    for suffix, what in (("onnx", "an ONNX model"), ("pt2", "a program of torch.export")):
+        out.add_argument(f"--{suffix}", metavar=f"OUT.{suffix}", help=what)
     _add_model(export, required=True)
     sample = export.add_mutually_exclusive_group(required=True)
     sample.add_argument(
@@ -152,13 +152,16 @@ def _inspect(given: argparse.Namespace) -> int:
 
 
 def _export(given: argparse.Namespace) -> int:
+    out, suffix = (given.onnx, "onnx") if given.pt2 is None else (given.pt2, "pt2")
+    if not out.endswith(f".{suffix}"):
+        raise _UsageError(f"--{suffix} {out}: a name that ends in .{suffix} was expected")
     build = _function("--model", given.model)
     if given.shape is None:
         example = _function("--example", given.example)()
     else:
         example = torch.randn(2, *given.shape)
-    size = export_task(load_archive(given.file, build), given.task, given.out, example)
-    print(f"{given.out}: {size:,} bytes")
+    size = export_task(load_archive(given.file, build), given.task, out, example)
+    print(f"{out}: {size:,} bytes")
     return FINE
 
 

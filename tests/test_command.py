@@ -93,22 +93,43 @@ def example():
     return inputs()
 
 
+def answer_of(path, x):
+    """The logits of an exported task, by what runs such files."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x)
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(str(path))
+    (logits,) = session.run(["logits"], {session.get_inputs()[0].name: x.numpy()})
+    return torch.from_numpy(logits)
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
 @pytest.mark.parametrize("given", ["shape", "example"])
-def test_export_writes_a_task_that_answers_as_the_archive_does(given, tmp_path, capsys):
-    out = tmp_path / "task.pt2"
+def test_export_writes_a_task_that_answers_as_the_archive_does(form, given, tmp_path, capsys):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    out = tmp_path / f"task.{form}"
     sample = ",".join(map(str, inputs().shape[1:]))
     sample = ["--shape", sample] if given == "shape" else ["--example", f"{__name__}:example"]
-    options = ["--task", "2", "--pt2", str(out), *MODEL, *sample]
+    options = ["--task", "2", f"--{form}", str(out), *MODEL, *sample]
     assert main(["export", str(WRITTEN[0]), *options]) == FINE
     assert f"{out.stat().st_size:,} bytes" in capsys.readouterr().out
     network = load_archive(WRITTEN[0], SmallNet)
     with torch.no_grad():
         expected = network.materialise(2)(inputs())
-        answer = torch.export.load(out).module()(inputs())
+        answer = answer_of(out, inputs())
     assert torch.allclose(answer, expected[:, : answer.shape[1]], atol=1e-4)
-    wrong = ["--task", "9", "--pt2", str(out), *MODEL, *sample]
+    wrong = ["--task", "9", f"--{form}", str(out), *MODEL, *sample]
     assert main(["export", str(WRITTEN[0]), *wrong]) == FAILED
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_export_does_not_write_another_form_than_was_asked_for(tmp_path, capsys):
+    options = ["--task", "2", "--onnx", str(tmp_path / "task.pt2"), *MODEL, "--shape", "4"]
+    assert main(["export", str(WRITTEN[0]), *options]) == FAILED
+    assert "ends in .onnx was expected" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["unknown", "x"], ["diff", "a"]])
