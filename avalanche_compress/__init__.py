@@ -97,7 +97,7 @@ from avalanche_compress.training.strategy import CompressedStrategy
 if TYPE_CHECKING:
     from avalanche_compress.host.wandb_logger import WandBLogger
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CACL",

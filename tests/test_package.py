@@ -16,9 +16,33 @@ import avalanche_compress
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_version_that_is_cited_is_the_packages():
+def test_the_version_that_is_cited_and_described_is_the_packages():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == avalanche_compress.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d.*?)\] - (\S+)$", changes, re.MULTILINE)
+    assert newest.groups() == (citation["version"], str(citation["date-released"]))
+
+
+def test_the_versions_of_python_that_are_claimed_are_those_that_run_the_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    claimed = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert claimed
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        (job,) = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values()
+        steps = [step.get("with", {}) for step in job["steps"]]
+        assert [step["python-version"] for step in steps if "python-version" in step] == claimed
+
+
+def test_workflows_run_scripts_that_there_are():
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        (job,) = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"].values()
+        (command,) = (step["run"] for step in job["steps"] if "run" in step)
+        (values,) = job["strategy"]["matrix"].values()
+        for value in values:
+            words = re.sub(r"\$\{\{.*?\}\}", value, command).split()
+            assert words[0] == "bash"
+            assert (ROOT / words[1]).is_file()
 
 
 def test_the_bounds_of_the_dependencies_are_the_versions_that_were_run():
