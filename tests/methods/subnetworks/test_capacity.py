@@ -10,6 +10,11 @@ from streams_for_tests import make_stream
 from torch import nn
 
 from avalanche_compress import AdaQPackNet, CapacityExhaustedError, DensityRange, PackNet
+from avalanche_compress.methods.subnetworks import capacity
+from avalanche_compress.methods.subnetworks.capacity import (
+    _tasks_until_nothing_is_kept,
+    count_kept,
+)
 
 
 def small(width=6):
@@ -39,6 +44,24 @@ def tasks_until_refused(strategy, most):
         for experience in make_stream(most, samples=24).train_stream:
             strategy.train(experience)
     return len(strategy.network.tasks)
+
+
+@pytest.mark.parametrize("density", [1.0, 0.9, 0.5, 0.31, 0.02, 1e-3, 3e-4, 1e-6])
+@pytest.mark.parametrize("weights", [0, 1, 7, 1000, 99_999])
+def test_tasks_are_counted_as_one_by_one(weights, density):
+    free, tasks = weights, 0
+    while free and (kept := count_kept(free, density)):
+        free, tasks = free - kept, tasks + 1
+    assert _tasks_until_nothing_is_kept(weights, density) == tasks
+
+
+def test_a_proportion_of_almost_all_is_counted_in_few_steps(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        capacity, "count_kept", lambda *given: asked.append(given) or count_kept(*given)
+    )
+    assert _tasks_until_nothing_is_kept(10**8, 1 - 0.999999) > 10**6
+    assert len(asked) < 10_000
 
 
 @pytest.mark.parametrize("proportion", [0.5, 0.2, {"1.weight": 0.3, "3.weight": 0.1}, 0.7])
