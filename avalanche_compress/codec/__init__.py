@@ -4,6 +4,13 @@ from avalanche_compress.codec.bits import pack_bits, pack_mask, unpack_bits, unp
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
 from avalanche_compress.codec.huffman import fused_mask_bits, huffman_bits
+from avalanche_compress.codec.kinds import (
+    ByRow,
+    entries_of,
+    read_values,
+    skip_values,
+    write_values,
+)
 from avalanche_compress.codec.kmeans import kmeans_1d
 from avalanche_compress.codec.low_rank import (
     Factors,
@@ -33,20 +40,20 @@ from avalanche_compress.codec.selection import (
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
 from avalanche_compress.codec.values import (
     Codebook,
+    Constant,
     EntropyCoded,
     FixedPoint,
     Float,
     Half,
     Values,
-    read_values,
-    skip_values,
-    write_values,
 )
 
 __all__ = [
+    "ByRow",
     "ByteReader",
     "ByteWriter",
     "Codebook",
+    "Constant",
     "CorruptStreamError",
     "EntropyCoded",
     "Factors",
@@ -58,6 +65,7 @@ __all__ = [
     "bytes_tensor",
     "decode_mask",
     "encode_mask",
+    "entries_of",
     "factored_linear",
     "fixed_point",
     "from_fixed_point",

@@ -28,11 +28,19 @@ FLOAT_WORD = 32
 class Values(ABC):
     """n numbers and how they are kept.
 
-    A further way to keep numbers is a subclass, and an entry in :data:`KINDS`.
+    A further way to keep numbers is a subclass, and an entry in
+    :data:`~avalanche_compress.codec.kinds.KINDS`.
     """
 
     bits: int
     """Bits a value, what decodes it not counted."""
+
+    def bits_of(self, count: int) -> int:
+        """Bits of all values, what decodes them not counted.
+
+        :param count: n.
+        """
+        return count * self.bits
 
     @property
     def word_bits(self) -> int:
@@ -224,7 +232,7 @@ class Codebook(Values):
     def shortest(self) -> Values:
         """Codes of equal length or at their entropy."""
         ways = [kind(self.codes, self.centroids) for kind in (Codebook, EntropyCoded)]
-        return min(ways, key=_size_of)
+        return min(ways, key=size_of)
 
     def smallest(self) -> Values:
         """Floats, where they take no more bytes than codes and codebook.
@@ -232,7 +240,7 @@ class Codebook(Values):
         >>> Codebook(torch.arange(2).int(), torch.tensor([1.5, 2.0])).smallest()
         Float(values=tensor([1.5000, 2.0000]))
         """
-        return min(Float(self.decode()), self.shortest(), key=_size_of)
+        return min(Float(self.decode()), self.shortest(), key=size_of)
 
 
 class EntropyCoded(Codebook):
@@ -358,53 +366,42 @@ class Half(Values):
         return cls.bits
 
 
-KINDS: tuple[type[Values], ...] = (Float, Codebook, FixedPoint, EntropyCoded, Half)
-"""The ways to keep values; a section names one by its place in here, so new ones go to the end."""
+@dataclass(frozen=True, eq=False)
+class Constant(Values):
+    """n times one value, which is written once.
 
-
-def write_values(values: Values, writer: ByteWriter) -> None:
-    """Append n kept values and how they are kept; n and the float type are known to who reads.
-
-    :param values: floats or codes.
-    :param writer: the section.
-    """
-    writer.write_uint(KINDS.index(type(values)))
-    values.write(writer)
-
-
-def read_values(reader: ByteReader, count: int, dtype: torch.dtype) -> Values:
-    """The inverse of :func:`write_values`.
-
-    :param reader: the section.
+    :param value: floating-point tensor, shape (1,).
     :param count: n.
-    :param dtype: the float type of the weight.
-    :raises CorruptStreamError: if the section does not fit.
 
-    >>> writer = ByteWriter()
-    >>> write_values(Float(torch.tensor([1.5, -2.0])), writer)
-    >>> read_values(ByteReader(writer.getvalue()), 2, torch.float32).decode()
-    tensor([ 1.5000, -2.0000])
+    >>> Constant(torch.tensor([0.5]), 3).decode()
+    tensor([0.5000, 0.5000, 0.5000])
     """
-    return _read_kind(reader).read(reader, count, dtype)
 
+    value: Tensor
+    count: int
+    bits = 0
 
-def skip_values(reader: ByteReader, count: int, dtype: torch.dtype) -> int:
-    """Leave out what :func:`read_values` would read.
+    @property
+    def word_bits(self) -> int:
+        return FLOAT_WORD
 
-    :param reader: the section.
-    :param count: n.
-    :param dtype: the float type of the weight.
-    :return: bits of a word, see :attr:`Values.word_bits`.
-    :raises CorruptStreamError: if the section does not fit; codes are not looked at.
-    """
-    return _read_kind(reader).skip(reader, count, dtype)
+    def decode(self) -> Tensor:
+        return self.value.expand(self.count)
 
+    def words(self) -> Tensor:
+        return Float(self.decode()).words()
 
-def _read_kind(reader: ByteReader) -> type[Values]:
-    kind = reader.read_uint()
-    if kind >= len(KINDS):
-        raise CorruptStreamError(f"kept values of unknown kind {kind}")
-    return KINDS[kind]
+    def write(self, writer: ByteWriter) -> None:
+        writer.write_tensor(self.value)
+
+    @classmethod
+    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Constant:
+        return cls(reader.read_tensor(dtype, (1,)), count)
+
+    @classmethod
+    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
+        reader.read_raw(dtype.itemsize)
+        return FLOAT_WORD
 
 
 def _read_codes(reader: ByteReader, count: int, bits: int) -> Tensor:
@@ -420,7 +417,11 @@ def _built(build: Callable[[], T]) -> T:
         raise CorruptStreamError(str(error)) from error
 
 
-def _size_of(values: Values) -> int:
+def size_of(values: Values) -> int:
+    """Bytes of some values.
+
+    :param values: of any kind.
+    """
     writer = ByteWriter()
     values.write(writer)
     return len(writer.getvalue())

@@ -17,7 +17,7 @@ from avalanche_compress.codec import (
     read_values,
     write_values,
 )
-from avalanche_compress.core.factor_store import Block, FactorStore
+from avalanche_compress.core.factor_store import Block, FactorStore, Part
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import TaskStateError
 
@@ -67,6 +67,7 @@ class BaseStore(FactorStore):
 
     @torch.no_grad()
     def open(self, reusable: Sequence[int]) -> None:
+        super().open(reusable)
         if self.base_is_given and self.base is None:
             self.base = self.scratch.detach().clone()
         if self.base is not None:
@@ -120,6 +121,11 @@ class BaseStore(FactorStore):
                 "kept as it is. Use base='given' to change the model's own weight."
             )
         return self.base
+
+    @property
+    def _dense_part(self) -> Part:
+        """A whole weight that the open task keeps."""
+        return Part(self.scratch, width=self.columns * self.kernel_size)
 
     def _by_group(self, weight: Tensor) -> Tensor:
         """A weight as (G, n, m, K)."""

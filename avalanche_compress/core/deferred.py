@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+_DESCRIBED = ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda")
+_DESCRIPTIONS = {
+    *(getattr(Tensor, name).__get__ for name in _DESCRIBED),
+    *(Tensor.size, Tensor.dim, Tensor.numel),
+}
+
 
 class DeferredWeight(Tensor):
     """Stands for a weight of several parts, in a layer that may do without the whole.
 
     A function of torch that is called with it is first offered to ``apply``, which may know how to
-    compute it from the parts; every other one gets the whole weight. Gradients reach the parts on
+    compute it from the parts; every other one gets the whole weight, and none is needed for its
+    shape, type and device. Gradients reach the parts on
     either way. The whole weight is composed once, and once more in each region of the model that
     is computed again in the backward pass (``torch.utils.checkpoint``): there the second pass has
     to save the tensors that the first one saved.
@@ -51,6 +58,9 @@ class DeferredWeight(Tensor):
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function in _DESCRIPTIONS:
+            with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 - as in torch's own
+                return function(*args, **kwargs)
         weight = args[1] if len(args) > 1 else None
         if isinstance(weight, cls):
             result = weight.__dict__["_apply"](function, args, kwargs)

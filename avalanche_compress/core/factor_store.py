@@ -8,14 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avalanche_compress.codec import (
+    ByRow,
     ByteReader,
     ByteWriter,
+    Constant,
+    CorruptStreamError,
     Float,
     Values,
     decode_mask,
+    entries_of,
+    quantise_codebook,
     read_values,
     recall_mask,
     write_values,
@@ -27,6 +33,9 @@ from avalanche_compress.core.table import Table
 MaskReader = Callable[[bytes, int], Tensor]
 """Decodes a mask of so many elements, with all checks or with trust in a checksum."""
 Shape = tuple[int, ...]
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
+_LOOK_UPS = (F.embedding, F.embedding_bag)
+_UNREAD_BITS = 4
 
 
 class Part(NamedTuple):
@@ -35,6 +44,10 @@ class Part(NamedTuple):
     tensor: Tensor
     mask: Tensor | None = None
     """bool, of the tensor's shape; None for all entries."""
+    width: int | None = None
+    """How many entries of a row of the weight stand side by side; None if there are no rows."""
+    unread: float | None = None
+    """What the entries become of rows that nobody has looked up; None to keep them in few bits."""
 
     def entries(self, tensor: Tensor) -> Tensor:
         """The kept entries of a tensor of this shape, (n,).
@@ -86,6 +99,8 @@ class FactorStore(WeightStore):
 
     factored: bool
     """Whether tasks may train factors; else each has a dense tensor."""
+    rows_read: Tensor
+    """bool (n,): the rows that the open task has looked up in training; (0,) if it is no table."""
     supports_factored_forward: bool = False
     """Whether the layer can compute from the factors, see :meth:`_forward`."""
 
@@ -94,6 +109,12 @@ class FactorStore(WeightStore):
         self._dense = True
         self._quantised: list[Values] | None = None
         self._sizes = Table(3)  # of each task: its rank, its numbers and their bits
+        self.is_table = isinstance(place.module, _TABLES)
+        """Whether rows of the weight are looked up, see :meth:`compact_rows`."""
+        rows = len(self.scratch) if self.is_table else 0
+        # a buffer, so that it goes with the network to a device; the extra state holds it
+        nothing = self.scratch.new_zeros(rows, dtype=torch.bool)
+        self.register_buffer("rows_read", nothing, persistent=False)
 
     # ------------------------------------------------------------------ what a subclass says
 
@@ -136,6 +157,53 @@ class FactorStore(WeightStore):
 
     def check_open(self, reusable: Sequence[int]) -> None:
         """Nothing to refuse: there is always room for further factors."""
+
+    def open(self, reusable: Sequence[int]) -> None:
+        self.rows_read = torch.zeros_like(self.rows_read)
+
+    def watched(self, weight: Tensor) -> Tensor:
+        if not self.is_table or not weight.requires_grad:
+            return weight
+
+        def whole() -> Tensor:
+            self.rows_read.fill_(True)
+            return weight
+
+        def look_up(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
+            if function not in _LOOK_UPS:
+                return None
+            self.rows_read[args[0].flatten()] = True
+            result: Tensor = function(args[0], weight, *args[2:], **kwargs)
+            return result
+
+        watching: Tensor = DeferredWeight(weight, whole, look_up)
+        return watching
+
+    @property
+    def has_unread_rows(self) -> bool:
+        """Whether the open task has looked up some rows of a table, and not all."""
+        return bool(self.rows_read.any()) and not bool(self.rows_read.all())
+
+    @torch.no_grad()
+    def compact_rows(self) -> None:
+        """Let rows of a table that the open task has never looked up take few bytes.
+
+        Training says nothing about them. Of a weight that the task has started from, a row stays
+        as it was but for rounding to 4 bits; a change of it becomes none (our choice).
+        """
+        if self.has_unread_rows:
+            self.keep_values(list(map(self._by_row, self._parts(), self._kept())))
+
+    def _by_row(self, part: Part, values: Values) -> Values:
+        if part.width is None:
+            return values
+        numbers = values.decode()
+        read = entries_of(self.rows_read, part.width, len(numbers))
+        unread = numbers[~read]
+        rest: Values = quantise_codebook(unread, _UNREAD_BITS)
+        if part.unread is not None:
+            rest = Constant(unread.new_full((1,), part.unread), len(unread))
+        return ByRow(self.rows_read.clone(), part.width, Float(numbers[read]), rest)
 
     def substitute(self) -> Tensor:
         """The weight; in training, a stand-in with which a layer may compute from the factors.
@@ -222,10 +290,14 @@ class FactorStore(WeightStore):
 
     def _open_state(self) -> dict[str, Any]:
         """What a state has to hold of the open task besides its parameters."""
-        return {"dense": self._dense}
+        return {"dense": self._dense, "rows_read": self.rows_read}
 
     def _set_open_state(self, state: dict[str, Any]) -> None:
         self._dense = state["dense"]
+        rows = state.get("rows_read", torch.ones_like(self.rows_read))  # of earlier versions: all
+        if rows.shape != self.rows_read.shape or rows.dtype != torch.bool:
+            raise CorruptStreamError(f"{self.name} has the rows {rows} in its state")
+        self.rows_read = rows.to(self.scratch.device)
 
     def forget(self) -> None:
         super().forget()
@@ -254,7 +326,7 @@ class FactorStore(WeightStore):
             values = read_values(reader, count, dtype)
             tensors.append(_spread(values.decode().to(dtype), shape, mask))
             numbers += count
-            bits += count * values.bits
+            bits += values.bits_of(count)
         return Block(rank, tuple(tensors), numbers, bits)
 
 

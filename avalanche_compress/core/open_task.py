@@ -192,13 +192,20 @@ class OpenTask:
 
     def _run(self, tensors: list[tuple[Place, Tensor]], x: Any, call: Call) -> Tensor:
         """A forward pass after which the tensors stay, see :meth:`end_substitution`."""
-        self._substituted = Substitution(tensors)
+        self._substituted = Substitution(self._watched(tensors))
         self._substituted.__enter__()
         try:
             return self._call(x, call)
         except BaseException:
             self.end_substitution()
             raise
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _watched(self, tensors: list[tuple[Place, Tensor]]) -> list[tuple[Place, Tensor]]:
+        """Lets stores see how their weights are read, in whichever place."""
+        stores = {store.place: store for store in self._stores}
+        seen = {id(t): stores[place].watched(t) for place, t in tensors if place in stores}
+        return [(place, seen.get(id(tensor), tensor)) for place, tensor in tensors]
 
     @contextmanager
     def _substituted_for_now(self, tensors: list[tuple[Place, Tensor]]) -> Iterator[None]:

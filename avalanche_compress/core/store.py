@@ -322,6 +322,13 @@ class WeightStore(Store):
         """What the module computes with while the task is open: :meth:`weight`, or its stand-in."""
         return self.weight()
 
+    def watched(self, weight: Tensor) -> Tensor:
+        """What modules read in training for :meth:`substitute`, by which a store may see how.
+
+        :param weight: differentiable, or constant.
+        """
+        return weight
+
     @abstractmethod
     def kept_values(self) -> list[Tensor]:
         """The 1-D float tensors that the open task newly keeps, in a fixed order."""

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avalanche_compress.codec import (
+    ByRow,
     ByteReader,
     ByteWriter,
     Codebook,
+    Constant,
     CorruptStreamError,
     FixedPoint,
     Float,
+    entries_of,
     fixed_point,
     kmeans_1d,
     pack_bits,
@@ -38,6 +41,15 @@ def kept(values, form, bits):
     """Values in one of the forms that there are."""
     if form == "codebook":
         return quantise_codebook(values, min(bits, 6))
+    if form == "constant":
+        return Constant(values.new_full((1,), 0.5), len(values))
+    if form == "by row" and len(values):
+        width = 1 + bits % 3
+        rows = next(r for r in (7, 5, 3, 2, 1) if len(values) % (r * width) == 0 or r == 1)
+        width = width if len(values) % (rows * width) == 0 else 1
+        chosen = torch.arange(rows) % 2 == bits % 2
+        read = entries_of(chosen, width, len(values))
+        return ByRow(chosen, width, Float(values[read]), quantise_codebook(values[~read], 3))
     return quantise_fixed_point(values, bits) if form == "fixed point" else Float(values)
 
 
@@ -47,7 +59,7 @@ def kept(values, form, bits):
     count=st.integers(0, 300),
     bits=st.integers(2, 16),
     scale=st.sampled_from([1e-30, 1.0, 1e30]),
-    form=st.sampled_from(["floats", "codebook", "fixed point"]),
+    form=st.sampled_from(["floats", "codebook", "fixed point", "constant", "by row"]),
 )
 def test_values_come_back_bit_for_bit(seed, count, bits, scale, form):
     numbers = torch.randn(count, generator=torch.Generator().manual_seed(seed)) * scale
@@ -67,7 +79,7 @@ def test_values_come_back_bit_for_bit(seed, count, bits, scale, form):
     seed=st.integers(0, 2**31),
     count=st.integers(0, 300),
     bits=st.integers(2, 16),
-    form=st.sampled_from(["floats", "codebook", "fixed point"]),
+    form=st.sampled_from(["floats", "codebook", "fixed point", "constant", "by row"]),
     dtype=st.sampled_from(DTYPES),
 )
 def test_what_is_skipped_is_what_would_be_read(seed, count, bits, form, dtype):
@@ -87,6 +99,36 @@ def test_the_smallest_form_has_the_same_numbers_and_the_fewer_bytes(seed, count,
     smallest = book.smallest()
     assert torch.equal(smallest.decode(), book.decode())
     assert len(written(smallest)) <= min(len(written(book)), len(written(Float(book.decode()))))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
+def test_rows_come_back_in_their_places_in_the_fewest_bytes(seed, rows, width, tables):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(tables, rows, width, generator=generator)
+    chosen = torch.rand(rows, generator=generator) < 0.5
+    table[:, ~chosen] = 0.25
+    numbers, rest = table.flatten(), tables * width * int((~chosen).sum())
+    kept = Float(numbers[entries_of(chosen, width, len(numbers))])
+    values = ByRow(chosen, width, kept, Constant(torch.tensor([0.25]), rest))
+    assert torch.equal(values.decode(), numbers)
+    assert values.bits_of(len(numbers)) == 32 * len(kept.values)
+    smallest = values.smallest()
+    assert torch.equal(smallest.decode(), numbers)
+    assert len(written(smallest)) == min(len(written(values)), len(written(Float(numbers))))
+
+
+def test_rows_that_do_not_fit_are_refused():
+    floats, ones = Float(torch.ones(4)), Constant(torch.ones(1), 4)
+    good = ByRow(torch.tensor([True, False]), 2, floats, ones)
+    assert read_values(ByteReader(written(good)), 8, torch.float32).decode().tolist() == [1.0] * 8
+    for count in (0, 2, 6, 7):  # tables of another size
+        with pytest.raises(CorruptStreamError, match="rows"):
+            read_values(ByteReader(written(good)), count, torch.float32)
+    nested = ByRow(torch.tensor([True, False]), 4, good, Constant(torch.ones(1), 8))
+    for function in (read_values, skip_values):
+        with pytest.raises(CorruptStreamError, match="unknown kind"):
+            function(ByteReader(written(nested)), 16, torch.float32)
 
 
 def test_gradients_of_centroids_are_those_of_autograd():

@@ -238,6 +238,7 @@ class FactorizationPlugin(ShapingPlugin):
         for store, frozen in zip(stores, self._frozen):
             earlier = frozen.energy if self.energy_scope == "cumulative" else 0.0
             store.truncate(self.energy, self.truncation, earlier)
+            store.compact_rows()
         self._frozen, self._bounds = [], {}
         if not network_of(strategy).tasks:
             self._warn_if_hardly_smaller(stores)

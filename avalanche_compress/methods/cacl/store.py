@@ -133,6 +133,7 @@ class FactoredStore(FactorStore):
 
     @torch.no_grad()
     def open(self, reusable: Sequence[int]) -> None:
+        super().open(reusable)
         self._reusable = tuple(task for task in self.sections if task in set(reusable))
         self.shared = self._sum_of(self._reusable)
         if self.factored:
@@ -230,7 +231,11 @@ class FactoredStore(FactorStore):
     # ------------------------------------------------------------------ within
 
     def _parts(self) -> list[Part]:
-        return [Part(self.scratch)] if self._dense else [Part(part) for part in self.terms]
+        # what a task builds on nothing with is its weight, and else a change of others'
+        unread = 0.0 if self._reusable else None
+        if self._dense:
+            return [Part(self.scratch, width=self.columns, unread=unread)]
+        return [Part(self.left, width=1, unread=unread), Part(self.sigma), Part(self.right)]
 
     def _write_head(self, writer: ByteWriter) -> None:
         writer.write_uint(self.sigma.numel())

@@ -258,6 +258,8 @@ class PerturbationPlugin(FromBasePlugin):
             self._perturb(strategy)
         if not self._pruned:
             self._prune(strategy)
+        for store in perturbed_stores(network_of(strategy)):
+            store.compact_rows()
 
     def penalty(self, network: TaskNetwork) -> Tensor:
         """What is added to the loss of the open task; nothing in its warm-up.

@@ -218,6 +218,17 @@ class PerturbedStore(BaseStore):
         self.right.masked_fill_(~right, 0)
         self._quantised = None
 
+    @torch.no_grad()
+    def compact_rows(self) -> None:
+        if not self._dense and self.has_unread_rows:
+            read = self.rows_read.view(1, -1, 1).expand_as(self.left)
+            left, right = self._left_mask, self._right_mask
+            self.fix_masks(
+                read if left is None else left & read,
+                torch.ones_like(self.right, dtype=torch.bool) if right is None else right,
+            )
+        super().compact_rows()
+
     # ------------------------------------------------------------------ finished tasks
 
     def stored_unpruned(self, task: int) -> int:
@@ -245,9 +256,9 @@ class PerturbedStore(BaseStore):
 
     def _parts(self) -> list[Part]:
         if self._dense:
-            return [Part(self.scratch)]
+            return [self._dense_part]
         factors = Part(self.left, self._left_mask), Part(self.right, self._right_mask)
-        return [Part(self.row_scale), Part(self.column_scale), *factors]
+        return [Part(self.row_scale, width=1, unread=1.0), Part(self.column_scale), *factors]
 
     def _write_head(self, writer: ByteWriter) -> None:
         if self._dense:

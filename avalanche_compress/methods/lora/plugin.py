@@ -69,6 +69,10 @@ class AdaptationPlugin(FromBasePlugin):
         if not trains_base(network):
             self.start_from_base(network)
 
+    def shape(self, strategy: Strategy) -> None:
+        for store in adapted_stores(network_of(strategy)):
+            store.compact_rows()
+
     def rank_within_budget(self, stores: Sequence[AdaptedStore], bits: int | None = None) -> int:
         """The rank of the next task.
 

@@ -142,17 +142,16 @@ class AdaptedStore(BaseStore):
 
     def _forward(self, function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor | None:
         x, _, *others = args
-        if kwargs or not isinstance(x, Tensor):
-            return None
         rank = self.right.shape[1]
-        if function is F.linear:
+        if function is F.linear and not kwargs and isinstance(x, Tensor):
             if not saves_work(self.rows, self.width, rank, x.numel() // self.width):
                 return None
             return adapted_linear(x, *self._rounded(), self._scale(rank), *others)
-        if function is F.embedding and others[1:] == [None, 2.0, False, False]:
+        rescales = kwargs.get("max_norm") is not None or kwargs.get("scale_grad_by_freq")
+        if function is F.embedding and not others and not rescales:
             parts = self._frozen_base(), self.left[0], self.right[0]
             with self._full_precision():  # as looking up is under autocast
-                return adapted_embedding(x, *parts, self._scale(rank), others[0])
+                return adapted_embedding(x, *parts, self._scale(rank), kwargs.get("padding_idx"))
         return None
 
     def _rounded(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +160,9 @@ class AdaptedStore(BaseStore):
         return rounded_under_autocast(*parts)  # type: ignore[return-value]
 
     def _parts(self) -> list[Part]:
-        return [Part(self.scratch)] if self._dense else [Part(self.left), Part(self.right)]
+        if self._dense:
+            return [self._dense_part]
+        return [Part(self.left, width=self.left.shape[2], unread=0.0), Part(self.right)]
 
     def _write_head(self, writer: ByteWriter) -> None:
         writer.write_uint(_DENSE if self._dense else 1 + self.right.shape[1])

@@ -190,7 +190,8 @@ def _check_open(ours: TaskNetwork, theirs: TaskNetwork) -> None:
         states: list[Any] = [store.get_extra_state() for store in (before, after)]
         example, saved = (state.get("open") for state in states)
         _check_like(f"the open task of {after.name}", example, saved, strictly=False)
-        shapes = [after.shape, *(parameter.shape for parameter in after.parameters())]
+        parameters = (parameter.shape for parameter in after.parameters())
+        shapes = [after.shape, after.shape[:1], torch.Size((0,)), *parameters]
         for name, value in (saved or {}).items():
             fits = not isinstance(value, Tensor) or value.shape in shapes
             _expect(fits, f"{name} of {after.name} is of another shape")

@@ -258,10 +258,10 @@ def test_a_layer_computes_from_the_factors_what_it_does_from_the_weight(
     found = []
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for deferred in (False, True):
-            weight = store.substitute() if deferred else store.weight()
+            whole = store.weight()
             with monkeypatch.context() as patch:
                 patch.setattr(AdaptedStore, "weight", lambda self: pytest.fail("composed"))
-                layer.__dict__["weight"] = weight
+                layer.__dict__["weight"] = store.substitute() if deferred else whole
                 out = layer(x)
                 del layer.__dict__["weight"]
             grads = torch.autograd.grad(out.float().square().sum(), [store.left, store.right])
