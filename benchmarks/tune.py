@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import optuna  # noqa: F401
     except ImportError:
-        parser.error("tuning needs Optuna: pip install 'avalanche-compress[tune]'.")
+        parser.error("tuning needs Optuna: pip install '.[tune]'.")
     epochs = given.epochs or STREAMS[given.stream].budget.epochs
     tasks = min(given.tasks, STREAMS[given.stream].tasks)
     tuning = Tuning(given.stream, given.trials, tasks, given.seed, epochs, given.data, given.out)

@@ -54,7 +54,8 @@ class Browser:
 @contextmanager
 def phone(width=390, height=844, dark=False):
     """A browser on a screen so many points wide; the test is skipped where there is none."""
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if driver is None or chromium is None:
         pytest.skip("no Chromium with its driver")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

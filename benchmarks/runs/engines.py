@@ -214,9 +214,7 @@ def run_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise EngineError(
-            "the engine ray needs Ray: pip install 'avalanche-compress[ray]'."
-        ) from error
+        raise EngineError("the engine ray needs Ray: pip install '.[ray]'.") from error
     ray.init(
         address=address,
         num_cpus=workers if address is None else None,

@@ -56,7 +56,7 @@ INTRODUCTION = """\
 # Which models work
 
 `python -m benchmarks.models` tries the models of this page and writes it; it needs
-`pip install 'avalanche-compress[bench,export,models]'`. All have random weights and are small
+`pip install '.[bench,export,models]'`. All have random weights and are small
 configurations where the library has such; nothing is downloaded. Each learns two tasks of two
 classes in two steps of four samples, with `PackNet` (masked weights) and with `CACL` (weights as
 terms). A cell says *yes* if that holds with both:
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     missing = missing_libraries()
     if missing:
-        parser.error(f"{missing} are needed: pip install 'avalanche-compress[export,models]'")
+        parser.error(f"{missing} are needed: pip install '.[export,models]'")
     rows = []
     for position, entry in enumerate(ENTRIES, 1):
         print(f"{position}/{len(ENTRIES)} {entry.library} {entry.name}", flush=True)

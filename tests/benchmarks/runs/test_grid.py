@@ -305,4 +305,4 @@ def test_without_ray_the_engine_says_what_to_install(tmp_path, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "ray", None)
     arguments = ["--strategies", "naive", "--engine", "ray", "--out", str(tmp_path)]
     assert compare.main(arguments) == 2
-    assert "pip install 'avalanche-compress[ray]'" in capsys.readouterr().err
+    assert "pip install '.[ray]'" in capsys.readouterr().err
