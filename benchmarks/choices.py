@@ -15,3 +15,6 @@ TRACKING = ("off", "offline", "online")
 """Whether runs are logged to Weights & Biases, and when they are uploaded."""
 SAVE_EVERY = 60.0
 """Seconds between two states within a task of ours, at least."""
+
+FEW_BITS = tuple(f"independent_{bits}bit" for bits in (8, 4, 3, 2))
+"""Strategies: dense networks of their own at fewer and fewer bits."""

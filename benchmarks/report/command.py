@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(files: Sequence[Path], streams: Sequence[str] | None, out: Path) -> None:
-    results = [result for file in files for result in _read(file)]
+    results = [result for file in files for result in read_runs(file)]
     failures = {slug: why for file in files for slug, why in failures_in(file.parent).items()}
     if streams is not None:
         results = [result for result in results if result.stream in streams]
@@ -133,5 +133,10 @@ def _write(files: Sequence[Path], streams: Sequence[str] | None, out: Path) -> N
         pictures.draw_run(result, out)
 
 
-def _read(file: Path) -> list[RunResult]:
+def read_runs(file: Path) -> list[RunResult]:
+    """The runs of a store, or of a ``results.json``.
+
+    :param file: its path.
+    :raises ResultsError: if it is neither.
+    """
     return Store(file).results() if file.suffix == ".sqlite" else read_results(file)

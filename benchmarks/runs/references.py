@@ -12,7 +12,7 @@ from typing import Any
 from avalanche.training.supervised import JointTraining, Naive
 from torch import nn
 
-from avalanche_compress import AdaQPackNet, Position
+from avalanche_compress import Position
 from benchmarks.runs.backbones import float_bytes
 from benchmarks.runs.checkpoints import load_strategy, save_strategy
 from benchmarks.runs.learners import Learner, Metrics, baseline_model, learner_of
@@ -96,15 +96,21 @@ def independent_warm(settings: RunSettings) -> Learner:
     return Separate(settings, new).learner()
 
 
-def independent_compressed(settings: RunSettings, **hyper_parameters: Any) -> Learner:
-    """A network for every task, pruned, quantised and coded by itself as AdaQPackNet does.
+def archived(
+    strategy_class: Callable[..., Any], settings: RunSettings, **hyper_parameters: Any
+) -> Learner:
+    """A network for every task, made small and coded by itself as a strategy does.
 
     Its archive is a ZIP, without compression, of one archive per task.
+
+    :param strategy_class: of avalanche_compress.
+    :param settings: of the run.
+    :param hyper_parameters: of the strategy.
     """
 
     def new(task: int, last: nn.Module | None) -> Any:
         model = settings.model(len(settings.stream.tasks[task]))
-        return new_strategy(AdaQPackNet, settings, model, **hyper_parameters)
+        return new_strategy(strategy_class, settings, model, **hyper_parameters)
 
     networks = Separate(settings, new)
 

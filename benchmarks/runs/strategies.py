@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from avalanche_compress import AdaQPackNet, registered_methods
+from avalanche_compress import AdaQPackNet, CompressedStrategy, MaskedStore, registered_methods
+from benchmarks.choices import FEW_BITS
 from benchmarks.runs.baselines import (
     agem,
     avalanche_packnet,
@@ -22,8 +25,8 @@ from benchmarks.runs.fixed_features import fecam, ncm, random_gaussians, random_
 from benchmarks.runs.learners import Learner, StrategyEntry
 from benchmarks.runs.ours import hyper_parameters_of, ours, packnet
 from benchmarks.runs.references import (
+    archived,
     independent,
-    independent_compressed,
     independent_warm,
     joint,
     naive_snapshots,
@@ -46,15 +49,22 @@ def _methods() -> dict[str, StrategyEntry]:
 _LABELLED = ("task",)
 _UNLABELLED = ("class",)
 
+
+def _archived(strategy_class: Callable[..., CompressedStrategy]) -> StrategyEntry:
+    """Networks of their own, each made small as a strategy does."""
+    build = partial(archived, strategy_class)
+    known = hyper_parameters_of(strategy_class)
+    return StrategyEntry(build, holds_out=True, scenarios=_LABELLED, hyper_parameters=known)
+
+
+DENSE = partial(CompressedStrategy, store=MaskedStore, shaping=[])
+"""Trains all weights of a network, as they are."""
+
 _REFERENCES = {
     "independent": StrategyEntry(independent, scenarios=_LABELLED),
     "independent_warm": StrategyEntry(independent_warm, scenarios=_LABELLED),
-    "independent_compressed": StrategyEntry(
-        independent_compressed,
-        holds_out=True,
-        scenarios=_LABELLED,
-        hyper_parameters=hyper_parameters_of(AdaQPackNet),
-    ),
+    "independent_compressed": _archived(AdaQPackNet),
+    **{name: _archived(DENSE) for name in FEW_BITS},
     "naive_snapshots": StrategyEntry(naive_snapshots, scenarios=_LABELLED),
     "random_gaussians": StrategyEntry(random_gaussians, scenarios=_UNLABELLED),
     "random_ridge": StrategyEntry(random_ridge, scenarios=_UNLABELLED),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from benchmarks_for_tests import make_result
 
-from benchmarks.report.advice import advice_on
+from benchmarks.report.advice import advice_on, budgets_on
 from benchmarks.report.groups import Group
 
 
@@ -44,6 +44,16 @@ def test_who_is_beaten_in_both_is_not_advised():
     ]
     assert found[0].what.startswith("90.0 % in 100 B, 10 % of a network for each task; forgets no")
     assert found[2].what.endswith("forgets 3.0 points")
+
+
+def test_each_budget_has_its_choice():
+    group = group_of(
+        ("cacl", 300, 0.95, 0.0), ("wsn", 100, 0.9, 0.0), ("independent_4bit", 50, 0.99, 0.0)
+    )
+    few, more = budgets_on(group)
+    assert few.startswith("100 B to 300 B: wsn, 90.0 % in 100 B")
+    assert more.startswith("300 B or more: cacl, 95.0 % in 300 B")
+    assert budgets_on(group_of(("joint", 100, 0.9, None))) == []
 
 
 def test_one_that_beats_all_is_both():
