@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -202,10 +203,14 @@ class OpenTask:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _watched(self, tensors: list[tuple[Place, Tensor]]) -> list[tuple[Place, Tensor]]:
-        """Lets stores see how their weights are read, in whichever place."""
+        """Lets stores see how their weights are read, and users copy the model meanwhile."""
         stores = {store.place: store for store in self._stores}
         seen = {id(t): stores[place].watched(t) for place, t in tensors if place in stores}
-        return [(place, seen.get(id(tensor), tensor)) for place, tensor in tensors]
+        tensors = [(place, seen.get(id(tensor), tensor)) for place, tensor in tensors]
+        for place, tensor in tensors:
+            if isinstance(tensor, DeferredWeight) or not tensor.is_leaf:
+                _copy_as_parameter(tensor, place)
+        return tensors
 
     @contextmanager
     def _substituted_for_now(self, tensors: list[tuple[Place, Tensor]]) -> Iterator[None]:
@@ -274,6 +279,20 @@ class OpenTask:
                 with torch.cuda.device(index):
                     torch.cuda.manual_seed(0)
             return call(model, mapped(x, Tensor.contiguous))
+
+
+def _copy_as_parameter(tensor: Tensor, place: Place) -> None:
+    """Have copies and pickles of a model hold the model's own parameter where a tensor stands.
+
+    What is computed from parameters cannot be copied, and would hide the copy's.
+
+    :param tensor: substituted for the parameter.
+    :param place: of the parameter.
+    """
+    tensor.__dict__.update(
+        __deepcopy__=lambda memo: copy.deepcopy(place.tensor, memo),
+        __reduce_ex__=lambda protocol: (cast, (None, place.tensor)),
+    )
 
 
 def _is_sparse(place: Place) -> bool:

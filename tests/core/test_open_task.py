@@ -6,6 +6,8 @@ in the first step.
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import deque
 from functools import partial
 
@@ -160,6 +162,26 @@ def test_a_copy_after_a_step_has_parameters_and_the_step_can_be_undone():
     assert "weight" in vars(network.backbone[0])
     network.end_substitution()
     assert "weight" not in vars(network.backbone[0])
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_the_model_in_the_middle_of_a_step_is_a_plain_model(store, copied):
+    x, network = torch.randn(8, 6), TaskNetwork(mlp(), store)
+    learn(network, x, 0)
+    network.open(1, [0, 1])
+    loss = network.train()(x, 1).square().sum()
+    copied = copied(network.backbone)
+    for (name, parameter), (_, other) in zip(
+        network.backbone.named_parameters(), copied.named_parameters()
+    ):
+        assert torch.equal(parameter, other), name
+        assert parameter is not other
+    with torch.no_grad():
+        copied[0].weight.zero_()  # what its layers compute with are its parameters
+    assert torch.equal(copied[0](x), copied[0].bias.expand(8, -1))
+    loss.backward()
+    assert any(parameter.grad is not None for parameter in network.parameters())
 
 
 # ---------------------------------------------------------------- state outside the tensors
