@@ -63,7 +63,7 @@ def _tasks_until_nothing_is_kept(free: int, density: float) -> int:
     :param density: fraction kept, above 0 and at most 1.
 
     >>> _tasks_until_nothing_is_kept(1000, 0.5), _tasks_until_nothing_is_kept(10**7, 1e-6)
-    (9, 2878967)
+    (11, 2878967)
     """
     tasks = 0
     while free and (taken := count_kept(free, density)):
