@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
 from avalanche_compress.archive import load_archive
 from avalanche_compress.errors import CompressError
@@ -27,6 +29,11 @@ from avalanche_compress.inspection import (
 
 FINE, NOT_FINE, FAILED = range(3)
 """Exit codes: the answer is yes, it is no (damaged, different), there is no answer."""
+_STOPPED = 130
+_WIDEST = 80
+"""Characters of a cell of a table; a name in a file may have millions."""
+_LONGEST = 500
+"""Characters of a message."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,15 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: of the command line.
     :return: 0 if all is well; 1 if ``verify`` finds damage or ``diff`` a difference; 2 if the
-        command cannot answer, with one line of why on standard error.
+        command cannot answer, with one line of why on standard error; 130 if it was stopped.
     """
     given = _parser().parse_args(arguments)
     try:
-        return int(given.run(given))
+        code = int(given.run(given))
+        sys.stdout.flush()
+        return code
     except _UsageError as error:
         return _say(str(error))
+    except BrokenPipeError:  # nobody reads on, and nothing is to be said at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (CompressError, OSError) as error:
         return _say(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        _say("stopped")
+        return _STOPPED
 
 
 class _UsageError(Exception):
@@ -50,8 +65,25 @@ class _UsageError(Exception):
 
 
 def _say(message: str) -> int:
-    print(f"avalanche-compress: {' '.join(message.split())}", file=sys.stderr)
+    text = _shown(" ".join(message.split()))
+    print(f"avalanche-compress: {text[:_LONGEST]}", file=sys.stderr)
     return FAILED
+
+
+def _shown(text: str) -> str:
+    r"""Text that may be a stranger's, as a terminal may have it: what commands it is escaped.
+
+    >>> _shown("a\x1b[31mb\n")
+    'a\\x1b[31mb\\n'
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return plain.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _print(*lines: str) -> None:
+    for line in lines:
+        print(_shown(line))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,15 +142,21 @@ def _add_model(command: argparse.ArgumentParser, required: bool) -> None:
 
 
 def _shape(text: str) -> list[int]:
-    return [int(size) for size in text.split(",")]
+    try:
+        sizes = [int(size) for size in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: sizes of 1 or more were expected, as 3,32,32")
+    return sizes
 
 
 def _build_model(name: str | None) -> BuildModel | None:
     """The function that ``--model`` names.
 
-    :raises _UsageError: if there is none.
+    :raises _UsageError: if there is none; it raises it if it fails, or makes no model.
     """
-    return None if name is None else _function("--model", name)
+    return None if name is None else partial(_called, "--model", name, nn.Module)
 
 
 def _function(option: str, name: str) -> Callable[[], Any]:
@@ -132,8 +170,8 @@ def _function(option: str, name: str) -> Callable[[], Any]:
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise _UsageError(f"{option} {name}: {error}") from error
+    except Exception as error:
+        raise _failed(option, name, error) from error
     finally:
         sys.path.remove(os.getcwd())
     if not callable(function):
@@ -142,12 +180,35 @@ def _function(option: str, name: str) -> Callable[[], Any]:
     return found
 
 
+def _called(option: str, name: str, kind: type | None = None) -> Any:
+    """What the function gives that an option names.
+
+    :param kind: that it has to be of.
+    :raises _UsageError: if there is no such function, it fails, or gives something else.
+    """
+    function = _function(option, name)
+    try:
+        made = function()
+    except Exception as error:
+        raise _failed(option, name, error) from error
+    if kind is not None and not isinstance(made, kind):
+        raise _UsageError(f"{option} {name}: it gives a {type(made).__name__}, no {kind.__name__}")
+    return made
+
+
+def _failed(option: str, name: str, error: Exception) -> _UsageError:
+    return _UsageError(f"{option} {name}: {type(error).__name__}: {error}")
+
+
 # ---------------------------------------------------------------------------- commands
 
 
 def _inspect(given: argparse.Namespace) -> int:
     contents = inspect_archive(given.file, _build_model(given.model))
-    print(json.dumps(asdict(contents), indent=2) if given.json else _described(contents))
+    if given.json:
+        print(json.dumps(asdict(contents), indent=2))
+    else:
+        _print(*_described(contents))
     return FINE
 
 
@@ -155,13 +216,18 @@ def _export(given: argparse.Namespace) -> int:
     out, suffix = (given.onnx, "onnx") if given.pt2 is None else (given.pt2, "pt2")
     if not out.endswith(f".{suffix}"):
         raise _UsageError(f"--{suffix} {out}: a name that ends in .{suffix} was expected")
-    build = _function("--model", given.model)
+    build = _build_model(given.model)
+    assert build is not None, "the parser asks for one"
     if given.shape is None:
-        example = _function("--example", given.example)()
+        example = _called("--example", given.example)
     else:
-        example = torch.randn(2, *given.shape)
+        try:
+            example = torch.randn(2, *given.shape)
+        except (RuntimeError, TypeError) as error:  # more than there is memory for, or numbers
+            sizes = ",".join(map(str, given.shape))
+            raise _UsageError(f"--shape {sizes}: {str(error).splitlines()[0]}") from error
     size = export_task(load_archive(given.file, build), given.task, out, example)
-    print(f"{out}: {size:,} bytes")
+    _print(f"{out}: {size:,} bytes")
     return FINE
 
 
@@ -173,12 +239,12 @@ def _verify(given: argparse.Namespace) -> int:
         if given.json:
             print(json.dumps({"intact": False, "reason": str(error)}, indent=2))
         else:
-            print(f"{given.file}: {' '.join(str(error).split())}")
+            _print(f"{given.file}: {' '.join(str(error).split())}")
         return NOT_FINE
     if given.json:
         print(json.dumps({"intact": True, "unchecked": unchecked}, indent=2))
     else:
-        print(f"{given.file}: intact" + "".join(f"\nnot checked: {what}" for what in unchecked))
+        _print(f"{given.file}: intact", *(f"not checked: {what}" for what in unchecked))
     return FINE
 
 
@@ -187,16 +253,14 @@ def _diff(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps([asdict(difference) for difference in differences], indent=2))
     else:
-        print(
-            *(f"{d.where}: {d.what}" for d in differences), sep="\n", end="\n" * bool(differences)
-        )
+        _print(*(f"{d.where}: {d.what}" for d in differences))
     return NOT_FINE if differences else FINE
 
 
 # ---------------------------------------------------------------------------- as text
 
 
-def _described(contents: ArchiveContents) -> str:
+def _described(contents: ArchiveContents) -> list[str]:
     inside = sum(task.total_bytes for task in contents.tasks)
     shared = contents.static_bytes + sum(layer.shared_bytes for layer in contents.layers)
     lines = [
@@ -225,7 +289,7 @@ def _described(contents: ArchiveContents) -> str:
     ]
     lines += [f"not read: {x.unread}" for x in contents.layers if x.unread is not None]
     lines += ["", "density, bits and rank are those of the first and the last task"]
-    return "\n".join(lines)
+    return lines
 
 
 def _layer_row(layer: LayerContents) -> list[str]:
@@ -267,6 +331,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of text, the first to the left and the others to the right."""
+    rows = [[_cut(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     return [
         "  ".join(
@@ -275,3 +340,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in (head, *rows)
     ]
+
+
+def _cut(cell: str) -> str:
+    cell = _shown(cell[: _WIDEST + 1])
+    return cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from avalanche_compress import load_archive
+from avalanche_compress import TaskNetwork, load_archive, save_archive
 from avalanche_compress.command import FAILED, FINE, NOT_FINE, main
+from avalanche_compress.container import pack, unpack
 from benchmarks.stress.examples import SmallNet, inputs
 
 WRITTEN = sorted((Path(__file__).parent / "archives").glob("*.v1"))
@@ -123,6 +126,92 @@ def test_export_writes_a_task_that_answers_as_the_archive_does(form, given, tmp_
     wrong = ["--task", "9", f"--{form}", str(out), *MODEL, *sample]
     assert main(["export", str(WRITTEN[0]), *wrong]) == FAILED
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def sealed_with_the_name(name, path):
+    """An archive whose only weight has a name of somebody's choice."""
+    network = TaskNetwork(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    network.open(0, [0, 1])
+    network.commit()
+    save_archive(network, path)
+    manifest, content = unpack(path)
+    manifest["weights"][0][0] = name
+    fields = {key: value for key, value in manifest.items() if key != "version"}
+    path.write_bytes(pack(fields, {key: bytes(part) for key, part in content.items()}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["\x1b[2J\x1b]0;title\x07", "a\nb: intact", "\ud800", "\u202eevil", "x" * 100_000, "größe"],
+    ids=ascii,
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_in_a_file_commands_no_terminal(name, encoding, tmp_path, monkeypatch):
+    sealed_with_the_name(name, tmp_path / "file")
+    sealed_with_the_name("0.weight", tmp_path / "\udcff\n\x1b")
+    for command in (["inspect", "file"], ["verify", "file"], ["diff", "file", "\udcff\n\x1b"]):
+        out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main([command[0], *(str(tmp_path / file) for file in command[1:])]) != FAILED
+        text = out.buffer.getvalue().decode(encoding)
+        assert all(line.isprintable() for line in text.splitlines())
+        assert "b: intact" not in text.splitlines()
+        assert len(text) < 2000 or command[0] == "diff"
+
+
+def fails():
+    raise RuntimeError("no model\ntoday")
+
+
+def gives_a_number():
+    return 7
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "export"])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("fails", "RuntimeError: no model today"),
+        ("gives_a_number", "it gives a int, no Module"),
+    ],
+)
+def test_a_function_that_makes_no_model_is_no_verdict_on_the_file(
+    command, function, reason, tmp_path, capsys
+):
+    more = ["--task", "0", "--onnx", str(tmp_path / "a.onnx"), "--shape", "4"]
+    arguments = [command, str(WRITTEN[0]), "--model", f"tests.test_command:{function}"]
+    assert main(arguments + (more if command == "export" else [])) == FAILED
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shape", ["0", "-1", "3,0,3", "", "3,x", "9" * 40, "9" * 12])
+def test_a_shape_that_no_sample_has_is_one_line(shape, tmp_path, capsys):
+    arguments = ["export", str(WRITTEN[0]), "--task", "0", "--onnx", str(tmp_path / "a.onnx")]
+    try:
+        code = main([*arguments, *MODEL, f"--shape={shape}"])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == FAILED
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_command_that_is_stopped_says_so_in_one_line(monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avalanche_compress.command.inspect_archive", stopped)
+    assert main(["inspect", "file"]) == 130
+    assert capsys.readouterr().err == "avalanche-compress: stopped\n"
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    command = [sys.executable, "-W", "ignore", "-m", "avalanche_compress"]
+    with subprocess.Popen(
+        [*command, "inspect", str(WRITTEN[0])], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == FAILED
 
 
 def test_export_does_not_write_another_form_than_was_asked_for(tmp_path, capsys):

@@ -33,6 +33,14 @@ class AdaQPackNet(CompressedStrategy):
     tasks, which share no values: eight tasks at 4 bits if each keeps everything, more if not, as
     only kept weights are charged.
 
+    So late tasks of a long stream have little to learn with: a task trains the weights of which
+    earlier ones have not used up the bits, keeps ``density`` of these, and reads nothing of other
+    tasks. On 44 tasks of Omniglot (LeNet, 10 epochs, one seed, measured before widths were judged
+    by the loss) the last ones found 17 % of a layer open and kept 5 %. Means of eleven tasks in
+    order were 36.1, 29.5, 32.6 and 30.7 %, and 39.9, 35.8, 43.8 and 44.9 % with :class:`WSN`, which
+    shares values. ``capacity_policy="grow_copy"`` gives late tasks slots of their own, for more
+    bytes; a lower ``density`` or fewer ``bits`` leave them more of the first page.
+
     ``reference_compat=True`` follows the public code where that departs from the paper's idea, for
     comparison only. B1: the mask is that of the initial weights' magnitudes, fixed before the first
     step. B2, B3: all weights are charged, kept or not, and the last task that would fit exactly is
