@@ -124,12 +124,26 @@ def join_groups(network: TaskNetwork, optimizer: Optimizer, groups: Groups) -> N
     """
     known = {id(parameter) for group in groups for parameter in group}
     for store in network.weight_stores:
-        for members in groups:
+        for position, members in enumerate(groups):
             if any(parameter is store.scratch for parameter in members):
-                parts = (part for part in store.parameters() if id(part) not in known)
-                members += [part for part in parts if takes(optimizer, part)]
+                for part in store.parameters():
+                    if id(part) not in known and takes(optimizer, part):
+                        groups[_group_of(part, position, optimizer)].append(part)
+                break
     for group, planned in zip(optimizer.param_groups, groups):
         group["params"] = planned
+
+
+def _group_of(part: nn.Parameter, position: int, optimizer: Optimizer) -> int:
+    """Where a part of a weight belongs: next to it, unless a flag has matrices there only.
+
+    :param part: of a store.
+    :param position: of the weight's group.
+    :param optimizer: whose groups may say ``use_muon``, as those that combine Muon with Adam do.
+    """
+    flags = [group.get("use_muon") for group in optimizer.param_groups]
+    is_vector = flags[position] is True and part.dim() < 2 and False in flags
+    return flags.index(False) if is_vector else position
 
 
 def rejoin_groups(network: TaskNetwork, optimizer: Optimizer, former: set[int]) -> None:

@@ -43,6 +43,33 @@ def test_what_an_optimiser_cannot_hold_stays_out_of_it(build):
     assert not torch.equal(trained[1].weight, start[1].weight)
 
 
+class MuonWithAdam(torch.optim.Adam):
+    """As the public ones: groups say ``use_muon``, and those that do take matrices only."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            assert not group["use_muon"] or all(p.dim() > 1 for p in group["params"])
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("build", OURS.values(), ids=OURS)
+def test_vectors_do_not_join_a_group_that_is_flagged_for_matrices(build):
+    stream, model = make_stream(2), with_biases()
+    matrices = [model[1].weight, model[3].weight]
+    others = [model[1].bias, model[3].bias, *model[5].parameters()]
+    optimizer = MuonWithAdam(
+        [{"params": matrices, "use_muon": True}, {"params": others, "use_muon": False}], lr=0.01
+    )
+    options = {"train_mb_size": 16, "train_epochs": 2, "evaluator": None}
+    strategy = build(model=model, optimizer=optimizer, **options)
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    trained, start = strategy.network.materialise(0), with_biases()
+    for layer in (1, 3):
+        assert not torch.equal(trained[layer].weight, start[layer].weight)
+        assert not torch.equal(trained[layer].bias, start[layer].bias)
+
+
 @pytest.mark.parametrize("build", OURS.values(), ids=OURS)
 def test_an_optimiser_that_asks_for_a_closure_is_refused_by_name(build):
     model = with_biases()
