@@ -175,7 +175,7 @@ def curve_figure(groups: Sequence[Group]) -> Figure:
     strategies.
     """
     styles = styles_of(groups)
-    return stacked_figure(groups, lambda _: 4.0, partial(_draw_curves, styles=styles))
+    return stacked_figure(groups, _height, partial(_draw_curves, styles=styles))
 
 
 def _draw_curves(axes: Axes, group: Group, styles: dict[str, Style]) -> None:
@@ -214,7 +214,7 @@ def bytes_figure(groups: Sequence[Group]) -> Figure:
     the strategies that no other one beats in both.
     """
     styles = styles_of(groups)
-    return stacked_figure(groups, lambda _: 4.4, partial(_draw_sizes, styles=styles))
+    return stacked_figure(groups, _height, partial(_draw_sizes, styles=styles))
 
 
 def _draw_sizes(axes: Axes, group: Group, styles: dict[str, Style]) -> None:
@@ -285,6 +285,11 @@ def _draw_reference(axes: Axes, group: Group) -> None:
 
 def _mean_accuracy(runs: Runs) -> float:
     return 100 * mean(run.accuracy for run in runs)
+
+
+def _height(group: Group) -> float:
+    """Inches of a panel beside whose legend each strategy has a line."""
+    return max(4.2, 0.8 + 0.21 * (len(group.strategies) + 2))
 
 
 def _legend(axes: Axes) -> None:
