@@ -101,7 +101,7 @@ def warn_of_room(method: str, tasks: int, advice: str) -> None:
     """Say how long a stream may be.
 
     :param method: whose.
-    :param tasks: that find room.
+    :param tasks: that find room for certain.
     :param advice: what to do for more.
     """
-    warnings.warn(f"{method} has room for {tasks} tasks in this model. {advice}", stacklevel=4)
+    warnings.warn(f"{method} has room for at least {tasks} tasks in this model. {advice}", stacklevel=4)
