@@ -104,4 +104,5 @@ def warn_of_room(method: str, tasks: int, advice: str) -> None:
     :param tasks: that find room for certain.
     :param advice: what to do for more.
     """
-    warnings.warn(f"{method} has room for at least {tasks} tasks in this model. {advice}", stacklevel=4)
+    room = f"{method} has room for at least {tasks} tasks in this model."
+    warnings.warn(f"{room} {advice}", stacklevel=4)

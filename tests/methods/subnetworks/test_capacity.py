@@ -66,7 +66,8 @@ def test_a_proportion_of_almost_all_is_counted_in_few_steps(monkeypatch):
 
 @pytest.mark.parametrize("proportion", [0.5, 0.2, {"1.weight": 0.3, "3.weight": 0.1}, 0.7])
 def test_packnet_says_how_many_tasks_its_proportions_leave_room_for(proportion):
-    with pytest.warns(UserWarning, match=r"PackNet has room for at least \d+ tasks.*prune_proportion="):
+    said = r"PackNet has room for at least \d+ tasks.*prune_proportion="
+    with pytest.warns(UserWarning, match=said):
         strategy = build(PackNet, prune_proportion=proportion)
     found = tasks_until_refused(strategy, strategy.room + 3)
     # weights of equal magnitude all go together, and of one weight of which 70 % go nothing is kept
@@ -98,7 +99,8 @@ def test_shares_of_the_advice_use_all_weights_and_are_equal():
     ],
 )
 def test_ada_qpacknet_says_how_many_tasks_find_room_for_certain(options, fewest):
-    with pytest.warns(UserWarning, match=f"AdaQPackNet has room for at least {fewest} tasks.*density="):
+    said = f"AdaQPackNet has room for at least {fewest} tasks.*density="
+    with pytest.warns(UserWarning, match=said):
         strategy = build(AdaQPackNet, **options)
     assert strategy.room == fewest
     found = tasks_until_refused(strategy, fewest + 1)
