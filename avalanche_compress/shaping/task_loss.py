@@ -189,7 +189,7 @@ class TaskLoss:
         places = self._places(targets)
         # no value can be read of what vmap hands out
         looked_at = targets.device.type == "cpu" and not is_functorch_wrapped_tensor(targets)
-        if looked_at and not self._ignores_own and len(targets):
+        if looked_at and not self._ignores_own and targets.numel():
             least, most = map(int, places.aminmax())  # most mini-batches need nothing more
             if least >= 0 and most < self._count:
                 return places, True

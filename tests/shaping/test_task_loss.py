@@ -222,6 +222,13 @@ def test_ignored_targets_stay_ignored(ignored, classes):
     assert torch.allclose(loss, F.cross_entropy(narrow_logits[counted], places[counted]))
 
 
+@pytest.mark.parametrize("classes", [(2, 4, 5), (2, 3, 4)])
+def test_a_sample_may_come_by_itself(classes):
+    narrow_logits, wide, places = samples(classes)
+    loss = TaskLoss(nn.CrossEntropyLoss(), classes)(wide[0], torch.tensor(classes)[places[0]])
+    assert torch.equal(loss, F.cross_entropy(narrow_logits[0], places[0]))
+
+
 def test_targets_may_have_any_shape():
     narrow_logits = torch.randn(2, 5, 3, requires_grad=True)
     wide = torch.full((2, 5, STREAM), -1000.0)
