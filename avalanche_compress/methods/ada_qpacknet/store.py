@@ -332,11 +332,11 @@ class SlottedStore(SubnetworkStore):
             passed.keep(first, last)  # type: ignore[arg-type]
         for step in range(first + 1, position + 1):
             mask = self._masks.get(step)
-            head = self._read_head(self._section(step)[1])
             if mask is None:
                 mask = self._recall_next(step, last, fill, passed)
             if step == fill.end:
                 added, charge, *_ = self._kept_by[step]
+                head = self._read_head(self._section(step)[1])
                 fill.add(head.reserved_bits, added and charge, mask)
             passed.keep(step, mask)
             if self._masks.lies_evenly(step, len(self.sections)):  # the next walk begins here

@@ -137,7 +137,7 @@ class MaskedStore(SubnetworkStore):
             self.frozen = self.value
         else:
             self._available = self._free_or_used_by(reusable)
-            self.frozen = torch.where(self._available, self.value, 0.0)
+            self.frozen = where_kept(self._available, self.value)
         self.trainable = self.free
         if reusable and not self.scored:
             # beside old weights, pruned ones start at zero (PackNet); scored ones go on (WSN)
@@ -155,7 +155,7 @@ class MaskedStore(SubnetworkStore):
 
     def fix_mask(self, mask: Tensor) -> None:
         super().fix_mask(mask)
-        self.frozen = torch.where(self.mask, self.value, 0.0)
+        self.frozen = where_kept(self.mask, self.value)
         self.trainable = self.free * self.mask
 
     def encode(self) -> bytes:
