@@ -49,12 +49,16 @@ _RULES: dict[str, Callable[[], Any]] = {
 }
 
 LAYERS = ("first", "head")
+KINDS = ("gaussian", "triangular", "ridge")
 
 
-def candidates(layers: Sequence[str] = LAYERS) -> dict[str, TaskInference]:
+def candidates(
+    layers: Sequence[str] = LAYERS, kinds: Sequence[str] = KINDS
+) -> dict[str, TaskInference]:
     """Ways of inferring tasks that are tried, by how the table calls them.
 
     :param layers: that features are read of.
+    :param kinds: of rules, some of :data:`KINDS`.
 
     >>> len(candidates())
     14
@@ -63,6 +67,7 @@ def candidates(layers: Sequence[str] = LAYERS) -> dict[str, TaskInference]:
         f"{name} @{layer}": TaskInference(rule(), features=layer)
         for layer in layers
         for name, rule in _RULES.items()
+        if name.split(",")[0] in kinds
     }
 
 
@@ -165,6 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="LAYER",
         help=f"that features are read of (default: {' '.join(LAYERS)})",
     )
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        default=KINDS,
+        choices=KINDS,
+        metavar="KIND",
+        help="that are tried; triangular ones ask many networks (default: all)",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="default: the stream's")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     given = parser.parse_args(arguments)
@@ -175,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stream,
                 seed,
                 given.data,
-                candidates(given.layers),
+                candidates(given.layers, given.rules),
                 given.strategy,
                 given.backbone,
                 given.epochs,

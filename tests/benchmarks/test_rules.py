@@ -38,9 +38,13 @@ def test_the_table_has_the_best_mean_first():
     ]
 
 
-def test_candidates_read_the_layers_that_are_named():
+def test_candidates_are_of_the_layers_and_kinds_that_are_named():
     assert [str(rule) for rule in rules.candidates(["body.3"]).values()] == [
         *["gaussian@body.3"],
         *["triangular@body.3"] * 4,
         *["ridge@body.3"] * 2,
+    ]
+    assert list(rules.candidates(["head"], ["ridge"])) == [
+        "ridge @head",
+        "ridge, 500 random features @head",
     ]
