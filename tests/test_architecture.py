@@ -50,14 +50,11 @@ def module_of(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
-def imported(path: Path, everywhere: bool = True) -> set[str]:
-    """Absolute names of the modules that a file imports.
-
-    :param everywhere: also within functions, and for type checkers only.
-    """
+def imported(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, also in functions and for types only."""
     tree = ast.parse(path.read_text())
     names: set[str] = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -96,7 +93,7 @@ def test_a_method_knows_no_other_method_but_sub_networks():
 def test_there_is_no_circle_of_imports():
     modules = {module_of(path): path for path in FILES}
     graph = {
-        module: {name for name in imported(path, everywhere=False) if name in modules}
+        module: {name for name in imported(path) if name in modules}
         for module, path in modules.items()
     }
     done: set[str] = set()

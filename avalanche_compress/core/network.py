@@ -28,12 +28,8 @@ from avalanche_compress.core.heads import (
 from avalanche_compress.core.open_task import OpenTask
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
-from avalanche_compress.core.state import (
-    StaticTensors,
-    counters,
-    reset_nonfinite,
-    restart_statistics,
-)
+from avalanche_compress.core.state import counters, reset_nonfinite, restart_statistics
+from avalanche_compress.core.static import StaticTensors
 from avalanche_compress.core.store import Place, WeightStore, store_key
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import Completion

@@ -16,7 +16,7 @@ from avalanche_compress.core.checks import FirstStep, check_answers, nudged
 from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
-from avalanche_compress.core.state import StaticTensors
+from avalanche_compress.core.static import StaticTensors
 from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import (

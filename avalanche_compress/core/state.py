@@ -14,69 +14,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from avalanche_compress.codec import CorruptStreamError
 from avalanche_compress.core.heads import resize_head
 from avalanche_compress.core.store import Place, non_finite
-from avalanche_compress.core.structure import Structure, fingerprint
+from avalanche_compress.core.structure import Structure
 from avalanche_compress.errors import TaskStateError
 
 if TYPE_CHECKING:
     from avalanche_compress.core.open_task import OpenTask
     from avalanche_compress.core.private import PrivateStore
+    from avalanche_compress.core.static import StaticTensors
     from avalanche_compress.core.store import WeightStore
     from avalanche_compress.core.views import Views
 
 Self = TypeVar("Self", bound="NetworkState")
-
-
-class StaticTensors:
-    """What all tasks share and no training changes: frozen parameters and constant buffers.
-
-    :param places: where they are, by their dotted names in the model.
-    """
-
-    def __init__(self, places: Mapping[str, Place]):
-        self.places = dict(places)
-        self.marks: dict[str, int] = {}
-        self.remember()
-
-    def tensors(self) -> dict[str, Tensor]:
-        """They, by name."""
-        return {name: place.tensor for name, place in self.places.items()}
-
-    def remember(self) -> None:
-        """Take them as they are for what must not change from here on."""
-        self.marks = {name: fingerprint(tensor) for name, tensor in self.tensors().items()}
-
-    def check_frozen(self) -> None:
-        """Refuse to train what was frozen when the model was converted.
-
-        :raises TaskStateError: naming a parameter that requires gradients now.
-        """
-        for name, place in self.places.items():
-            if place.tensor.requires_grad:
-                raise TaskStateError(
-                    f"{name} was frozen when the model was converted, so that all tasks share it, "
-                    "and now requires gradients: freeze it again, or build the model anew, give it "
-                    "to the strategy while it may be trained, and freeze it afterwards."
-                )
-
-    def check(self, task: int | None) -> None:
-        """Refuse to go on if one has changed.
-
-        :param task: that was trained meanwhile.
-        :raises TaskStateError: naming it.
-        """
-        for name in self.changed():
-            raise TaskStateError(
-                f"{name} changed while task {task} was trained, but all tasks share "
-                f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
-            )
-
-    def changed(self) -> list[str]:
-        """Names of those that are not as they were."""
-        return [
-            name
-            for name, mark in self.marks.items()
-            if fingerprint(self.places[name].tensor) != mark
-        ]
 
 
 class NetworkState(nn.Module):
