@@ -44,7 +44,7 @@ class TaskLoss:
 
     - class numbers of any shape; negative ones, and the criterion's ``ignore_index``, stay ignored;
     - or an entry for each column of the logits (one-hot, mixed, multi-hot), of the stream's classes
-      or of the task's alone;
+      or of the task's alone; what smoothing gives all other classes alike is left out;
     - or tuples and lists of such.
 
     :param criterion: of logits and targets; a function, a ``partial`` of one, or a module.
@@ -183,7 +183,27 @@ class TaskLoss:
                 f"{self.classes[-1]}: give one for each class of the stream, or of the task alone."
             )
         columns = targets[..., list(self.classes)]
-        return columns, columns.count_nonzero() == targets.count_nonzero()
+        others = [c for c in range(targets.shape[-1]) if c not in set(self.classes)]
+        if not others or not columns.numel():
+            return columns, True
+        least, most = targets[..., others].aminmax(dim=-1)
+        return columns, ((least == most) & (most <= columns.amin(dim=-1))).all()
+
+    def foreign(self, targets: Any) -> list[int]:
+        """Classes that targets are of, and the task is not.
+
+        :param targets: as in a call.
+        """
+        if isinstance(targets, (tuple, list)):
+            return sorted({number for part in targets for number in self.foreign(part)})
+        if not isinstance(targets, Tensor):
+            return []
+        if targets.is_floating_point() or targets.dtype is torch.bool:
+            named = targets.flatten(0, -2) if targets.dim() else targets
+            found = (named > named.amin(dim=-1, keepdim=True)).any(dim=0).nonzero().flatten()
+        else:
+            found = targets[targets >= 0].unique()
+        return [number for number in found.tolist() if number not in self.classes]
 
     def _own_numbers(self, targets: Tensor) -> tuple[Tensor, Known]:
         places = self._places(targets)

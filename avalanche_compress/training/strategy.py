@@ -337,9 +337,10 @@ class CompressedStrategy(ResumableTraining):
         assert task is not None
         if not bool(self._targets_are_known):
             return TrainingDataError(
-                f"the mini-batch has the targets {self.mb_y.unique().tolist()} and the classes of "
-                f"task {task} are {list(self.network.classes_of(task))}, as the experience says: "
-                "make its classes those of its samples. The weights are those before this step."
+                f"the mini-batch has targets of the classes {self._task_loss.foreign(self.mb_y)} "
+                f"and those of task {task} are {list(self.network.classes_of(task))}, as the "
+                "experience says: make its classes those of its samples. The weights are those "
+                "before this step."
             )
         return NonFiniteError(
             f"the loss is {float(self.loss.detach().sum())} in epoch "

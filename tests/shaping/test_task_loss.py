@@ -189,6 +189,23 @@ def test_soft_targets_are_those_of_the_stream_or_of_the_task(criterion, width):
     assert_same(loss, criterion(narrow_logits, mixed), narrow_logits)
 
 
+def test_what_smoothing_gives_the_stream_alike_is_left_out():
+    classes = (1, 4, 6)
+    narrow_logits, wide, places = samples(classes)
+    numbers = torch.tensor(classes)[places]
+    smooth = 0.02 + 0.84 * F.one_hot(numbers, STREAM).float()
+    mixed = 0.3 * smooth + 0.7 * smooth.flip(0)
+    criterion = nn.CrossEntropyLoss()
+    loss, known = TaskLoss(criterion, classes).checked(wide, mixed)
+    assert bool(known)
+    assert_same(loss, criterion(narrow_logits, mixed[:, list(classes)]), narrow_logits)
+    mixed[2, 5] += 0.01  # one of the others more than the rest
+    assert not TaskLoss(criterion, classes).knows(wide, mixed)
+    assert TaskLoss(criterion, classes).foreign(mixed) == [5]
+    foreign = smooth.roll(1, dims=1)  # all alike but one, which is none of the task's
+    assert not TaskLoss(criterion, classes).knows(wide, foreign)
+
+
 def test_what_only_may_have_an_entry_for_each_class_is_taken_as_it_is():
     narrow_logits, wide, places = samples((3, 4, 5))
     criterion = Listed([2.0, 3.0, 5.0, 7.0])  # of a stream of eight, or of unknown width
@@ -252,6 +269,7 @@ def test_targets_of_other_classes_are_noticed(classes, foreign):
     assert not loss.knows(wide, targets)
     value, known = loss.checked(wide, targets)
     assert not bool(known)
+    assert loss.foreign((targets, 0.3, places + 8)) == sorted({foreign, 8, 9, 10})
     assert bool(value.isfinite())
     soft = torch.zeros(len(places), STREAM)
     soft[:, 0] = 1
@@ -395,7 +413,7 @@ def test_a_target_between_the_tasks_classes_is_refused(foreign):
     parts = [(x, y), (x, 2 + 2 * y)]
     tasks = tensors_benchmark(parts, parts, task_labels=[0, 1]).train_stream
     strategy.train(tasks[0])
-    with pytest.raises(TrainingDataError, match=r"classes of task 1 are \[2, 4\]"):
+    with pytest.raises(TrainingDataError, match=r"of task 1 are \[2, 4\]"):
         strategy.train(tasks[1])
 
 
