@@ -580,6 +580,7 @@ def set_in(state, *way_and_value):
         ("position", 0, 10**6),
         ("position", 1, -1),
         ("position", 1, EPOCHS + 1),
+        ("position", 1, torch.tensor([2])),
         ("plugins", -1, "train_exp_epochs", -(2**31)),
         ("plugins", -1, "train_exp_epochs", 2**40),
         ("plugins", -1, "train_exp_counter", 0),
@@ -593,9 +594,16 @@ def set_in(state, *way_and_value):
         ("network", "_extra_state", "max_class_label", -1),
         ("network", "_extra_state", "max_class_label", "5"),
         ("network", "_extra_state", "open_task", "1"),
+        ("network", "_extra_state", "open_task", torch.tensor(1.0)),
+        ("network", "_extra_state", "static_marks", {"nothing": 1}),
+        ("network", "_extra_state", "statistics", {"0": 1}),
+        ("network", "_extra_state", "statistics", {"0": {"gaussian.scale": "x"}}),
+        ("network", "_extra_state", "statistics", {"7": {}}),
         ("network", "_extra_state", "classes", "0", [2**70]),
         ("network", "stores.0/weight._extra_state", "open", "mask", torch.zeros(3).bool()),
         ("network", "stores.0/weight._extra_state", "open", "density", "all"),
+        ("network", "stores.0/weight._extra_state", "open", "density", math.nan),
+        ("network", "stores.0/weight._extra_state", "open", "density", 7.0),
         ("optimizer", "groups", 0, "lr", -1.0),
         ("optimizer", "groups", 0, "lr", math.nan),
         ("optimizer", "groups", 0, "betas", (0.9, 1.0)),
@@ -648,6 +656,15 @@ def test_parts_of_other_strategies_are_checked_too(case, way, value, whole, tmp_
     set_in(state, *way, value)
     (tmp_path / "00000000.state").write_bytes(pack(state))
     refused(tmp_path, CASES[case]())
+
+
+@pytest.mark.parametrize("name", ["residual", "rank"])
+def test_no_number_of_an_open_task_is_infinite(name, whole, tmp_path):
+    folder, _ = whole("cacl")
+    _, state = unpack_newest(folder_of(folder, (0, 2)))
+    set_in(state, "network", "stores.0/weight._extra_state", "open", name, math.inf)
+    (tmp_path / "00000000.state").write_bytes(pack(state))
+    refused(tmp_path, CASES["cacl"](), name)
 
 
 def test_loading_draws_no_number_and_changes_no_file(saved, saved_files):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec import Float, Values, magnitude_mask
+from avalanche_compress.codec import CorruptStreamError, Float, Values, magnitude_mask
 from avalanche_compress.core.cache import MaskCache
 from avalanche_compress.core.store import Place, WeightStore, non_finite
 from avalanche_compress.core.table import Table
@@ -136,6 +136,10 @@ class SubnetworkStore(WeightStore):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state["finished"])
         chosen = state["open"]
+        if not 0 <= chosen["density"] <= 1:
+            raise CorruptStreamError(
+                f"{self.name} has the density {chosen['density']} in its state"
+            )
         self.density = chosen["density"]
         self._mask, self._available = (
             None if mask is None else mask.to(self.frozen.device)

@@ -163,6 +163,14 @@ def _check_network(network: TaskNetwork, state: dict[str, Any]) -> None:
     for name in network.head_names:
         rows = state[f"backbone.{name}.weight"].shape[0]
         _expect(state["_extra_state"]["head_rows"] == rows, f"its head has {rows} rows")
+    marks, static = state["_extra_state"]["static_marks"], network.static_tensors()
+    _expect(marks.keys() == static.keys(), f"all its tasks share {list(marks)}")
+    tasks = state["_extra_state"]["classes"]
+    for task, kept in state["_extra_state"]["statistics"].items():
+        tensors = isinstance(kept, dict) and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in kept.items()
+        )
+        _expect(tensors and task in tasks, f"its statistics of task {task!r} are none")
 
 
 def _layout(network: TaskNetwork, state: dict[str, Any]) -> dict[str, str]:
@@ -195,6 +203,8 @@ def _check_open(ours: TaskNetwork, theirs: TaskNetwork) -> None:
         for name, value in (saved or {}).items():
             fits = not isinstance(value, Tensor) or value.shape in shapes
             _expect(fits, f"{name} of {after.name} is of another shape")
+            finite = not isinstance(value, float) or math.isfinite(value)
+            _expect(finite, f"{name} of {after.name} is {value!r}")
 
 
 def _check_progress(strategy: Strategy, network: TaskNetwork, state: State) -> None:
@@ -212,8 +222,8 @@ def _check_progress(strategy: Strategy, network: TaskNetwork, state: State) -> N
     _expect(_is_count(width) and highest < width, f"its largest class number is {width}")
     experience, epochs = state["position"]
     _expect(
-        _is_count(experience) and experience <= len(finished),
-        f"it has {len(finished)} finished tasks and goes on with number {experience}",
+        _is_count(experience) and _is_count(epochs) and experience <= len(finished),
+        f"it has {len(finished)} finished tasks and goes on at {experience!r}, {epochs!r}",
     )
     counters = state["plugins"][kept_plugins(strategy).index(strategy.clock)]
     for name, value in counters.items():
@@ -223,6 +233,7 @@ def _check_progress(strategy: Strategy, network: TaskNetwork, state: State) -> N
     if task is None:
         _expect(network.open_task is None and epochs == 0, "its open task is not described")
         return
+    _expect(_is_count(task["label"]) and _is_count(network.open_task), "its task has no number")
     described = (task["label"], tuple(task["classes"]))
     _expect(described == (network.open_task, network.classes_of(task["label"])), "its task differs")
     _expect(_are_classes(task["classes"]) and task["classes"][-1] < width, "its classes differ")
