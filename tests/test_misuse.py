@@ -529,20 +529,20 @@ def moves(method, errors):
     learn_on(strategy, stream().train_stream[1], [0, 1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("method", OURS)
-def test_a_stream_goes_on_on_another_device(method):
+def test_a_stream_goes_on_on_another_device(method, device):
     torch.manual_seed(0)
     tasks = make_stream(3, samples=SAMPLES)
     strategy = make(method, conv_net())
     strategy.train(tasks.train_stream[0])
     x = samples()[0]
     old = old_logits(strategy)
-    for number, device in ((1, "cuda"), (2, "cpu")):
-        strategy.device = torch.device(device)
+    for number, place in ((1, device), (2, "cpu")):
+        strategy.device = torch.device(place)
         strategy.train(tasks.train_stream[number])
         assert strategy.network.tasks == list(range(number + 1))
-        answer = old_logits(strategy, x.to(device)).cpu()
+        answer = old_logits(strategy, x.to(place)).cpu()
         assert torch.allclose(answer, old, atol=1e-4)
     assert torch.equal(old_logits(strategy), old)  # the same bits where it was learned
 

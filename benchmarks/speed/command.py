@@ -1,9 +1,10 @@
 """How fast: epochs and steps against Naive's and plain ones, task inference, k-means, masks.
 
 Run ``python -m benchmarks.speed``, or with ``--quick``, which takes two or three minutes, for the
-epochs alone. Every figure is a median over repetitions of this process's CPU time, and ratios
-compare runs that took turns in it, so that they hold when the machine's speed drifts or others use
-it too.
+epochs alone, or with ``--device cuda`` for what a GPU takes. Every figure is a median over
+repetitions of this process's CPU time (on a GPU: of the time until it has done what was queued),
+and ratios compare runs that took turns in it, so that they hold when the machine's speed drifts or
+others use it too.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from benchmarks.speed.arithmetic import (
     task_inference,
     threshold,
 )
+from benchmarks.speed.device import section, table_of_rows
 from benchmarks.speed.figures import Figure, table_of
 from benchmarks.speed.training import (
     epochs,
     evaluation,
     growing,
-    on_gpu,
     random_images,
     steps,
 )
@@ -51,9 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="epochs on the MNIST in this folder, not random"
     )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        help="steps, evaluations, switches of tasks, waits and memory on it, and nothing else",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=4.0, metavar="N", help="of --device, about (default: 4)"
+    )
     given = parser.parse_args(arguments)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        parser.error("this machine has no GPU that torch can use: --device cpu rehearses.")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if given.device is not None:
+        _on_device(given.device, given.minutes, given.json)
+        return 0
     images = random_images() if given.data is None else load_mnist(given.data)
     kind = "random" if given.data is None else "MNIST"
     figures = quick(images, kind) if given.quick else everything(images, kind)
@@ -61,6 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
     return 0
+
+
+def _on_device(device: str, minutes: float, file: Path | None) -> None:
+    """Print and write the rows of a device, backbone by backbone: whoever is stopped has some."""
+    rows = []
+    for more in section(device, 60 * minutes):
+        rows += more
+        Console(width=160).print(table_of_rows(more))
+        if file is not None:
+            file.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
 
 def quick(images: Images, kind: str) -> list[Figure]:
@@ -101,5 +125,4 @@ def everything(images: Images, kind: str) -> list[Figure]:
         *kmeans(),
         mask_coding(),
         *rank_estimation(),
-        *on_gpu(),
     ]

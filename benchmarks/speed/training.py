@@ -45,8 +45,10 @@ class EpochTimer(SupervisedPlugin):
     def __init__(self, now: Clock = time.process_time) -> None:
         super().__init__()
         self.epochs: list[float] = []
+        self.ending = 0.0
+        """Seconds from the last epoch's end until the task is shaped and committed."""
         self._now = now
-        self._start = 0.0
+        self._start = self._end = 0.0
         self._part = 1.0
 
     @property
@@ -62,7 +64,11 @@ class EpochTimer(SupervisedPlugin):
         self._start = self._now()
 
     def after_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        self.epochs.append(self._now() - self._start)
+        self._end = self._now()
+        self.epochs.append(self._end - self._start)
+
+    def after_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.ending = self._now() - self._end
 
 
 def random_images(count: int = 60_000) -> Images:
@@ -125,20 +131,11 @@ def steps(
     :param device: ``"cpu"`` or ``"cuda"``.
     """
     x, y = random_samples(SHAPES[backbone], batch * batches)
-    stream = _stream_of(x, y, rounds + 1)
+    stream = stream_of(x, y, rounds + 1)
     seconds = take_turns(stream, x, y, batch, [NAIVE, *names], backbone, device)
     each = {name: [time / batches for time in times] for name, times in seconds.items()}
     where = "" if device == "cpu" else f", {device}"
     return against(each, f"step, {backbone}, batch {batch}{where}")
-
-
-def on_gpu() -> list[Figure]:
-    """The steps again where there is a GPU: what was queued is waited for at an epoch's ends."""
-    if not torch.cuda.is_available():
-        return []
-    backbones = {"mlp": 256, "lenet": 64, "alexnet": 64, "resnet18": 64}
-    figures = [steps(name, batch, 40, device="cuda") for name, batch in backbones.items()]
-    return [figure for part in figures for figure in part]
 
 
 def take_turns(
@@ -163,11 +160,11 @@ def take_turns(
     :param device: ``"cpu"`` or ``"cuda"``.
     """
     now = clock_of(device)
-    plain_task = _plain_task(x.to(device), y.to(device), batch, backbone)
-    learners = {name: _learner(name, backbone, batch, device) for name in names}
+    plain = plain_task(x.to(device), y.to(device), batch, backbone)
+    learners = {name: learner(name, backbone, batch, device) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in (PLAIN, *names)}
     for experience in stream.train_stream:
-        seconds[PLAIN].append(seconds_of(plain_task, now) / EPOCHS)
+        seconds[PLAIN].append(seconds_of(plain, now) / EPOCHS)
         for name, (strategy, timer) in learners.items():
             strategy.train(experience)
             seconds[name].append(timer.seconds)
@@ -189,8 +186,14 @@ def against(seconds: dict[str, list[float]], what: str) -> list[Figure]:
     ]
 
 
-def _plain_task(x: Tensor, y: Tensor, batch: int, backbone: str) -> Callable[[], None]:
-    """A task as one trains it without a framework: of a new model, so that there is a gradient."""
+def plain_task(x: Tensor, y: Tensor, batch: int, backbone: str) -> Callable[[], None]:
+    """A task as one trains it without a framework: of a new model, so that there is a gradient.
+
+    :param x: inputs, on the device.
+    :param y: targets, there as well.
+    :param batch: samples in a step.
+    :param backbone: name of the backbone.
+    """
 
     def train() -> None:
         model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False).to(x.device)
@@ -204,8 +207,14 @@ def _plain_task(x: Tensor, y: Tensor, batch: int, backbone: str) -> Callable[[],
     return train
 
 
-def _learner(name: str, backbone: str, batch: int, device: str = "cpu") -> tuple[Any, EpochTimer]:
-    """A strategy that has learned nothing yet, and what times it."""
+def learner(name: str, backbone: str, batch: int, device: str = "cpu") -> tuple[Any, EpochTimer]:
+    """A strategy that has learned nothing yet, and what times it.
+
+    :param name: of ours, :data:`NAIVE` or :data:`OWN_LOADER`.
+    :param backbone: name of the backbone.
+    :param batch: samples in a step.
+    :param device: ``"cpu"`` or ``"cuda"``.
+    """
     model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False)
     if name not in OURS:
         model = as_multitask(model, "head")
@@ -234,9 +243,9 @@ def growing(early: int = 2, late: int = 20, batch: int = 64) -> Figure:
     :param batch: samples in a step.
     """
     shape = SHAPES["cacl_net"]
-    stream = _stream_of(*random_samples(shape, 4 * batch), late + 5).train_stream
-    small = _stream_of(*random_samples(shape, 2), late).train_stream
-    learners = {first: _learner("cacl", "cacl_net", batch) for first in (early, late)}
+    stream = stream_of(*random_samples(shape, 4 * batch), late + 5).train_stream
+    small = stream_of(*random_samples(shape, 2), late).train_stream
+    learners = {first: learner("cacl", "cacl_net", batch) for first in (early, late)}
     for first, (strategy, _) in learners.items():
         for experience in small[: first - 1]:
             strategy.train(experience)
@@ -283,7 +292,12 @@ def random_samples(shape: tuple[int, ...], count: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (count,), generator=generator)
 
 
-def _stream_of(x: Tensor, y: Tensor, tasks: int) -> Any:
-    """The same samples under as many labels."""
+def stream_of(x: Tensor, y: Tensor, tasks: int) -> Any:
+    """The same samples under as many labels.
+
+    :param x: inputs.
+    :param y: targets.
+    :param tasks: how many labels.
+    """
     pairs = [(x, y)] * tasks
     return tensors_benchmark(pairs, pairs, task_labels=list(range(tasks)))

@@ -39,7 +39,7 @@ def test_a_folder_gives_epochs_its_training_images_of_mnist(options, tmp_path, m
     write_mnist(tmp_path, train=40)
     given = []
     monkeypatch.setattr(command, "epochs", lambda *args, **more: given.append((args, more)) or [])
-    for name in ("steps", "task_inference", "kmeans", "rank_estimation", "on_gpu"):
+    for name in ("steps", "task_inference", "kmeans", "rank_estimation"):
         monkeypatch.setattr(command, name, lambda *arguments, **options: [])
     figure = figure_of("ours", [1.0], "theirs", [1.0])
     for name in ("evaluation", "growing", "threshold", "mask_coding"):
@@ -61,7 +61,7 @@ def test_a_folder_gives_epochs_its_training_images_of_mnist(options, tmp_path, m
 def test_an_epoch_trains_on_the_images_that_it_was_given(count, monkeypatch):
     seen = []
     monkeypatch.setattr(training, "OURS", {})
-    monkeypatch.setattr(training, "_learner", lambda *given: (Watch(seen), Watch(seen)))
+    monkeypatch.setattr(training, "learner", lambda *given: (Watch(seen), Watch(seen)))
     images = training.random_images(50)
     training.epochs(images, "random", batch=10, rounds=1, count=count, own_loader=True)
     assert len(seen) == 4  # two loaders, in the round that warms up and in one more
@@ -108,15 +108,6 @@ def test_on_a_gpu_the_clock_waits_for_what_is_queued(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
     assert seconds_of(lambda: waits.append(0), clock_of("cuda")) >= 0
     assert waits == [1, 0, 1]
-
-
-def test_a_gpu_is_timed_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert training.on_gpu() == []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(training, "steps", lambda *given, device: [(given[0], device)])
-    backbones = ("mlp", "lenet", "alexnet", "resnet18")
-    assert training.on_gpu() == [(backbone, "cuda") for backbone in backbones]
 
 
 def test_every_figure_is_a_time_and_a_ratio(figures):
