@@ -103,12 +103,12 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     :param path: of a file that :func:`save_archive` wrote (str, bytes, PathLike), or the file, open
         in binary mode, which need not be seekable.
     :param build_model: gives a new model of the class and sizes that were trained; the values of
-        its parameters and persistent buffers do not matter. Of other tensors that it has (plain
-        attributes, buffers that are not persistent) the file knows fingerprints, and a warning
-        tells where they do not fit.
+        its parameters and persistent buffers do not matter, but for ``base="external"``. Of other
+        tensors that it has (plain attributes, buffers that are not persistent) the file knows
+        fingerprints, and a warning tells where they do not fit.
     :return: the network, in evaluation mode; it can learn further tasks.
     :raises ArchiveError: if the file is truncated, altered, of a newer format (the message says
-        which release reads it), or of another model.
+        which release reads it), of another model, or of another base that it does not hold.
     :raises FileNotFoundError: if there is none.
     """
     name = name_of(path)
@@ -120,6 +120,8 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
         _read_tasks(network, content["tasks"], manifest["version"])
     except (CorruptStreamError, UnicodeDecodeError) as error:
         raise ArchiveError(f"{name} is damaged: {error}") from error
+    for store in network.weight_stores:
+        store.check_built()
     _fill_static(network, static)
     _compare_constants(name, network, manifest.get("constants", {}))
     return network.eval()

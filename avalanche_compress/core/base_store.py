@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.factor_store import Block, FactorStore, Part
 from avalanche_compress.core.store import Place
-from avalanche_compress.errors import TaskStateError
+from avalanche_compress.errors import ArchiveError, TaskStateError
 
-BASES = ("first", "given")
+BASES = ("first", "given", "external")
+_MARK_BYTES = 16
 
 
 class BaseStore(FactorStore):
@@ -29,12 +31,15 @@ class BaseStore(FactorStore):
 
     The base is the weight of the first finished task, or the one that the model was given with.
     Every task starts from it in the scratch. A given base is what all tasks share: an archive has
-    it once, and no task's section carries it.
+    it once, and no task's section carries it. An external one is with whoever loads the archive,
+    which has a checksum of it alone.
 
     :param place: the module and the name of its weight.
     :param name: dotted name of the weight in the model.
     :param base: ``"first"``: the weight of the first task; ``"given"``: the weight that the module
-        has when the first task is opened, so that the first task changes it like any other.
+        has when the first task is opened, so that the first task changes it like any other;
+        ``"external"``: that one, and ``build_model`` gives it again when an archive is loaded, of
+        pretrained weights or of a seed.
     :raises TaskStateError: if there is no such base.
     """
 
@@ -45,8 +50,8 @@ class BaseStore(FactorStore):
         super().__init__(place, name)
         if base not in BASES:
             raise TaskStateError(f"base={base!r} must be one of {BASES}.")
-        self.base_is_given = base == "given"
-        """Whether the base is a weight that no task of this network has trained."""
+        self._origin = base
+        self._mark = b""  # of an external base, as an archive says
         outputs: int = self.shape[0] if self.shape else 1
         inputs: int = self.shape[1] if len(self.shape) > 1 else 1
         convolution = isinstance(place.module, _ConvNd) and len(self.shape) > 1
@@ -58,12 +63,17 @@ class BaseStore(FactorStore):
         self.register_buffer("base", None, persistent=False)
 
     @property
+    def base_is_given(self) -> bool:
+        """Whether the base is a weight that no task of this network has trained."""
+        return self._origin != "first"
+
+    @property
     def trains_base(self) -> bool:
         """Whether the open or next task is the one that becomes the base."""
         return not self.sections and not self.base_is_given
 
     def config(self) -> dict[str, Any]:
-        return {"base": BASES[self.base_is_given]}
+        return {"base": self._origin}
 
     @torch.no_grad()
     def open(self, reusable: Sequence[int]) -> None:
@@ -137,11 +147,15 @@ class BaseStore(FactorStore):
     def shared_bits(self) -> int:
         if not self.base_is_given or self.base is None:
             return 0
+        if self._origin == "external":
+            return 8 * _MARK_BYTES
         return 8 * self.base.element_size() * self.base.numel()
 
     def encode_shared(self) -> bytes:
         if not self.base_is_given or self.base is None:
             return b""
+        if self._origin == "external":
+            return _mark_of(self.base)
         writer = ByteWriter()
         write_values(Float(self.base.flatten()), writer)
         return writer.getvalue()
@@ -150,10 +164,23 @@ class BaseStore(FactorStore):
         if not self.base_is_given or not section:
             super().accept_shared(section)
             return
+        if self._origin == "external":
+            if len(section) != _MARK_BYTES:
+                raise CorruptStreamError(f"{self.name} has {len(section)} bytes as its checksum")
+            self._mark, self.base = section, self.scratch.detach().clone()
+            return
         reader = ByteReader(section)
         values = read_values(reader, self.scratch.numel(), self.scratch.dtype)
         reader.finish()
         self.base = values.decode().view(self.shape).to(self.scratch)
+
+    def check_built(self) -> None:
+        if self._mark and self.base is not None and _mark_of(self.base) != self._mark:
+            raise ArchiveError(
+                f"the archive has tasks that change {self.name} as it was when the first began "
+                "(base='external'), and that of build_model() has other values: let it give those, "
+                "the same pretrained weights or the same seed, of the same type."
+            )
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         before = self.base
@@ -184,3 +211,9 @@ class BaseStore(FactorStore):
         write_values(Float(base), writer)
         self.accept_shared(writer.getvalue())
         return reader.read_raw(reader.remaining)
+
+
+def _mark_of(base: Tensor) -> bytes:
+    """A checksum of the values."""
+    flat = base.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(flat.numpy().tobytes()).digest()[:_MARK_BYTES]

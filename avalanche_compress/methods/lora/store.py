@@ -41,7 +41,7 @@ class AdaptedStore(BaseStore):
 
     :param place: the module and the name of its weight.
     :param name: dotted name of the weight in the model.
-    :param base: ``"first"`` task or ``"given"``, see
+    :param base: ``"first"`` task, ``"given"`` or ``"external"``, see
         :class:`~avalanche_compress.core.base_store.BaseStore`.
     :param alpha: strength of the product. With Adam it acts as the learning rate of B and A does,
         in proportion to that of all else (section 4.1 of the paper).
