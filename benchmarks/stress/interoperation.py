@@ -45,11 +45,9 @@ AVALANCHES_TESTS = """\
 
 Its repository's `tests/training` and `tests/test_optimizer.py` (at eb075be3, with release 0.6.0,
 `FAST_TEST=true`), `Naive` replaced by a strategy with `task_inference="energy"`. Not written by the
-command: they were run by hand next to the same tests with `Naive`, to the end with TinySubNets,
-AdaQPackNet, CACL, HALRP and LoRA. What fails besides what fails with `Naive`, too
-(`test_checkpointing`
-does not pickle, `test_optimizers` counts what SGD keeps, others lack a download or IL2M, which the
-release has not):
+command: they were run by hand next to the same tests with `Naive`, with all seven strategies. What
+fails besides what fails with `Naive`, too (`test_checkpointing` does not pickle, `test_optimizers`
+counts what SGD keeps, others lack a download or IL2M, which the release has not):
 
 | test | why |
 |---|---|
@@ -65,7 +63,8 @@ EXPLAINED = {
         "their plugins are refused; the tests call the end of an experience that was never begun"
     ),
     "`test_optimizer_groups_manual_addition`": "layers are added between tasks, which is refused",
-    "`test_scheduler_reduce_on_plateau_plugin`, in 6 settings, 12 with CACL, HALRP and LoRA": (
+    "`test_scheduler_reduce_on_plateau_plugin`, in 6 settings with TinySubNets and AdaQPackNet, 10 "
+    "with WSN, 12 with the others": (
         "expects the rates that a plain model's loss over all classes gives; here the loss is over "
         "the task's"
     ),
