@@ -42,7 +42,7 @@ STRATEGIES = (
 SAVE_EVERY = 20
 """Seconds of a run that a stop may cost, about."""
 GRACE = 20.0
-"""Seconds that a part has to stop in when its time is over."""
+"""Seconds that a part has to stop in when its time is over, at most."""
 _ROOT = Path(__file__).parent.parent
 
 
@@ -87,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: command line without the program's name.
     :return: exit code: 0 unless a part failed; what a signal says where one has ended it.
     """
+    began = time.monotonic()
     parser = _parser()
     given = parser.parse_args(arguments)
     from benchmarks.runs.stopping import exit_code, stopping
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check(parser, given)
         given.out.mkdir(parents=True, exist_ok=True)
         with stopping():
-            return _do(parts(given), given.out, 60 * given.minutes)
+            return _do(parts(given), given.out, began, 60 * given.minutes)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
     except KeyboardInterrupt as stopped:
@@ -149,14 +150,16 @@ def _pack(data: Path, folder: Path) -> int:
     return 0
 
 
-def _do(todo: Sequence[Part], out: Path, seconds: float) -> int:
+def _do(todo: Sequence[Part], out: Path, began: float, seconds: float) -> int:
     """Do parts in turn until the time is over.
 
     :param todo: the parts.
     :param out: folder of their logs: ``NAME.txt`` of what is done, ``NAME.part.txt`` of others.
-    :param seconds: of all together.
+    :param began: on the clock, when the command began.
+    :param seconds: of all together, with what it takes to stop the last one.
     """
-    end = time.monotonic() + seconds
+    grace = min(GRACE, seconds / 10)
+    end = began + seconds - grace
     failed, left = [], []
     for part in todo:
         log = out / f"{part.name}.part.txt"
@@ -165,7 +168,7 @@ def _do(todo: Sequence[Part], out: Path, seconds: float) -> int:
             print(f"{part.name}: done before, see {done}", flush=True)
             continue
         allowed = min(part.share * seconds, end - time.monotonic())
-        code = None if allowed <= 0 else _run(part.command, log, allowed)
+        code = None if allowed <= 0 else _run(part.command, log, allowed, grace)
         if code == 0:
             os.replace(log, done)
         elif code is None:
@@ -179,7 +182,7 @@ def _do(todo: Sequence[Part], out: Path, seconds: float) -> int:
     return 1 if failed else 0
 
 
-def _run(command: Sequence[str], log: Path, seconds: float) -> int | None:
+def _run(command: Sequence[str], log: Path, seconds: float, grace: float) -> int | None:
     """The exit code of a command, whose output is logged; None if its time was over."""
     environment = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", **os.environ}
     with open(log, "wb") as file:
@@ -194,7 +197,7 @@ def _run(command: Sequence[str], log: Path, seconds: float) -> int | None:
             if process.poll() is None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
+                    process.wait(grace)
                 process.kill()
                 process.wait()
 

@@ -133,7 +133,8 @@ def result_of(entry: Any, source: str) -> RunResult:
             raise ResultsError(f"{source} is no run: its {name} is {value!r}.")
     result = RunResult(**entry)
     tasks, matrix = len(result.order), result.accuracy_matrix
-    if not tasks or not matrix or any(len(row) != tasks for row in matrix) or None in matrix[-1]:
+    square = bool(tasks) and all(len(row) == tasks for row in [matrix, *matrix])
+    if not square or None in matrix[-1]:
         raise ResultsError(f"{source} is no run: its accuracies are not those of {tasks} tasks.")
     for layers in (result.ranks, result.densities, result.bits):
         if layers and any(len(row) != tasks for row in layers.values()):
@@ -168,8 +169,8 @@ def read_results(path: Path) -> list[RunResult]:
     """
     try:
         text = path.read_bytes()
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # the latter of a NUL in the name
+        raise ResultsError(f"{str(path)!r} cannot be read: {error}.") from error
     entries = parse(text, str(path))
     if not isinstance(entries, list):
         raise ResultsError(f"{path} is no list of runs.")

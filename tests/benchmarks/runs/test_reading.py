@@ -47,6 +47,8 @@ WRONG = [
     ("accuracy", 1.5),
     ("accuracy_matrix", []),
     ("accuracy_matrix", [[0.9]]),
+    ("accuracy_matrix", [[0.9, 0.9]]),
+    ("accuracy_matrix", [[0.9, 0.9]] * 3),
     ("accuracy_matrix", [[0.9, None], [0.9, None]]),
     ("accuracy_matrix", [[0.9, None], [0.9, math.inf]]),
     ("accuracy_matrix", [[0.9, None], "ab"]),
