@@ -1,5 +1,6 @@
 """Pure functions on tensors: quantisers, masks, low-rank terms and byte sections."""
 
+from avalanche_compress.codec.allocation import Choice, allocate, smallest_total
 from avalanche_compress.codec.bits import pack_bits, pack_mask, unpack_bits, unpack_mask
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
@@ -17,6 +18,7 @@ from avalanche_compress.codec.low_rank import (
     break_even_rank,
     factored_linear,
     saves_work,
+    truncate_product,
 )
 from avalanche_compress.codec.masks import (
     decode_mask,
@@ -37,6 +39,7 @@ from avalanche_compress.codec.selection import (
     top_threshold,
     where_top,
 )
+from avalanche_compress.codec.steps import Steps, quantise_steps
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
 from avalanche_compress.codec.values import (
     Codebook,
@@ -52,6 +55,7 @@ __all__ = [
     "ByRow",
     "ByteReader",
     "ByteWriter",
+    "Choice",
     "Codebook",
     "Constant",
     "CorruptStreamError",
@@ -60,7 +64,9 @@ __all__ = [
     "FixedPoint",
     "Float",
     "Half",
+    "Steps",
     "Values",
+    "allocate",
     "break_even_rank",
     "bytes_tensor",
     "decode_mask",
@@ -80,13 +86,16 @@ __all__ = [
     "quantise_codebook",
     "quantise_entropy",
     "quantise_fixed_point",
+    "quantise_steps",
     "read_values",
     "recall_mask",
     "recall_mask_among",
     "saves_work",
     "skip_values",
+    "smallest_total",
     "top_mask_",
     "top_threshold",
+    "truncate_product",
     "unpack_bits",
     "unpack_mask",
     "where_top",

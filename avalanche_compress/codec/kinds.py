@@ -10,6 +10,7 @@ from torch import Tensor
 
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.masks import decode_mask, encode_mask
+from avalanche_compress.codec.steps import Steps
 from avalanche_compress.codec.stream import ByteReader, ByteWriter
 from avalanche_compress.codec.values import (
     FLOAT_WORD,
@@ -119,6 +120,7 @@ KINDS: tuple[type[Values], ...] = (
     Half,
     Constant,
     ByRow,
+    Steps,
 )
 """The ways to keep values; a section names one by its place in here, so new ones go to the end."""
 

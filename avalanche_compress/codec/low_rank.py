@@ -78,6 +78,31 @@ def factored_linear(
     return out.view(*x.shape[:-1], len(shared))
 
 
+def truncate_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of the matrix of a rank that is nearest to a product, for each of G groups.
+
+    The singular values are shared out evenly between both factors. No (n, m) matrix is computed.
+
+    :param left: (G, n, k).
+    :param right: (G, k, m).
+    :param rank: r, at most k.
+    :return: (G, n, r) and (G, r, m), in the type of ``left``.
+
+    >>> left, right = truncate_product(torch.ones(1, 3, 2), torch.ones(1, 2, 4), rank=1)
+    >>> (left @ right).round(decimals=4).unique()
+    tensor([2.])
+    """
+    q_left, r_left = torch.linalg.qr(left.double())
+    q_right, r_right = torch.linalg.qr(right.double().mT)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+    root = s[:, :rank].sqrt()
+    parts = (
+        (q_left @ u[:, :, :rank]) * root.unsqueeze(1),
+        root.unsqueeze(2) * (vh[:, :rank] @ q_right.mT),
+    )
+    return tuple(part.to(left.dtype).contiguous() for part in parts)  # type: ignore[return-value]
+
+
 def saves_work(rows: int, columns: int, rank: int, samples: int) -> bool:
     """Whether a training step of :func:`factored_linear` has fewer products than composing W.
 

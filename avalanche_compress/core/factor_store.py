@@ -36,6 +36,8 @@ Shape = tuple[int, ...]
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _LOOK_UPS = (F.embedding, F.embedding_bag)
 _UNREAD_BITS = 4
+_PART_BYTES = 12
+"""About what says how the values of a part are kept."""
 
 
 class Part(NamedTuple):
@@ -121,6 +123,16 @@ class FactorStore(WeightStore):
     @abstractmethod
     def _parts(self) -> list[Part]:
         """What the open task keeps, in a fixed order."""
+
+    @abstractmethod
+    def part_sizes(self, rank: int) -> list[int]:
+        """How many numbers each part of a task has that adds so many terms to the weight.
+
+        :param rank: of the task; of no meaning where a weight is not factored.
+        """
+
+    def planned_bytes(self, extent: float, bits: float) -> float:
+        return sum(_PART_BYTES + size * bits / 8 for size in self.part_sizes(round(extent)))
 
     @abstractmethod
     def _write_head(self, writer: ByteWriter) -> None:

@@ -353,6 +353,20 @@ class WeightStore(Store):
         :param values: one entry for each of :meth:`kept_values`, of its length.
         """
 
+    def thin(self, part: float) -> None:
+        """Keep only a part of what the open task newly keeps, where that can be told.
+
+        :param part: of its own weights or terms, those that matter most, 0..1.
+        """
+
+    def planned_bytes(self, extent: float, bits: float) -> float:
+        """About what the open or next task takes.
+
+        :param extent: how much it keeps, a density or a rank as the method has it; 0 for nothing.
+        :param bits: of a value.
+        """
+        return self.shape.numel() * bits / 8
+
     @abstractmethod
     def committed(self, task: int) -> Tensor:
         """The weight of a finished task, bit for bit the same at every call.

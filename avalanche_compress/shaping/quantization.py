@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -44,7 +45,7 @@ _QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
 _PURPOSE = "bits='auto'"
 _LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
 _VALUES_A_CENTROID = 16
-_MATRIX = 2
+MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
 
 
@@ -168,20 +169,9 @@ class QuantizationPlugin(ShapingPlugin):
         if self.codebook_finetune_epochs:
             self._finetune(layers, strategy)
 
-    @torch.no_grad()
     def finish(self, strategy: Strategy) -> None:
-        if self.private_bits is None:
-            return
-        private = network_of(strategy).private
-        private.keep_values(
-            {
-                number: self._private_codes(place.tensor.detach().flatten(), self.private_bits)
-                if place.tensor.dim() >= _MATRIX
-                else Half.of(place.tensor)
-                for number, place in enumerate(private.places)
-                if place.tensor.is_floating_point() and place.tensor.numel()
-            }
-        )
+        if self.private_bits is not None:
+            keep_private(network_of(strategy), partial(self._private_codes, bits=self.private_bits))
 
     def _private_codes(self, values: Tensor, bits: int) -> Values:
         # of few values a codebook takes more than their codes, and more than the values themselves
@@ -297,6 +287,24 @@ class Layer:
         """
         self.values = values
         self.store.keep_values(values)
+
+
+@torch.no_grad()
+def keep_private(network: TaskNetwork, codes: Callable[[Tensor], Values]) -> None:
+    """Let the open task keep what it has for itself in few bits: vectors as bfloat16.
+
+    :param network: with an open task.
+    :param codes: what of a matrix is kept, of its values (n,).
+    """
+    network.private.keep_values(
+        {
+            number: codes(place.tensor.detach().flatten())
+            if place.tensor.dim() >= MATRIX
+            else Half.of(place.tensor)
+            for number, place in enumerate(network.private.places)
+            if place.tensor.is_floating_point() and place.tensor.numel()
+        }
+    )
 
 
 def _training_data(strategy: Strategy) -> DataLoader[Any]:

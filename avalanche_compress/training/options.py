@@ -32,6 +32,7 @@ class StrategyOptions(TypedDict, total=False):
     task_inference: str | TaskInference | None
     tensor_data: bool
     estimate_norms: bool
+    size_budget: int | None
     train_mb_size: int
     train_epochs: int
     eval_mb_size: int | None

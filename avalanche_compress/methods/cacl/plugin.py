@@ -25,6 +25,7 @@ from avalanche_compress.methods.cacl.penalties import (
 )
 from avalanche_compress.methods.cacl.store import FactoredStore
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
+from avalanche_compress.shaping.size_budget import planned_part
 
 _HARDLY_SMALLER = 0.9
 REG_SCOPES = ("all", "new")
@@ -164,8 +165,16 @@ class FactorizationPlugin(ShapingPlugin):
         )
 
     def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        for store in factored_stores(network_of(strategy)):
-            store.rank = self.free_rank(store)
+        stores = factored_stores(network_of(strategy))
+        free = [self.free_rank(store) for store in stores]
+        part = planned_part(
+            strategy,
+            lambda part, bits: sum(
+                store.planned_bytes(round(part * rank), bits) for store, rank in zip(stores, free)
+            ),
+        )
+        for store, rank in zip(stores, free):
+            store.rank = min(rank, max(1, round(part * rank)))
             store.start = self.init
             store.residual_strength = self.residual
 

@@ -25,6 +25,7 @@ from avalanche_compress.core.factor_store import Block, FactorStore, Layout, Mas
 from avalanche_compress.core.store import LowRankWeight, Place, non_finite
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.methods.cacl.maths import (
+    orthogonal_factors,
     orthogonal_terms,
     random_terms,
     svd_factors,
@@ -182,6 +183,17 @@ class FactoredStore(FactorStore):
                 self.scratch.copy_(self._to_weight(terms.compose()))
                 self._dense = True
         self._train_terms(terms, self._dense)
+
+    @torch.no_grad()
+    def thin(self, part: float) -> None:
+        if not self._dense and part < 1:
+            terms = orthogonal_factors(self._detached())
+            self._train_terms(terms.take(torch.arange(terms.rank) < round(part * terms.rank)))
+
+    def part_sizes(self, rank: int) -> list[int]:
+        if not self.factored:
+            return [self.shape.numel()]
+        return [rank * self.rows, rank, rank * self.columns]
 
     @property
     def reusable(self) -> tuple[int, ...]:

@@ -70,6 +70,15 @@ class Layer:
         most = store.break_even_rank if limited else store.full_rank
         return min(max_rank, most(self.mode))
 
+    def planned_bytes(self, most: int, bits: float) -> list[float]:
+        """About what a task takes at the ranks 0 to the largest one.
+
+        :param most: the largest.
+        :param bits: of a value.
+        """
+        none = self.store.planned_bytes(0, bits)
+        return [none + rank * self.cost * bits / 8 for rank in range(most + 1)]
+
     def perturb(self, rank: int) -> None:
         """Let the store train scales and this many components.
 

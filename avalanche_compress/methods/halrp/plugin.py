@@ -25,11 +25,13 @@ from avalanche_compress.methods.halrp.importance import IMPORTANCE, Batch, layer
 from avalanche_compress.methods.halrp.rank_selection import (
     choose_conv_mode,
     ranks_within_budget,
+    ranks_within_bytes,
     select_ranks,
 )
 from avalanche_compress.methods.halrp.store import PerturbedStore
 from avalanche_compress.shaping.from_base import FromBasePlugin, trains_base
 from avalanche_compress.shaping.plugin import Stage, check_known
+from avalanche_compress.shaping.size_budget import PLANNED_BITS, find_budget
 from avalanche_compress.shaping.task_loss import task_loss
 from avalanche_compress.shaping.validation import (
     ValidationPlugin,
@@ -181,6 +183,7 @@ class PerturbationPlugin(FromBasePlugin):
             )
         self._perturbed = False
         self._pruned = False
+        self._room: float | None = None
 
     def warmup(self, train_epochs: int) -> float:
         """Epochs of a task with whole weights; part of an epoch if the task has but one for both.
@@ -288,6 +291,16 @@ class PerturbationPlugin(FromBasePlugin):
         """Whether a limit on growth has to be met exactly."""
         return self.limit.given
 
+    def _bytes_for_factors(self, strategy: Strategy) -> float | None:
+        """What a budget leaves for the weights that are perturbed; None without a budget."""
+        network, budget = network_of(strategy), find_budget(strategy)
+        if budget is None:
+            return None
+        assert network.open_task is not None
+        room = budget.room_for_weights(network, len(network.classes_of(network.open_task)))
+        whole = [store for store in perturbed_stores(network) if not store.factored]
+        return room - sum(store.planned_bytes(0, PLANNED_BITS) for store in whole)
+
     def _scalings(self, store: PerturbedStore) -> tuple[Tensor, Tensor]:
         """The r and s that a layer is perturbed with."""
         return store.scalings(self.als_iters)
@@ -297,6 +310,7 @@ class PerturbationPlugin(FromBasePlugin):
         network = network_of(strategy)
         stores = [store for store in perturbed_stores(network) if store.factored]
         importance = self._importance(strategy, stores)
+        self._room = self._bytes_for_factors(strategy)
         layers = [
             Layer(store, *self._scalings(store), store.modes[0], self.svd) for store in stores
         ]
@@ -329,10 +343,19 @@ class PerturbationPlugin(FromBasePlugin):
         self, layers: Sequence[Layer], importance: Tensor, network: TaskNetwork
     ) -> list[int]:
         """The rank of each layer, which may be above its break-even."""
-        caps = [layer.cap(self.max_rank, self._limited) for layer in layers]
+        limited = self._limited or self._room is not None
+        caps = [layer.cap(self.max_rank, limited) for layer in layers]
         if self.rank_method == "flat":
             return caps
         sizes = [layer.kernel_size for layer in layers]
+        if self._room is not None:
+            return ranks_within_bytes(
+                [layer.singular_values for layer in layers],
+                importance,
+                [layer.planned_bytes(cap, PLANNED_BITS) for layer, cap in zip(layers, caps)],
+                self._room,
+                kernel_sizes=sizes,
+            )
         if self.rank_method == "budget":
             assert network.open_task is not None
             return ranks_within_budget(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_compress.codec import Choice, allocate
 from avalanche_compress.errors import NonFiniteError
 
 
@@ -146,6 +147,41 @@ def ranks_within_budget(
     order = gain.sort(descending=True, stable=True).indices[: int(free.sum())]
     spent = needed + costs[layer[order]].cumsum(0)
     return (least + layers.count(order[spent <= budget])).tolist()
+
+
+def ranks_within_bytes(
+    singular_values: Sequence[Tensor],
+    importance: Sequence[float] | Tensor,
+    sizes: Sequence[Sequence[float]],
+    budget: float,
+    *,
+    kernel_sizes: Sequence[int] | None = None,
+) -> list[int]:
+    r"""The ranks that lose least within a number of bytes; a layer's first one if nothing fits.
+
+    At rank k a layer lacks components worth :math:`\sum_{i > k} K h \sigma_i^2`, scored as in
+    :func:`select_ranks`. Bytes go where they save most of that
+    (:func:`~avalanche_compress.codec.allocate`).
+
+    :param singular_values: one tensor per layer, descending, each of at least one.
+    :param importance: h, one per layer; only ratios matter.
+    :param sizes: of each layer its bytes at the ranks 0, 1, 2 and so on, up to its largest one.
+    :param budget: bytes of all layers.
+    :param kernel_sizes: K, the kernel positions over which a component is constant, one per
+        layer; 1 by default.
+
+    >>> values = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0])]
+    >>> ranks_within_bytes(values, [1.0, 1.0], [[0, 10, 20], [0, 5, 10]], budget=21)
+    [1, 2]
+    """
+    layers = _Layers(singular_values, importance, kernel_sizes)
+    choices = []
+    for layer, ranks in enumerate(sizes):
+        scores = layers.scores[layers.layer == layer]
+        lacking = [float(scores[rank:].sum()) for rank in range(len(ranks))]
+        choices.append([Choice(math.ceil(size), lost) for size, lost in zip(ranks, lacking)])
+    chosen = allocate(choices, math.floor(budget))
+    return [0] * len(choices) if chosen is None else chosen
 
 
 def choose_conv_mode(

@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError, encode_mask
+from avalanche_compress.codec import (
+    ByteReader,
+    ByteWriter,
+    CorruptStreamError,
+    encode_mask,
+    truncate_product,
+)
 from avalanche_compress.core.base_store import BaseStore
 from avalanche_compress.core.deferred import rounded_under_autocast
 from avalanche_compress.core.factor_store import Layout, MaskReader, Part
@@ -218,6 +224,20 @@ class PerturbedStore(BaseStore):
         self.left.masked_fill_(~left, 0)
         self.right.masked_fill_(~right, 0)
         self._quantised = None
+
+    @torch.no_grad()
+    def thin(self, part: float) -> None:
+        if self._dense or part == 1:
+            return
+        rank = round(part * self.left.shape[2])
+        left, right = truncate_product(*self.factors, rank)
+        self._perturb([self.row_scale, self.column_scale, left, right], dense=False)
+
+    def part_sizes(self, rank: int) -> list[int]:
+        if not self.factored:
+            return [self.shape.numel()]
+        g, n, m, width = self.groups, self.rows, self.columns, self.width(self.modes[0])
+        return [g * n, g * m, rank * g * n, rank * g * width]
 
     @torch.no_grad()
     def compact_rows(self) -> None:

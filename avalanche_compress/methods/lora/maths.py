@@ -1,8 +1,6 @@
-"""Products of two small matrices: composed with a weight, in layers, and their size in bytes."""
+"""Products of two small matrices: composed with a weight, and in layers."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,39 +62,3 @@ def adapted_embedding(
     """
     rows = F.embedding(x, left, padding) @ (scale * right)
     return F.embedding(x, base) + rows
-
-
-def part_bytes(count: int, bits: int | None, element: int) -> int:
-    """The most bytes that a part of a section takes.
-
-    :param count: its numbers.
-    :param bits: of a code; None for floats.
-    :param element: bytes of a float.
-
-    >>> part_bytes(1000, None, 4), part_bytes(1000, 4, 4)
-    (4001, 567)
-    """
-    floats = 1 + element * count
-    if bits is None:
-        return floats
-    codebook = 1 + 2 + element * min(1 << bits, max(1, count)) + (count * bits + 7) // 8
-    return min(floats, codebook)
-
-
-def largest_rank(sizes: Sequence[Sequence[int]], budget: int) -> int | None:
-    """The largest rank at which all layers together take no more than a budget.
-
-    :param sizes: of each layer, its bytes at the ranks 0, 1, 2, and so on, not falling; a layer
-        keeps its last one at higher ranks.
-    :param budget: in bytes.
-    :return: None if not even rank 0 fits.
-
-    >>> largest_rank([[1, 5, 9, 13], [1, 11]], budget=20)
-    2
-    """
-    best = None
-    for rank in range(max(map(len, sizes), default=1)):
-        if sum(layer[min(rank, len(layer) - 1)] for layer in sizes) > budget:
-            break
-        best = rank
-    return best

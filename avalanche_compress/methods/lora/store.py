@@ -10,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError, saves_work
+from avalanche_compress.codec import (
+    ByteReader,
+    ByteWriter,
+    CorruptStreamError,
+    saves_work,
+    truncate_product,
+)
 from avalanche_compress.core.base_store import BaseStore
 from avalanche_compress.core.deferred import rounded_under_autocast
 from avalanche_compress.core.factor_store import Layout, MaskReader, Part
@@ -20,7 +26,6 @@ from avalanche_compress.methods.lora.maths import (
     adapt_weight,
     adapted_embedding,
     adapted_linear,
-    part_bytes,
 )
 
 _DENSE = 0
@@ -91,17 +96,10 @@ class AdaptedStore(BaseStore):
         rank = self.scratch.numel() // (self.groups * (self.rows + self.width))
         return min(rank, self.full_rank)
 
-    def section_bytes(self, rank: int, bits: int | None) -> int:
-        """The most bytes that a task's section takes.
-
-        :param rank: of the task.
-        :param bits: of a value; None for floats.
-        """
-        element, head = self.scratch.element_size(), 1 + (rank + 1).bit_length() // 7
+    def part_sizes(self, rank: int) -> list[int]:
         if not self.factored:
-            return head + part_bytes(self.scratch.numel(), bits, element)
-        sides = (self.groups * self.rows, self.groups * self.width)
-        return head + sum(part_bytes(rank * side, bits, element) for side in sides)
+            return [self.shape.numel()]
+        return [rank * self.groups * self.rows, rank * self.groups * self.width]
 
     # ------------------------------------------------------------------ the open task
 
@@ -123,6 +121,17 @@ class AdaptedStore(BaseStore):
 
     def weight(self) -> Tensor:
         return self.scratch if self._dense else self._compose(self.left, self.right)
+
+    @torch.no_grad()
+    def thin(self, part: float) -> None:
+        if self._dense or part == 1:
+            return
+        before = self.right.shape[1]
+        rank = round(part * before)
+        left, right = truncate_product(self.left, self.right, rank)
+        # the same product, though a smaller rank scales it more
+        left *= self._scale(before) / self._scale(rank)
+        self._train(dense=False, left=left, right=right)
 
     # ------------------------------------------------------------------ within
 

@@ -16,6 +16,7 @@ from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
+from avalanche_compress.shaping.size_budget import find_budget, planned_part
 from avalanche_compress.shaping.validation import (
     Comparison,
     ValidationPlugin,
@@ -131,7 +132,8 @@ class MaskingPlugin(ShapingPlugin):
     task's own weights, unless validation accuracy falls by ``prune_tolerance`` or more
     (TinySubNets, Pietron et al., AAAI 2025, Algorithm 2) or the loss rises by more than
     ``loss_tolerance`` (our choice: few samples do not see it); that needs a
-    :class:`ValidationPlugin`.
+    :class:`ValidationPlugin`. Under a ``size_budget`` there are no such rounds, as it says how much
+    is kept.
 
     :param density: fraction kept, 0..1; a float, a list by position of the task in the stream, a
         function of that position, a DensityRange, or a mapping from a weight's name to any of
@@ -215,9 +217,18 @@ class MaskingPlugin(ShapingPlugin):
                 "a DensitySearch prunes by magnitude and the network learns scores: give a density "
                 "or a DensityRange, or build it with TaskNetwork(model, store=MaskedStore)."
             )
-        for store in stores:
-            store.density = self.density_at(len(network.tasks), store.name)
+        self._plan(strategy)
         self._pruned = False
+
+    def _plan(self, strategy: Strategy) -> None:
+        """Say how dense the task's masks are, by the options and by what a budget has room for."""
+        network = network_of(strategy)
+        stores = subnetwork_stores(network)
+        part = planned_part(
+            strategy, lambda part, bits: sum(store.planned_bytes(part, bits) for store in stores)
+        )
+        for store in stores:
+            store.density = min(part, self.density_at(len(network.tasks), store.name))
 
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, *args, **kwargs)
@@ -230,11 +241,17 @@ class MaskingPlugin(ShapingPlugin):
             self._prune(strategy)
             restart_comparisons(strategy)
 
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        if self._pruned or find_budget(strategy) is None:
+            return
+        if strategy.clock.train_epoch_iterations in (0, len(strategy.dataloader) // 2):
+            self._plan(strategy)  # scores that were trained choose more of earlier tasks' weights
+
     def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
         if not self._pruned:
             self._prune(strategy)
-        if self.prune_rounds and network.weight_stores:
+        if self.prune_rounds and network.weight_stores and find_budget(strategy) is None:
             self._prune_further(strategy)
 
     def _prune(self, strategy: Strategy) -> None:
@@ -242,6 +259,8 @@ class MaskingPlugin(ShapingPlugin):
         if isinstance(self.density, DensitySearch) and network.weight_stores:
             self._search(network, self.density, validation_of(strategy, "a DensitySearch"))
         else:
+            if find_budget(strategy) is not None:
+                self._plan(strategy)
             for store in subnetwork_stores(network):
                 if store.scored:
                     store.fix_mask(store.mask)

@@ -114,6 +114,19 @@ class MaskedStore(SubnetworkStore):
         self.read_on()
         return int(self.free.sum())
 
+    @torch.no_grad()
+    def planned_bytes(self, extent: float, bits: float) -> float:
+        if self.scores is None:
+            return super().planned_bytes(extent, bits)
+        # a task that chooses from all weights has few of its own, and masks are alike: how few, and
+        # how much, the scores tell as they are now
+        self.read_on()
+        before, self.density = self.density, extent
+        mask = self._unfixed_mask()
+        self.density = before
+        own = float((mask & self.writable).sum())
+        return sum(map(len, self._coded_mask(mask))) + own * bits / 8
+
     def config(self) -> dict[str, Any]:
         return {"scored": self.scored}
 
@@ -159,13 +172,17 @@ class MaskedStore(SubnetworkStore):
         self.trainable = self.free * self.mask
 
     def encode(self) -> bytes:
-        mask, free = self.mask.flatten().cpu(), self.free.flatten().cpu() != 0
-        used = _positions(~free)
         writer = ByteWriter()
-        writer.write_bytes(encode_mask(mask[free]))
-        writer.write_bytes(encode_mask(mask[~free], self._context(self._taken, used)))
+        for coded in self._coded_mask(self.mask):
+            writer.write_bytes(coded)
         write_values(self._kept().smallest(), writer)
         return writer.getvalue()
+
+    def _coded_mask(self, mask: Tensor) -> tuple[bytes, bytes]:
+        """Which of the free slots a mask keeps, and which of the others."""
+        mask, free = mask.flatten().cpu(), self.free.flatten().cpu() != 0
+        context = self._context(self._taken, _positions(~free))
+        return encode_mask(mask[free]), encode_mask(mask[~free], context)
 
     @contextmanager
     def reading(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -93,6 +94,19 @@ class SubnetworkStore(WeightStore):
         mask = ~writable
         mask[writable] = magnitude_mask(self.scratch.detach()[writable], fraction)
         self.fix_mask(mask)
+
+    def thin(self, part: float) -> None:
+        owned, mask = self.owned, self.mask.clone()
+        mask[owned] = magnitude_mask(self.scratch.detach()[owned], 1 - part)
+        if part < 1:
+            self.fix_mask(mask)
+
+    def planned_bytes(self, extent: float, bits: float) -> float:
+        # the density of a mask, of the free weights where it is not learned
+        free = self.free_weights
+        count = self.shape.numel() if free is None else free
+        doubt = sum(-p * math.log2(p) for p in (extent, 1 - extent) if p)
+        return count * (doubt + extent * bits) / 8
 
     def kept_values(self) -> list[Tensor]:
         if self._quantised is not None:

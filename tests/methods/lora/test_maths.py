@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from avalanche_compress.codec import (
-    ByteWriter,
-    Float,
-    quantise_codebook,
-    quantise_fixed_point,
-    write_values,
-)
 from avalanche_compress.methods.lora.maths import (
     adapt_weight,
     adapted_embedding,
     adapted_linear,
-    largest_rank,
-    part_bytes,
 )
 
 
@@ -53,31 +42,3 @@ def test_a_linear_layer_and_a_table_compute_what_their_weight_does_and_so_do_the
         )
         for found, expected in zip(*pairs):
             torch.testing.assert_close(found, expected)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 600), st.sampled_from([None, 1, 2, 4, 8, 12]), st.booleans())
-def test_no_part_takes_more_bytes_than_it_is_said_to(count, bits, fixed_point):
-    numbers = draw(count).float()
-    values = Float(numbers)
-    if bits is not None:
-        fixed_point = fixed_point and bits > 1
-        values = (quantise_fixed_point if fixed_point else quantise_codebook)(numbers, bits)
-    writer = ByteWriter()
-    write_values(values.smallest(), writer)
-    most = part_bytes(count, bits, 4)
-    assert len(writer.getvalue()) <= most + (4 if fixed_point else 0)
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 20), min_size=1, max_size=6).map(sorted), max_size=4),
-    st.integers(0, 60),
-)
-def test_the_largest_rank_is_the_last_that_fits(sizes, budget):
-    def total(rank):
-        return sum(layer[min(rank, len(layer) - 1)] for layer in sizes)
-
-    most = max(map(len, sizes), default=1)
-    fitting = [rank for rank in range(most) if total(rank) <= budget]
-    assert largest_rank(sizes, budget) == max(fitting, default=None)

@@ -149,18 +149,6 @@ def test_no_task_takes_a_rank_at_which_its_whole_weight_has_fewer_numbers(layer,
     assert store.rank_of(0) == (rank or None)
 
 
-@pytest.mark.parametrize("bits", [None, 1, 4, 8])
-@pytest.mark.parametrize(
-    "layer", [partial(nn.Linear, 30, 20), partial(nn.Conv2d, 8, 6, 3, groups=2)]
-)
-def test_a_section_takes_no_more_bytes_than_it_is_said_to(layer, bits):
-    store = behind(layer())
-    for task, rank in enumerate((0, 1, 3, 4)):
-        quantise = None if bits is None else partial(quantise_codebook, bits=bits)
-        learn(store, task, rank, quantise)
-        assert len(store.sections[task]) <= store.section_bytes(rank, bits)
-
-
 @pytest.mark.parametrize(("quantise", "bits"), [(quantise_codebook, 3), (quantise_fixed_point, 5)])
 def test_quantised_factors_are_what_the_task_computes_with(quantise, bits):
     store = linear_store(20, 30)

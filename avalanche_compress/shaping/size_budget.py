@@ -1,0 +1,312 @@
+"""A budget in bytes: what a task adds to the archive, met as nearly as can be from below."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from torch import Tensor
+
+from avalanche_compress.codec import (
+    Float,
+    allocate,
+    quantise_fixed_point,
+    quantise_steps,
+    smallest_total,
+)
+from avalanche_compress.core.base_store import BaseStore
+from avalanche_compress.core.batches import moved_to
+from avalanche_compress.core.experiences import classes_in
+from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.store import WeightStore
+from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
+from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.sections import write_task_sections
+from avalanche_compress.shaping.ladder import FLOAT_BITS, Ladder, fill_budget
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
+from avalanche_compress.shaping.quantization import MATRIX, QuantizationPlugin, keep_private
+from avalanche_compress.shaping.validation import find_validation, iterate_batches
+
+PLANNED_BITS = 4.0
+"""Of a value, with which weights or terms are planned before they are trained (our choice)."""
+_PLANNING_STEPS = 14
+_PROBE_BITS = 2.0
+_SLOT_BITS = 8
+_SAMPLES = 1024
+_HEADER = 8
+"""Bytes that the header of a file may grow by, as its numbers have more digits."""
+_LEAST_SECTION = 16
+"""About what a store's section takes that keeps nothing."""
+_LEAST_SHARE = 0.01
+"""Of the largest curvature: what a layer counts of which the samples show none."""
+
+
+@dataclass(eq=False)
+class SizeBudgetPlugin(ShapingPlugin):
+    r"""Lets each task add so many bytes to the archive and no more: within 1 % of them, from below.
+
+    The budget is for all that the archive has of a task: its weights in all layers, heads, biases,
+    norms, its label and classes. What task inference keeps of samples comes on top of it. A task
+    that becomes the base of others (:class:`~avalanche_compress.HALRP`,
+    :class:`~avalanche_compress.LoRA`) is kept as it is, for no budget.
+
+    First the method plans: a task trains as dense a mask, or as many terms, as fit the budget at 4
+    bits a value, if its own options do not say less. When it has been trained and pruned, each
+    layer may keep all its weights or terms or a part of them, those that matter most, at 1 to 16
+    bits a value (:func:`~avalanche_compress.codec.quantise_steps`) or as floats. Choice c of layer
+    l changes its weight by :math:`\Delta_{lc}` and is taken to raise the loss by
+
+    .. math:: h_l \, \lVert \Delta_{lc} \rVert^2,
+
+    the second-order estimate with one curvature a layer. It is measured: how far 2 bits in that
+    layer alone move the answers to training and held-out samples (the Kullback-Leibler divergence,
+    by which cross-entropy rises at its minimum), by what these 2 bits change of the weight. Bytes
+    then go where they save most loss a byte (:func:`~avalanche_compress.codec.allocate`), and
+    what is left makes one layer after another a little finer. A task that has nothing left to spend
+    bytes on takes fewer, with a warning.
+
+    :param size_budget: bytes a task.
+    :param private_bits: of a value of heads and other matrices that are not compressed, 2..16;
+        biases, norms and statistics are kept as bfloat16.
+    :param max_bits: of a code at most, 1..16; None for no limit, up to floats. Where codes of
+        several tasks share a word (:class:`~avalanche_compress.AdaQPackNet`), 8 if not given.
+    :raises TaskStateError: if an argument is outside its range.
+
+    >>> SizeBudgetPlugin(4000).private_bits
+    8
+    """
+
+    size_budget: int
+    private_bits: int = 8
+    max_bits: int | None = None
+
+    stage = Stage.QUANTISE
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        for name, least, most in (
+            ("size_budget", 1, math.inf),
+            ("private_bits", 2, 16),
+            ("max_bits", 1, 16),
+        ):
+            value = getattr(self, name)
+            if name == "max_bits" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+                raise TaskStateError(f"{name}={value!r} must be an int {limits}.")
+
+    # ------------------------------------------------------------------ before training
+
+    def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        network = network_of(strategy)
+        for store in network.weight_stores:
+            if store.counts_bits:
+                store.reserved_bits = self.max_bits or _SLOT_BITS
+        if not _trains_base(network):
+            self.room_for_weights(network, len(classes_in(strategy.experience)))
+
+    def room_for_weights(self, network: TaskNetwork, classes: int) -> int:
+        """Bytes that the budget leaves for the compressed weights of the next task.
+
+        :param network: any.
+        :param classes: of the task.
+        :raises CapacityExhaustedError: if that is less than they take at the least.
+        """
+        stores = network.weight_stores
+        fixed = _HEADER + _private_bytes(network, classes, self.private_bits)
+        fixed += len(write_task_sections([(1 << 30, range(classes), {}, [])])) + 3 * classes
+        least = fixed + sum(_LEAST_SECTION + math.ceil(s.planned_bytes(0, 2)) for s in stores)
+        if self.size_budget < least:
+            raise self._too_small(least, "heads, biases, norms and what says how weights are kept")
+        return self.size_budget - fixed
+
+    # ------------------------------------------------------------------ after training
+
+    @torch.no_grad()
+    def shape(self, strategy: Strategy) -> None:
+        network = network_of(strategy)
+        if _trains_base(network):
+            return
+        before = [place.tensor.clone() for place in network.private.places]
+        self._keep_private(network)
+        task = network.open_task
+        assert task is not None
+        private = network.private.encode()
+        named = write_task_sections([(task, network.classes_of(task), {}, [private])])
+        room = self.size_budget - _HEADER - len(named)
+        ladders = [
+            Ladder(store, curvature, room, self._most_bits(store))
+            for store, curvature in zip(network.weight_stores, self._curvatures(strategy))
+        ]
+        choices = [ladder.choices for ladder in ladders]
+        chosen = allocate(choices, room)
+        if chosen is None:
+            for place, tensor in zip(network.private.places, before):
+                place.tensor.copy_(tensor)
+            network.private.keep_values({})
+            least = self.size_budget - room + smallest_total(choices)
+            raise self._too_small(least, "all that it has to keep, at the fewest bits")
+        kept = [ladder.options[number] for ladder, number in zip(ladders, chosen)]
+        left = fill_budget(ladders, kept, room, self.size_budget)
+        for ladder, option in zip(ladders, kept):
+            ladder.store.thin(option.part)
+            ladder.store.keep_values(option.values)
+        if left > self.size_budget // 100:
+            warnings.warn(
+                f"task {task} takes {self.size_budget - left} of size_budget={self.size_budget} "
+                "bytes and has nothing left to spend more on: give a larger density or rank, or a "
+                "smaller budget.",
+                stacklevel=2,
+            )
+
+    def finish(self, strategy: Strategy) -> None:
+        network = network_of(strategy)
+        if not _trains_base(network):
+            self._keep_private(network)  # statistics of norms have been estimated since
+
+    # ------------------------------------------------------------------ within
+
+    def _keep_private(self, network: TaskNetwork) -> None:
+        keep_private(network, partial(quantise_fixed_point, bits=self.private_bits))
+
+    def _most_bits(self, store: WeightStore) -> float:
+        if store.counts_bits:
+            return store.reserved_bits
+        return FLOAT_BITS if self.max_bits is None else self.max_bits
+
+    def _too_small(self, least: int, what: str) -> CapacityExhaustedError:
+        return CapacityExhaustedError(
+            f"size_budget={self.size_budget} bytes is less than the task takes for {what}: give "
+            f"size_budget={least} at least."
+        )
+
+    def _curvatures(self, strategy: Strategy) -> list[float]:
+        """h of each layer: what a change of its weight costs, by the square of the change."""
+        network, answers = network_of(strategy), _sample_answers(strategy)
+        before, curvatures = answers(), []
+        for store in network.weight_stores:
+            weight, originals = store.weight().clone(), store.kept_values()
+            originals = [values.clone() for values in originals]
+            most = min(16, int(self._most_bits(store)))
+            store.keep_values([quantise_steps(v, _PROBE_BITS, most) for v in originals])
+            change = float((before.exp() * (before - answers())).sum(1).mean())
+            square = float((store.weight() - weight).double().square().sum())
+            store.keep_values([Float(values) for values in originals])
+            curvatures.append(change / square if square and math.isfinite(change) else 0.0)
+        least = _LEAST_SHARE * max(curvatures, default=0.0) or 1.0
+        return [max(curvature, least) for curvature in curvatures]
+
+
+def _sample_answers(strategy: Strategy) -> Callable[[], Tensor]:
+    """Gives the open task's logarithmic probabilities (N, C) of some samples, held-out ones too."""
+    network, dataset = network_of(strategy), strategy.adapted_dataset
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    chosen = dataset.subset(order[:_SAMPLES].tolist()).eval()
+    size = strategy.eval_mb_size or strategy.train_mb_size
+    batches = [moved_to(x, strategy.device) for x, _ in iterate_batches(chosen, max(64, size))]
+    validation = find_validation(strategy)
+    batches += [] if validation is None else [x for x, _ in validation.batches]
+
+    def answer() -> Tensor:
+        with evaluating(network):
+            logits = torch.cat([network(x, network.open_task) for x in batches])
+        return logits.double().log_softmax(1)
+
+    return answer
+
+
+def _private_bytes(network: TaskNetwork, classes: int, bits: int) -> int:
+    """The most bytes of what the next task has for itself, under a budget.
+
+    :param network: any.
+    :param classes: of the task.
+    :param bits: of a matrix' value.
+    """
+    total = 4
+    for place in network.private.places:
+        tensor = place.tensor
+        rows = tensor.shape[0] if tensor.dim() else 1
+        count = tensor.numel() // max(1, rows)
+        rows = classes if place.module in network.heads else rows
+        total += 7 + _value_bytes(tensor, rows * count, bits)
+    return total
+
+
+def _value_bytes(tensor: Tensor, count: int, bits: int) -> int:
+    if not tensor.is_floating_point():
+        return count * tensor.element_size()
+    return (count * bits + 7) // 8 if tensor.dim() >= MATRIX else 2 * count
+
+
+def _trains_base(network: TaskNetwork) -> bool:
+    """Whether the open or next task is one that others change."""
+    stores = network.weight_stores
+    return any(isinstance(store, BaseStore) and store.trains_base for store in stores)
+
+
+def find_budget(strategy: Strategy) -> SizeBudgetPlugin | None:
+    """The strategy's budget, if it has one and the next task is not the base of others.
+
+    :param strategy: an Avalanche strategy.
+    """
+    if _trains_base(network_of(strategy)):
+        return None
+    return next((p for p in strategy.plugins if isinstance(p, SizeBudgetPlugin)), None)
+
+
+def planned_part(strategy: Strategy, planned_bytes: Callable[[float, float], float]) -> float:
+    """The largest part of what a task may train that the budget has room for at 4 bits a value.
+
+    :param strategy: whose next task is not yet open.
+    :param planned_bytes: of a part, 0..1, and bits a value: about what the task's weights take.
+    :return: 1 without a budget.
+    """
+    budget = find_budget(strategy)
+    if budget is None:
+        return 1.0
+    network = network_of(strategy)
+    room = budget.room_for_weights(network, len(classes_in(strategy.experience)))
+    low, high = 0.0, 1.0
+    if planned_bytes(high, PLANNED_BITS) <= room:
+        return high
+    for _ in range(_PLANNING_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if planned_bytes(middle, PLANNED_BITS) <= room else (low, middle)
+    return low
+
+
+def with_budget(
+    shaping: Sequence[SupervisedPlugin],
+    plugins: Sequence[SupervisedPlugin],
+    size_budget: int | None,
+) -> list[SupervisedPlugin]:
+    """A method's plugins and the user's, with a budget in the place of what chooses bits otherwise.
+
+    :param shaping: the method's.
+    :param plugins: the user's.
+    :param size_budget: bytes a task; None for no budget.
+    :raises TaskStateError: if the user has brought what chooses bits.
+    """
+    if size_budget is None:
+        return [*shaping, *plugins]
+    if any(isinstance(plugin, QuantizationPlugin) for plugin in plugins):
+        raise TaskStateError(
+            f"size_budget={size_budget} chooses the bits of all layers: leave QuantizationPlugin "
+            "out of plugins=, or the budget."
+        )
+    quantising = [plugin for plugin in shaping if isinstance(plugin, QuantizationPlugin)]
+    budget = SizeBudgetPlugin(size_budget)
+    for plugin in quantising:
+        if isinstance(plugin.bits, int):
+            budget.max_bits = plugin.bits
+        budget.private_bits = plugin.private_bits or budget.private_bits
+    rest = [plugin for plugin in shaping if plugin not in quantising]
+    return [*rest, budget, *plugins]

@@ -1,0 +1,151 @@
+"""Budgets in bytes: what each task adds under ``size_budget=``, and how right it is.
+
+Run ``python -m benchmarks.budgets [--streams NAME ...] [--methods NAME ...] [--kilobytes N ...]``.
+A row has the bytes that a task added to the archive, the fewest and the most of all tasks with a
+budget, measured on the archive itself, and the mean accuracy over all tasks in the end. A budget is
+met where no task is above it, nor more than 1 % below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avalanche_compress import method_named, registered_methods, save_archive
+from benchmarks.data.splits import StreamRequest
+from benchmarks.data.streams import STREAMS, build_stream
+from benchmarks.runs.backbones import BACKBONES
+
+FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
+BASED = ("halrp", "lora")
+"""Methods whose first task is the base of the others and has no budget."""
+OPTIONS: dict[str, Any] = {"packnet": {"prune_proportion": 0.7}, "lora": {"rank": 64}}
+"""Room for later tasks, and for the budget."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stream that was learned under a budget.
+
+    :param stream: its name.
+    :param method: its name.
+    :param budget: bytes a task.
+    :param sizes: bytes that each task with a budget added to the archive.
+    :param accuracy: percent, mean over all tasks in the end.
+    """
+
+    stream: str
+    method: str
+    budget: int
+    sizes: list[int]
+    accuracy: float
+
+    @property
+    def met(self) -> bool:
+        """Whether each task is within 1 % of the budget, from below."""
+        return all(0.99 * self.budget <= size <= self.budget for size in self.sizes)
+
+
+def learn(
+    stream: str, method: str, budget: int, *, tasks: int, epochs: int, seed: int, data: Path
+) -> Row:
+    """Learn the first tasks of a stream under a budget.
+
+    :param stream: its name.
+    :param method: its name.
+    :param budget: bytes a task.
+    :param tasks: how many.
+    :param epochs: of each.
+    :param seed: of the stream, the model and the training.
+    :param data: folder of the data.
+    """
+    entry = STREAMS[stream]
+    built = build_stream(StreamRequest(stream, data, seed))
+    torch.manual_seed(seed)
+    model = BACKBONES[entry.backbone](built.input_shape, built.max_classes)
+    with warnings.catch_warnings():  # of how many tasks find room
+        warnings.simplefilter("ignore")
+        strategy = method_named(method).strategy(
+            model=model,
+            optimizer=torch.optim.Adam(model.parameters(), lr=entry.budget.lr),
+            train_mb_size=max(64, entry.budget.train_mb_size),
+            train_epochs=epochs,
+            eval_mb_size=entry.budget.eval_mb_size,
+            evaluator=None,
+            size_budget=budget,
+            **OPTIONS.get(method, {}),
+        )
+    lengths = [save_archive(strategy.network, io.BytesIO())]
+    for experience in built.benchmark.train_stream[:tasks]:
+        strategy.train(experience)
+        lengths.append(save_archive(strategy.network, io.BytesIO()))
+    added = [after - before for before, after in pairwise(lengths)]
+    right = [_accuracy(strategy, experience) for experience in built.benchmark.test_stream[:tasks]]
+    first = 1 if method in BASED else 0
+    return Row(stream, method, budget, added[first:], 100 * sum(right) / len(right))
+
+
+@torch.no_grad()
+def _accuracy(strategy: Any, experience: Any) -> float:
+    network, data = strategy.network.eval(), experience.dataset.eval()
+    x = torch.stack([data[i][0] for i in range(len(data))])
+    y = torch.tensor([int(data[i][1]) for i in range(len(data))])
+    answers = torch.cat([network(part, experience.task_label) for part in x.split(500)])
+    return float((answers.argmax(1) == y).float().mean())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table.
+
+    :param rows: any.
+    """
+    lines = [
+        "| stream | method | budget a task | bytes a task | met | accuracy % |",
+        "| :-- | :-- | --: | --: | :-- | --: |",
+    ]
+    for row in rows:
+        sizes = f"{min(row.sizes):,} to {max(row.sizes):,}"
+        lines.append(
+            f"| {row.stream} | {row.method} | {row.budget:,} | {sizes} | "
+            f"{'yes' if row.met else 'no'} | {row.accuracy:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Learn streams under budgets and print what came of it.
+
+    :param arguments: command line without the program's name.
+    :return: exit code, 1 if a budget was not met.
+    """
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    methods = [method.name for method in registered_methods()]
+    parser.add_argument("--streams", nargs="+", default=FIVE, choices=STREAMS, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="NAME")
+    parser.add_argument("--kilobytes", nargs="+", type=float, default=[6.0], metavar="N")
+    parser.add_argument("--tasks", type=int, default=3, metavar="N")
+    parser.add_argument("--epochs", type=int, default=2, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
+    given = parser.parse_args(arguments)
+    sizes = {"tasks": given.tasks, "epochs": given.epochs, "seed": given.seed, "data": given.data}
+    rows = []
+    for stream in given.streams:
+        for method in given.methods:
+            for kilobytes in given.kilobytes:
+                rows.append(learn(stream, method, round(1000 * kilobytes), **sizes))
+                print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print("\n" + table(rows))
+    return 0 if all(row.met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
