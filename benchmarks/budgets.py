@@ -27,8 +27,13 @@ from benchmarks.runs.backbones import BACKBONES
 FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
 BASED = ("halrp", "lora")
 """Methods whose first task is the base of the others and has no budget."""
-OPTIONS: dict[str, Any] = {"packnet": {"prune_proportion": 0.7}, "lora": {"rank": 64}}
-"""Room for later tasks, and for the budget."""
+OPTIONS: dict[str, Any] = {
+    "packnet": {"prune_proportion": 0.7},
+    "wsn": {"density": 0.9},
+    "tinysubnets": {"density": 0.9},
+    "lora": {"rank": 64},
+}
+"""Room for later tasks, and densities and ranks that leave the choice to the budget."""
 
 
 @dataclass(frozen=True)

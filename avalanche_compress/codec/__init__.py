@@ -15,6 +15,7 @@ from avalanche_compress.codec.kinds import (
 from avalanche_compress.codec.kmeans import kmeans_1d
 from avalanche_compress.codec.low_rank import (
     Factors,
+    LowRankWeight,
     break_even_rank,
     factored_linear,
     saves_work,
@@ -64,6 +65,7 @@ __all__ = [
     "FixedPoint",
     "Float",
     "Half",
+    "LowRankWeight",
     "Steps",
     "Values",
     "allocate",

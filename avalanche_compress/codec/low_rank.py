@@ -43,6 +43,15 @@ class Factors(NamedTuple):
         return Factors(self.left[chosen], self.scale[chosen], self.right[chosen])
 
 
+class LowRankWeight(NamedTuple):
+    """A weight that is the sum of few terms."""
+
+    factors: Factors
+    spatial: bool
+    """Whether the terms span (channels x height, filters x width) of a convolution, and not
+    (filters, channels x height x width)."""
+
+
 def break_even_rank(rows: int, columns: int) -> int:
     """The largest rank whose factors have no more entries than the matrix, ``floor(nm / (n+m))``.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avalanche_compress.codec import (
     ByteReader,
     CorruptStreamError,
-    Factors,
+    LowRankWeight,
     Values,
     bytes_tensor,
 )
@@ -38,15 +38,6 @@ class Place(NamedTuple):
         tensor = buffer if parameter is None else parameter
         assert tensor is not None
         return tensor
-
-
-class LowRankWeight(NamedTuple):
-    """A weight that is the sum of few terms."""
-
-    factors: Factors
-    spatial: bool
-    """Whether the terms span (channels x height, filters x width) of a convolution, and not
-    (filters, channels x height x width)."""
 
 
 class Store(nn.Module, ABC):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from avalanche_compress.core.store import LowRankWeight
+from avalanche_compress.codec import LowRankWeight
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NOT_OF_TWO = frozenset(
@@ -32,7 +32,7 @@ def thin_layers(layer: nn.Module, weight: LowRankWeight) -> nn.Sequential | None
     :return: None for other layers, subclasses and grouped convolutions.
 
     >>> import torch
-    >>> from avalanche_compress.codec.low_rank import Factors
+    >>> from avalanche_compress.codec import Factors
     >>> one = Factors(torch.ones(1, 3), torch.ones(1), torch.ones(1, 5))
     >>> thin_layers(nn.Linear(5, 3), LowRankWeight(one, spatial=False))
     Sequential(
@@ -57,7 +57,7 @@ def work_of(layer: nn.Module, weight: LowRankWeight) -> tuple[int, int]:
     :param weight: its factors.
 
     >>> import torch
-    >>> from avalanche_compress.codec.low_rank import Factors
+    >>> from avalanche_compress.codec import Factors
     >>> two = Factors(torch.ones(2, 8), torch.ones(2), torch.ones(2, 6))
     >>> work_of(nn.Linear(6, 8), LowRankWeight(two, spatial=False))
     (48, 28)

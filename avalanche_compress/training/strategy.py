@@ -87,8 +87,7 @@ class CompressedStrategy(ResumableTraining):
     :param include: further parameters to compress, see :class:`TaskNetwork`.
     :param task_inference: how evaluation finds out the task: a :class:`TaskInference` or the name
         of its rule, such as ``"triangular@first"``; None for streams with task labels.
-    :param tensor_data: cut the mini-batches from tensors where the data allow it, see
-        :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
+    :param tensor_data: see :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
     :param estimate_norms: do so when a task is shaped, see :class:`~avalanche_compress.NormPlugin`.
     :param size_budget: bytes a task, see :class:`~avalanche_compress.SizeBudgetPlugin`.
     :param train_mb_size: samples per training step.

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from avalanche_compress import FactoredStore, MaskedStore, TaskNetwork, TaskStateError
-from avalanche_compress.codec import Factors
-from avalanche_compress.core.store import LowRankWeight
+from avalanche_compress.codec import Factors, LowRankWeight
 from avalanche_compress.core.thin_layers import thin_layers, work_of
 
 GEOMETRIES = [

@@ -14,6 +14,7 @@ from avalanche_compress.codec import (
     ByteWriter,
     CorruptStreamError,
     Factors,
+    LowRankWeight,
     break_even_rank,
     factored_linear,
     pack_mask,
@@ -22,7 +23,7 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.deferred import rounded_under_autocast
 from avalanche_compress.core.factor_store import Block, FactorStore, Layout, MaskReader, Part
-from avalanche_compress.core.store import LowRankWeight, Place, non_finite
+from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.methods.cacl.maths import (
     orthogonal_factors,
