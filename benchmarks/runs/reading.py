@@ -133,8 +133,8 @@ def result_of(entry: Any, source: str) -> RunResult:
             raise ResultsError(f"{source} is no run: its {name} is {value!r}.")
     result = RunResult(**entry)
     tasks, matrix = len(result.order), result.accuracy_matrix
-    square = bool(tasks) and all(len(row) == tasks for row in [matrix, *matrix])
-    if not square or None in matrix[-1]:
+    is_square = len(matrix) == tasks and all(len(row) == tasks for row in matrix)
+    if not tasks or not is_square or None in matrix[-1]:
         raise ResultsError(f"{source} is no run: its accuracies are not those of {tasks} tasks.")
     for layers in (result.ranks, result.densities, result.bits):
         if layers and any(len(row) != tasks for row in layers.values()):
