@@ -627,6 +627,26 @@ def test_what_does_not_fit_is_refused_though_its_checksum_fits(change, saved):
     refused(saved, CASES["packnet"](), newest.name)
 
 
+def make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_huge(path):
+    """Of 4 TB, which take no room on the disk."""
+    os.truncate(path, 1 << 42)
+
+
+@pytest.mark.parametrize("damage", [make_pipe, make_huge])
+def test_neither_a_pipe_is_waited_for_nor_are_endless_bytes_read(damage, saved):
+    newest, older = states_in(saved)
+    damage(newest)
+    with pytest.warns(UserWarning, match=newest.name):
+        assert load_training_state(CASES["packnet"](), saved) == (1, 1)
+    older.unlink()
+    refused(saved, CASES["packnet"](), newest.name)
+
+
 @pytest.mark.parametrize("tree", [None, [], 3, "state", {}])
 def test_a_file_that_holds_no_state_is_no_start(tree, saved):
     newest, older = states_in(saved)

@@ -12,7 +12,14 @@ from typing import Any
 
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike, write_atomically
-from avalanche_compress.training.state.tree import HEADER, check_version, fits_header, pack, unpack
+from avalanche_compress.training.state.tree import (
+    HEADER,
+    DamagedError,
+    check_version,
+    fits_header,
+    pack,
+    unpack,
+)
 
 _NAME = re.compile(r"(\d{8,})\.state")
 
@@ -65,14 +72,9 @@ def read_newest(folder: PathLike, check: Callable[[Any, Path], None]) -> Any:
     """
     reasons = []
     for path in states_in(folder):
+        check_version(_start_of(path), path)
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            reasons.append(f"{path} cannot be read: {error.strerror}.")
-            continue
-        check_version(data, path)
-        try:
-            tree = unpack(data, path)
+            tree = unpack(_read(path), path)
             check(tree, path)
         except TrainingStateError as error:
             reasons.append(str(error))
@@ -97,7 +99,27 @@ def states_in(folder: PathLike) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
-            return fits_header(file.read(HEADER.size), path.stat().st_size, path)
+        return path.is_file() and fits_header(_start_of(path), path.stat().st_size, path)
     except (TrainingStateError, OSError):
         return False
+
+
+def _start_of(path: Path) -> bytes:
+    """As many bytes as a header has, none if they cannot be read; a pipe is not waited for."""
+    try:
+        if path.is_file():
+            with open(path, "rb") as file:
+                return file.read(HEADER.size)
+    except OSError:
+        pass
+    return b""
+
+
+def _read(path: Path) -> bytes:
+    """All bytes of a file that is as long as its header says, however long others may be."""
+    if not _is_whole(path):
+        raise DamagedError(f"{path} is no file, truncated or overlong.")
+    try:
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise DamagedError(f"{path} cannot be read: {error!r}.") from error
