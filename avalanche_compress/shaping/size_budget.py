@@ -36,6 +36,8 @@ from avalanche_compress.shaping.validation import find_validation, iterate_batch
 
 PLANNED_BITS = 4.0
 """Of a value, with which weights or terms are planned before they are trained (our choice)."""
+_PLANNED_SLOT_BITS = 3.0
+"""The same where codes have 8 bits at most, which leaves less to choose from above it."""
 _PLANNING_STEPS = 14
 _PROBE_BITS = 2.0
 _SLOT_BITS = 8
@@ -58,10 +60,11 @@ class SizeBudgetPlugin(ShapingPlugin):
     :class:`~avalanche_compress.LoRA`) is kept as it is, for no budget.
 
     First the method plans: a task trains as dense a mask, or as many terms, as fit the budget at 4
-    bits a value, if its own options do not say less. When it has been trained and pruned, each
-    layer may keep all its weights or terms or a part of them, those that matter most, at 1 to 16
-    bits a value (:func:`~avalanche_compress.codec.quantise_steps`) or as floats. Choice c of layer
-    l changes its weight by :math:`\Delta_{lc}` and is taken to raise the loss by
+    bits a value (3 where codes share a word), if its own options do not say less. When it has been
+    trained and pruned, each layer may keep all its weights or terms or a part of them, those that
+    matter most, at 1 to 16 bits a value (:func:`~avalanche_compress.codec.quantise_steps`) or as
+    floats. Choice c of layer l changes its weight by :math:`\Delta_{lc}` and is taken to raise the
+    loss by
 
     .. math:: h_l \, \lVert \Delta_{lc} \rVert^2,
 
@@ -71,6 +74,11 @@ class SizeBudgetPlugin(ShapingPlugin):
     then go where they save most loss a byte (:func:`~avalanche_compress.codec.allocate`), and
     what is left makes one layer after another a little finer. A task that has nothing left to spend
     bytes on takes fewer, with a warning.
+
+    As a strategy's ``size_budget=`` it stands in the place of the
+    :class:`~avalanche_compress.QuantizationPlugin` that :class:`~avalanche_compress.TinySubNets`
+    and :class:`~avalanche_compress.AdaQPackNet` have: of its options only ``private_bits`` and, as
+    the most, ``bits`` count then. The archive of T tasks takes T times the budget, and the base.
 
     :param size_budget: bytes a task.
     :param private_bits: of a value of heads and other matrices that are not compressed, 2..16;
@@ -274,12 +282,14 @@ def planned_part(strategy: Strategy, planned_bytes: Callable[[float, float], flo
         return 1.0
     network = network_of(strategy)
     room = budget.room_for_weights(network, len(classes_in(strategy.experience)))
+    in_slots = any(store.counts_bits for store in network.weight_stores)
+    bits = _PLANNED_SLOT_BITS if in_slots else PLANNED_BITS
     low, high = 0.0, 1.0
-    if planned_bytes(high, PLANNED_BITS) <= room:
+    if planned_bytes(high, bits) <= room:
         return high
     for _ in range(_PLANNING_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if planned_bytes(middle, PLANNED_BITS) <= room else (low, middle)
+        low, high = (middle, high) if planned_bytes(middle, bits) <= room else (low, middle)
     return low
 
 

@@ -242,9 +242,8 @@ class MaskingPlugin(ShapingPlugin):
             restart_comparisons(strategy)
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        if self._pruned or find_budget(strategy) is None:
-            return
-        if strategy.clock.train_epoch_iterations in (0, len(strategy.dataloader) // 2):
+        step, steps = strategy.clock.train_epoch_iterations, len(strategy.dataloader)
+        if step in (0, steps // 2) and not self._pruned and find_budget(strategy) is not None:
             self._plan(strategy)  # scores that were trained choose more of earlier tasks' weights
 
     def shape(self, strategy: Strategy) -> None:
