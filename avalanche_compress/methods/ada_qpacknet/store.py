@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +27,12 @@ from avalanche_compress.core.store import Place
 from avalanche_compress.core.table import Table
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.ada_qpacknet.fill import SLOT_BITS, PageFill
+from avalanche_compress.methods.ada_qpacknet.section import FRESH, NEWEST, SOURCES, Head, Section
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, where_kept
 
 _POLICIES = ("raise", "grow_copy", "reuse_frozen")
-_NEWEST, _FRESH, _SOURCES = range(3)
-"""Where a task's values are: on the newest page, on a fresh one, or 2 + p: they are those of p."""
+_LEAST_OPEN = 0.1
+"""Of a page's slots: with less than this open a task learns badly or, from .04 on, nothing."""
 
 
 class SlottedStore(SubnetworkStore):
@@ -47,9 +49,10 @@ class SlottedStore(SubnetworkStore):
 
     :param place: the module and the name of its weight, of any shape.
     :param name: dotted name of the weight in the model.
-    :param policy: when no slot is open to a new task: ``"raise"`` a ``CapacityExhaustedError``;
-        ``"grow_copy"`` starts a fresh page of slots for this weight; ``"reuse_frozen"`` lets the
-        task compute with the newest weight that it may read and adds no value (our choice).
+    :param policy: when less than a tenth of the slots is open to a new task: ``"grow_copy"`` starts
+        a fresh page of slots for this weight; ``"reuse_frozen"`` lets the task compute with the
+        newest weight that it may read and adds no value (both our choice); ``"raise"`` warns, and
+        when none is open raises a ``CapacityExhaustedError``.
     :raises TaskStateError: if the policy is none of these.
 
     >>> layer = torch.nn.Linear(4, 2, bias=False)
@@ -81,6 +84,7 @@ class SlottedStore(SubnetworkStore):
         self._available = torch.ones_like(self.frozen, dtype=torch.bool)
         self._granted = self.reserved_bits  # to the open task
         self._source: int | None = None  # the finished task that the open one computes with
+        self._fresh = False  # whether the open task has a fresh page
         self._fills: dict[int, PageFill] = {}  # of the newest page and of the last one walked
 
     @property
@@ -118,16 +122,27 @@ class SlottedStore(SubnetworkStore):
             )
         self._mask = None
         self._quantised = None
-        self._granted, self._source = self.reserved_bits, None
+        self._granted, self._source, self._fresh = self.reserved_bits, None, False
         self._available = self._room(self._granted)
-        if not bool(self._available.any()):
-            if self.policy == "reuse_frozen":
-                assert newest is not None, "check_open refuses this"
-                self._source = newest
-                self._available = self.mask_of(newest)
-            else:
-                self._available = torch.ones_like(self._available)
+        if int(self._available.sum()) < _LEAST_OPEN * self._available.numel():
+            self._leave_page(newest)
         self._see(self._available)
+
+    def _leave_page(self, newest: int | None) -> None:
+        """Do without the few slots that are open, as the policy says."""
+        if self.policy == "grow_copy":
+            self._fresh = True
+            self._available = torch.ones_like(self._available)
+        elif self.policy == "reuse_frozen" and newest is not None:
+            self._source = newest
+            self._available = self.mask_of(newest)
+        else:
+            warnings.warn(
+                f"{self.name} has less than {_LEAST_OPEN:.0%} of its slots open to the new task, "
+                "which reads nothing of others and may learn little: choose policy='grow_copy', "
+                "prune more of each task, use fewer bits, or start from a wider model.",
+                stacklevel=2,
+            )
 
     def fix_mask(self, mask: Tensor) -> None:
         super().fix_mask(mask)
@@ -146,29 +161,26 @@ class SlottedStore(SubnetworkStore):
 
     def encode(self) -> bytes:
         mask, closed = self.mask.flatten().cpu(), ~self._available.flatten().cpu()
-        place = _NEWEST
+        place = NEWEST
         if self._source is not None:
-            place = _SOURCES + list(self.sections).index(self._source)
-        elif not bool(self._room(self._granted).any()):
-            place = _FRESH
+            place = SOURCES + list(self.sections).index(self._source)
+        elif self._fresh:
+            place = FRESH
         writer = ByteWriter()
         for number in (self._granted, place, int(self.owned.sum())):
             writer.write_uint(number)
-        last = self._mask_at(self._taken - 1) if self._taken and place != _FRESH else None
+        last = self._mask_at(self._taken - 1) if self._taken and place != FRESH else None
         writer.write_bytes(encode_mask(mask, _context(last, closed)))
         write_values(self._kept().shortest(), writer)
         return writer.getvalue()
 
-    def decode(self, reader: ByteReader) -> _Section:
+    def decode(self, reader: ByteReader) -> Section:
         head = self._read_head(reader)
         fill = self._newest_fill()
         closed, last = fill.closed(self._taken, head.reserved_bits), None
-        full = bool(closed.numpy().all())
-        if full and head.place == _NEWEST:
+        if head.place == NEWEST and bool(closed.numpy().all()):
             raise CorruptStreamError(f"no slot is open to {head.reserved_bits} bits a value")
-        if not full and head.place != _NEWEST:
-            raise CorruptStreamError("a task that left its page, where slots are open")
-        if head.place == _FRESH:
+        if head.place == FRESH:
             closed = torch.zeros_like(closed)
         elif self._taken:
             last = self._mask_at(self._taken - 1)
@@ -178,21 +190,21 @@ class SlottedStore(SubnetworkStore):
         head.check_mask(mask, closed)
         charge = read_values(reader, head.added, self.frozen.dtype).word_bits
         head.check_charge(charge)
-        return _Section(head, charge, mask)
+        return Section(head, charge, mask)
 
-    def recall(self, reader: ByteReader) -> _Section:
+    def recall(self, reader: ByteReader) -> Section:
         head = self._read_head(reader)
         reader.read_bytes()  # the mask is decoded when it is needed
         charge = skip_values(reader, head.added, self.frozen.dtype)
         head.check_charge(charge)
-        return _Section(head, charge, None)
+        return Section(head, charge, None)
 
     @torch.no_grad()
-    def accept(self, task: int, content: _Section) -> None:
+    def accept(self, task: int, content: Section) -> None:
         head, charge, mask = content
         self._quantised = None  # the codes are in the section now
         if head.source is None:
-            self.pages += head.place == _FRESH
+            self.pages += head.place == FRESH
             self._kept_by.append(head.added, charge, self.pages - 1, self._taken)
         else:
             _, _, page, owner = self._kept_by[head.source]
@@ -242,14 +254,14 @@ class SlottedStore(SubnetworkStore):
     def get_extra_state(self) -> dict[str, Any]:
         state = super().get_extra_state()
         chosen = {"reserved_bits": self.reserved_bits, "granted": self._granted}
-        state["open"].update(chosen, source=self._source)
+        state["open"].update(chosen, source=self._source, fresh=self._fresh)
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         chosen = state["open"]
         self.reserved_bits, self._granted = chosen["reserved_bits"], chosen["granted"]
-        self._source = chosen["source"]
+        self._source, self._fresh = chosen["source"], chosen["fresh"]
 
     def forget(self) -> None:
         super().forget()
@@ -270,11 +282,11 @@ class SlottedStore(SubnetworkStore):
         else:
             self.frozen = where_kept(mask, self.committed(self._source))
 
-    def _read_head(self, reader: ByteReader) -> _Head:
-        head = _Head(*(reader.read_uint() for _ in range(3)))
+    def _read_head(self, reader: ByteReader) -> Head:
+        head = Head(*(reader.read_uint() for _ in range(3)))
         if not 1 <= head.reserved_bits <= SLOT_BITS:
             raise CorruptStreamError(f"{head.reserved_bits} reserved bits in a slot of {SLOT_BITS}")
-        policy = {_NEWEST: self.policy, _FRESH: "grow_copy"}.get(head.place, "reuse_frozen")
+        policy = {NEWEST: self.policy, FRESH: "grow_copy"}.get(head.place, "reuse_frozen")
         if policy != self.policy:
             raise CorruptStreamError(f"a task of policy {policy}, not {self.policy}")
         if head.source is not None and (head.source >= self._taken or head.added):
@@ -390,44 +402,6 @@ class SlottedStore(SubnetworkStore):
     def _last_known(self, start: int, position: int) -> int:
         """The last task of a page before a position whose mask is cached; else before the page."""
         return max(self._masks.nearest(position - 1), start - 1)
-
-
-class _Head(NamedTuple):
-    """What a section begins with."""
-
-    reserved_bits: int
-    place: int
-    """:data:`_NEWEST` or :data:`_FRESH`, the page with its slots, or :data:`_SOURCES` and more."""
-    added: int
-    """How many values it has of its own."""
-
-    @property
-    def source(self) -> int | None:
-        """The position of the task that it computes with, if it has no values of its own."""
-        return self.place - _SOURCES if self.place >= _SOURCES else None
-
-    def check_mask(self, mask: Tensor, closed: Tensor) -> None:
-        """Refuse a mask that keeps closed slots, or not as many as there are values."""
-        if bool((mask.numpy() & closed.numpy()).any()):
-            raise CorruptStreamError("a mask that keeps slots which are not open")
-        kept = int(np.count_nonzero(mask.numpy()))
-        if self.source is None and kept != self.added:
-            raise CorruptStreamError(f"{self.added} values for a mask that keeps {kept}")
-
-    def check_charge(self, bits: int) -> None:
-        """Refuse values that take more than was reserved for them."""
-        if self.added and bits > self.reserved_bits:
-            raise CorruptStreamError(f"values of {bits} bits, and {self.reserved_bits} reserved")
-
-
-class _Section(NamedTuple):
-    """What one task keeps, as its section tells; its values stay in there."""
-
-    head: _Head
-    charge: int
-    """Bits of a slot that each value takes."""
-    mask: Tensor | None
-    """(n,) bool; None as long as nobody has asked."""
 
 
 def _context(last: Tensor | None, closed: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -310,6 +313,35 @@ def test_reuse_frozen_reads_the_newest_task_and_adds_nothing():
     assert store.slot_used == 100
     with pytest.raises(CapacityExhaustedError):
         store.check_open([])
+
+
+@pytest.mark.parametrize("policy", ["grow_copy", "reuse_frozen", "raise"])
+@pytest.mark.parametrize("density", [0.89, 0.91])
+def test_a_page_with_less_than_a_tenth_open_is_left_or_warned_of(policy, density):
+    store = store_of(10, 10, policy=policy)
+    learn(store, 0, bits=None, density=density)
+    few = density > 0.9
+    with (
+        pytest.warns(UserWarning, match="less than 10% of its slots open")
+        if few and policy == "raise"
+        else nullcontext()
+    ):
+        store.open([0])
+    state = copy.deepcopy(store.state_dict())
+    store = store_of(10, 10, policy=policy)
+    store.load_state_dict(state)  # the decision of a task in training is part of its state
+    kept = store.weight().detach()
+    store.restore(1, store.encode())
+    assert store.pages == 1 + (few and policy == "grow_copy")
+    assert (
+        store.stored_values(1)
+        == {
+            "grow_copy": 100 if few else 11,
+            "reuse_frozen": 0 if few else 11,
+            "raise": 9 if few else 11,
+        }[policy]
+    )
+    assert torch.equal(store.committed(1), kept)
 
 
 def test_a_mask_fixed_while_reading_is_the_tasks_own():
