@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,10 @@ class FromBasePlugin(ShapingPlugin):
     def __init__(self) -> None:
         super().__init__()
         self._given: list[Tensor] | None = None
+
+    def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
+        places = network.private.places  # the head of the start, of which nothing is used, is any
+        return {"_given": [None if p.module in network.heads else p.tensor for p in places]}
 
     @torch.no_grad()
     def start_from_base(self, network: TaskNetwork) -> None:

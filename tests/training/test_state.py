@@ -38,6 +38,7 @@ from avalanche_compress import (
     WSN,
     AdaQPackNet,
     DensityRange,
+    LoRA,
     PackNet,
     QuantizationPlugin,
     TaskInference,
@@ -676,6 +677,19 @@ def test_parts_of_other_strategies_are_checked_too(case, way, value, whole, tmp_
     set_in(state, *way, value)
     (tmp_path / "00000000.state").write_bytes(pack(state))
     refused(tmp_path, CASES[case]())
+
+
+@pytest.mark.parametrize("method", [HALRP, LoRA])
+def test_what_a_given_base_came_with_has_the_models_shapes(method, tmp_path):
+    make = partial(build, method, base="given")
+    strategy = make()
+    strategy.train(STREAM.train_stream[0])
+    save_training_state(strategy, tmp_path)
+    path, state = unpack_newest(tmp_path)
+    (given,) = [part["_given"] for part in state["plugins"] if "_given" in part]
+    given[0] = torch.zeros(0)
+    path.write_bytes(pack(state))
+    refused(tmp_path, make(), "_given")
 
 
 @pytest.mark.parametrize("name", ["residual", "rank"])

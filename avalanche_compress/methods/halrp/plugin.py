@@ -212,10 +212,6 @@ class PerturbationPlugin(FromBasePlugin):
 
     # ------------------------------------------------------------------ when
 
-    def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
-        places = network.private.places  # the head of the start, of which nothing is used, is any
-        return {"_given": [None if p.module in network.heads else p.tensor for p in places]}
-
     def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         network = network_of(strategy)
         stores = perturbed_stores(network)
