@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +156,9 @@ def compare(options: Options) -> int:
     """
     console = Console()
     try:
-        with stopping():
+        with stopping() as check_stop:
             jobs = options.jobs()
-            return 1 if _compare(jobs, options, console) else 0
+            return 1 if _compare(jobs, options, console, check_stop) else 0
     except (RecipeError, EngineError, ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -171,7 +171,9 @@ def compare(options: Options) -> int:
         return exit_code(signal_received)
 
 
-def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Failure]:
+def _compare(
+    jobs: Sequence[Job], options: Options, console: Console, check_stop: Callable[[], None]
+) -> list[Failure]:
     """Do what has not been done before; show and write the tables of everything."""
     store = Store(options.out / NAME)
     store.results()  # a store that is damaged is refused now, and not after hours of work
@@ -187,6 +189,7 @@ def _compare(jobs: Sequence[Job], options: Options, console: Console) -> list[Fa
     failures: list[Failure] = []
     try:
         for job, outcome in _outcomes(missing, options, display):
+            check_stop()
             if isinstance(outcome, Failure):
                 failures.append(outcome)
                 display.fail(job.key)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+_SECOND: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+"""What is done with a further signal of a kind."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -14,20 +21,33 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def stopping() -> Iterator[None]:
+def stopping() -> Iterator[Callable[[], None]]:
     """Within it SIGTERM raises :class:`Terminated`, as Ctrl-C raises ``KeyboardInterrupt``.
 
-    A second one ends the process at once, whatever it is doing. In a thread that is not the main
-    one, which cannot be told of signals, nothing changes.
+    It gives a check, which raises again what has got lost: Python ignores errors in destructors and
+    in callbacks of weak references. A second SIGTERM ends the process at once, whatever it is
+    doing. In a thread that is not the main one, which cannot be told of signals, nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _raise)
+    received: list[type[KeyboardInterrupt]] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, _SECOND[number])
+        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise received[0]
+
+    def check() -> None:
+        if received:
+            raise received[0]
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [number for number in _SECOND if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, receive) for number in heard}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
@@ -39,8 +59,3 @@ def exit_code(error: KeyboardInterrupt) -> int:
     (130, 143)
     """
     return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Terminated

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.runs import run as runs
+from benchmarks.runs.stopping import Terminated, stopping
 from benchmarks.runs.store import NAME, Store
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +71,22 @@ def test_a_comparison_that_is_stopped_says_in_one_line_how_to_go_on(
     assert "Traceback" not in said
     assert "same command again" in lines[-1]
     assert 0 < len(Store(tmp_path / NAME).results()) < 16  # of two streams
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
+)
+def test_a_signal_that_a_destructor_swallows_is_raised_again(number, kind):
+    class Deaf:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    with stopping() as check:
+        check()
+        Deaf()
+        with pytest.raises(kind):
+            check()
 
 
 def test_a_handler_of_before_is_there_again(tmp_path):

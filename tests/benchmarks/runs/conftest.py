@@ -1,16 +1,19 @@
 """What all tests of runs have in common."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from benchmarks.report.command import markdown_tables
+from benchmarks.report import command
 from benchmarks.runs import comparison
 
 
 @pytest.fixture(autouse=True)
 def tables_and_no_page(monkeypatch):
-    """Writes the tables of a grid alone: drawing the page takes longer than its small runs."""
+    """A comparison writes its tables alone: drawing the page takes longer than small runs."""
 
     def write_tables(results, folder):
-        (folder / "table.md").write_text(markdown_tables(results))
+        (folder / "table.md").write_text(command.markdown_tables(results))
 
-    monkeypatch.setattr(comparison.report, "write_report", write_tables)
+    quick = SimpleNamespace(write_report=write_tables, text_tables=command.text_tables)
+    monkeypatch.setattr(comparison, "report", quick)
