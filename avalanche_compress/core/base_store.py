@@ -20,6 +20,7 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.factor_store import Block, FactorStore, Part
 from avalanche_compress.core.store import Place
+from avalanche_compress.core.structure import bytes_of
 from avalanche_compress.errors import ArchiveError, TaskStateError
 
 BASES = ("first", "given", "external")
@@ -215,5 +216,4 @@ class BaseStore(FactorStore):
 
 def _mark_of(base: Tensor) -> bytes:
     """A checksum of the values."""
-    flat = base.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).digest()[:_MARK_BYTES]
+    return hashlib.sha256(bytes_of(base)).digest()[:_MARK_BYTES]

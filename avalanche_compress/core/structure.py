@@ -262,13 +262,21 @@ def _values_in(value: Any, known: set[int], depth: int = _DEPTH) -> Iterator[Ten
             yield from _values_in(entry, known, depth - 1)
 
 
+def bytes_of(tensor: Tensor) -> bytes:
+    """The values as they lie in memory, one after another.
+
+    :param tensor: any that has memory of its own.
+    """
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes()  # NumPy lacks bfloat16
+
+
 def fingerprint(tensor: Tensor) -> int:
     """A number by which a change of a tensor shows.
 
     :param tensor: any that has memory of its own.
     """
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return zlib.crc32(flat.view(torch.uint8).numpy().tobytes())  # NumPy lacks bfloat16
+    return zlib.crc32(bytes_of(tensor))
 
 
 def _entries(value: Any) -> dict[Any, Any]:

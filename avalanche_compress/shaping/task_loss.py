@@ -183,7 +183,7 @@ class TaskLoss:
                 f"{self.classes[-1]}: give one for each class of the stream, or of the task alone."
             )
         columns = targets[..., list(self.classes)]
-        others = [c for c in range(targets.shape[-1]) if c not in set(self.classes)]
+        others = sorted(set(range(targets.shape[-1])) - set(self.classes))
         if not others or not columns.numel():
             return columns, True
         least, most = targets[..., others].aminmax(dim=-1)
