@@ -55,6 +55,14 @@ class ShapingPlugin(SupervisedPlugin):
         """
         return {}
 
+    def plan(self, strategy: Strategy) -> None:
+        """Say how much the task may keep, as far as its training has told.
+
+        Under a ``size_budget`` it is asked twice an epoch, else only by the plugin itself.
+
+        :param strategy: its model has an open task, or is about to.
+        """
+
     def prepare(self, strategy: Strategy) -> None:
         """Get the task of the best epoch ready to be judged, before anything is pruned.
 
@@ -80,6 +88,14 @@ class ShapingPlugin(SupervisedPlugin):
         shape_and_commit(strategy)
 
 
+def shaping_plugins(strategy: Strategy) -> list[ShapingPlugin]:
+    """The strategy's plugins that shape a task, in its list's order.
+
+    :param strategy: an Avalanche strategy.
+    """
+    return [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
+
+
 def shape_and_commit(strategy: Strategy) -> None:
     """Run the strategy's shaping plugins by stage and commit the task; nothing if that was done.
 
@@ -88,8 +104,7 @@ def shape_and_commit(strategy: Strategy) -> None:
     network = network_of(strategy)
     if network.open_task is None:
         return
-    shaping = [plugin for plugin in strategy.plugins if isinstance(plugin, ShapingPlugin)]
-    shaping.sort(key=lambda plugin: plugin.stage)
+    shaping = sorted(shaping_plugins(strategy), key=lambda plugin: plugin.stage)
     for plugin in shaping:
         if plugin.stage == Stage.RESTORE:
             plugin.shape(strategy)

@@ -30,7 +30,7 @@ from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.sections import write_task_sections
 from avalanche_compress.shaping.ladder import FLOAT_BITS, Ladder, fill_budget
-from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
+from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, shaping_plugins
 from avalanche_compress.shaping.quantization import MATRIX, QuantizationPlugin, keep_private
 from avalanche_compress.shaping.validation import find_validation, iterate_batches
 
@@ -120,6 +120,12 @@ class SizeBudgetPlugin(ShapingPlugin):
                 store.reserved_bits = self.max_bits or _SLOT_BITS
         if not _trains_base(network):
             self.room_for_weights(network, len(classes_in(strategy.experience)))
+
+    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
+        # scores that were trained choose more of earlier tasks' weights
+        if strategy.clock.train_epoch_iterations in (0, len(strategy.dataloader) // 2):
+            for plugin in shaping_plugins(strategy):
+                plugin.plan(strategy)
 
     def room_for_weights(self, network: TaskNetwork, classes: int) -> int:
         """Bytes that the budget leaves for the compressed weights of the next task.

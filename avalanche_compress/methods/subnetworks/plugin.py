@@ -217,11 +217,12 @@ class MaskingPlugin(ShapingPlugin):
                 "a DensitySearch prunes by magnitude and the network learns scores: give a density "
                 "or a DensityRange, or build it with TaskNetwork(model, store=MaskedStore)."
             )
-        self._plan(strategy)
         self._pruned = False
+        self.plan(strategy)
 
-    def _plan(self, strategy: Strategy) -> None:
-        """Say how dense the task's masks are, by the options and by what a budget has room for."""
+    def plan(self, strategy: Strategy) -> None:
+        if self._pruned:
+            return
         network = network_of(strategy)
         stores = subnetwork_stores(network)
         part = planned_part(
@@ -241,11 +242,6 @@ class MaskingPlugin(ShapingPlugin):
             self._prune(strategy)
             restart_comparisons(strategy)
 
-    def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        step, steps = strategy.clock.train_epoch_iterations, len(strategy.dataloader)
-        if step in (0, steps // 2) and not self._pruned and find_budget(strategy) is not None:
-            self._plan(strategy)  # scores that were trained choose more of earlier tasks' weights
-
     def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
         if not self._pruned:
@@ -259,7 +255,7 @@ class MaskingPlugin(ShapingPlugin):
             self._search(network, self.density, validation_of(strategy, "a DensitySearch"))
         else:
             if find_budget(strategy) is not None:
-                self._plan(strategy)
+                self.plan(strategy)
             for store in subnetwork_stores(network):
                 if store.scored:
                     store.fix_mask(store.mask)
