@@ -45,7 +45,7 @@ class Strategy(Protocol):
     loss: Tensor
     train_epochs: int
     train_mb_size: int
-    eval_mb_size: int
+    eval_mb_size: int | None
     is_training: bool
 
     def make_optimizer(self, **kwargs: Any) -> None:
@@ -61,3 +61,13 @@ def criterion_of(strategy: Strategy) -> Any:
     :param strategy: an Avalanche strategy.
     """
     return strategy._criterion  # type: ignore[attr-defined]
+
+
+def forward_size(strategy: Strategy) -> int:
+    """How many samples are asked at once where nothing is trained.
+
+    Avalanche's ``eval_mb_size`` is 1 unless it is given.
+
+    :param strategy: an Avalanche strategy.
+    """
+    return max(strategy.train_mb_size, strategy.eval_mb_size or 0)

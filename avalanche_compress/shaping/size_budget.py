@@ -27,7 +27,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
-from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.host.strategy import Strategy, forward_size
 from avalanche_compress.sections import write_task_sections
 from avalanche_compress.shaping.ladder import FLOAT_BITS, Ladder, fill_budget
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, shaping_plugins
@@ -224,8 +224,8 @@ def _sample_answers(strategy: Strategy) -> Callable[[], Tensor]:
     network, dataset = network_of(strategy), strategy.adapted_dataset
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     chosen = dataset.subset(order[:_SAMPLES].tolist()).eval()
-    size = strategy.eval_mb_size or strategy.train_mb_size
-    batches = [moved_to(x, strategy.device) for x, _ in iterate_batches(chosen, max(64, size))]
+    loaded = iterate_batches(chosen, forward_size(strategy))
+    batches = [moved_to(x, strategy.device) for x, _ in loaded]
     validation = find_validation(strategy)
     batches += [] if validation is None else [x for x, _ in validation.batches]
 

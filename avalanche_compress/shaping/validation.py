@@ -18,12 +18,16 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError, ValidationDataError
 from avalanche_compress.host.early_stopping import forget_best_epoch
-from avalanche_compress.host.strategy import Strategy
+from avalanche_compress.host.strategy import Strategy, forward_size
 from avalanche_compress.host.tensor_data import NoTensorsError, read_samples
 from avalanche_compress.shaping.plugin import ShapingPlugin
 from avalanche_compress.shaping.task_loss import task_loss
 
 _FAMILIAR = 1024  # samples that were trained on and are looked at again, at most
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+Measure = Callable[[Tensor, Tensor], float]
+"""Something that adds up over the samples of a batch, by logits and targets."""
 
 
 class Quality(NamedTuple):
@@ -85,8 +89,7 @@ class ValidationPlugin(ShapingPlugin):
         strategy.adapted_dataset = dataset.subset(order[held_out:])
         self.restart()
         self._batches = load_batches(
-            dataset.subset(order[:held_out]).eval(),
-            strategy.eval_mb_size or strategy.train_mb_size,
+            dataset.subset(order[:held_out]).eval(), forward_size(strategy)
         )
         self._familiar = []  # loaded when they are asked for
         self._trained_on = dataset.subset(order[held_out : held_out + _FAMILIAR]).eval()
@@ -129,7 +132,8 @@ class ValidationPlugin(ShapingPlugin):
         :param network: with an open task; its training modes come back as they were.
         :return: percent, 0..100.
         """
-        return self._mean(network, lambda out, y: 100 * int((out.argmax(dim=1) == y).sum()))
+        (right,) = _sums(network, self._batches, _right_answers)
+        return 100 * right / _samples_in(self._batches)
 
     @torch.no_grad()
     def loss(self, strategy: Strategy) -> float:
@@ -138,8 +142,8 @@ class ValidationPlugin(ShapingPlugin):
         :param strategy: whose network has an open task.
         :return: mean over samples.
         """
-        loss = summed_loss(strategy)
-        return self._mean(network_of(strategy), loss)
+        (loss,) = _sums(network_of(strategy), self._batches, summed_loss(strategy))
+        return loss / _samples_in(self._batches)
 
     @torch.no_grad()
     def quality(self, strategy: Strategy) -> Quality:
@@ -148,28 +152,14 @@ class ValidationPlugin(ShapingPlugin):
         :param strategy: whose network has an open task.
         """
         if not self._familiar:
-            size = strategy.eval_mb_size or strategy.train_mb_size
-            batches = iterate_batches(self._trained_on, size)
+            batches = iterate_batches(self._trained_on, forward_size(strategy))
             self._familiar = [moved_to(batch, strategy.device) for batch in batches]
         network, loss = network_of(strategy), summed_loss(strategy)
-        right = count = 0
-        total = 0.0
-        with evaluating(network):
-            for x, y in self._batches:
-                logits = network(x, network.open_task)
-                right += int((logits.argmax(dim=1) == y).sum())
-                count += len(y)
-                total += loss(logits, y)
-            for x, y in self._familiar:
-                total += loss(network(x, network.open_task), y)
-        samples = count + sum(len(y) for _, y in self._familiar)
-        return Quality(100 * right / count, total / samples)
-
-    def _mean(self, network: TaskNetwork, summed: Callable[[Tensor, Tensor], float]) -> float:
-        """``summed(logits, targets)`` of each batch, added up and divided by the samples."""
-        with evaluating(network):
-            sums = [summed(network(x, network.open_task), y) for x, y in self._batches]
-        return sum(sums) / sum(len(y) for _, y in self._batches)
+        right, loss_on_new = _sums(network, self._batches, _right_answers, loss)
+        (loss_on_familiar,) = _sums(network, self._familiar, loss)
+        count = _samples_in(self._batches)
+        samples = count + _samples_in(self._familiar)
+        return Quality(100 * right / count, (loss_on_new + loss_on_familiar) / samples)
 
 
 class Comparison:
@@ -189,7 +179,7 @@ class Comparison:
         self._validation = validation_of(strategy, purpose)
         self._strategy = strategy
         self._accuracy, self._loss = accuracy, loss
-        samples = sum(len(y) for _, y in self._validation.batches)
+        samples = _samples_in(self._validation.batches)
         if 0 < accuracy < 100 / samples:
             warnings.warn(
                 f"{purpose} may cost {accuracy:g} points of accuracy and one of {samples} held-out "
@@ -228,7 +218,7 @@ def check_loss_tolerance(tolerance: float) -> None:
         )
 
 
-def summed_loss(strategy: Strategy) -> Callable[[Tensor, Tensor], float]:
+def summed_loss(strategy: Strategy) -> Measure:
     """The open task's loss of a batch, added up over its samples.
 
     :param strategy: whose network has an open task.
@@ -238,6 +228,24 @@ def summed_loss(strategy: Strategy) -> Callable[[Tensor, Tensor], float]:
     if getattr(loss.criterion, "reduction", "mean") == "sum":
         return lambda logits, targets: float(loss(logits, targets))
     return lambda logits, targets: float(loss(logits, targets)) * len(targets)
+
+
+def _right_answers(logits: Tensor, targets: Tensor) -> float:
+    return int((logits.argmax(dim=1) == targets).sum())
+
+
+def _sums(network: TaskNetwork, batches: Batches, *measures: Measure) -> list[float]:
+    """What each measure of the open task's answers adds up to over some batches."""
+    totals = [0.0] * len(measures)
+    with evaluating(network):
+        for x, y in batches:
+            logits = network(x, network.open_task)
+            totals = [total + of(logits, y) for total, of in zip(totals, measures)]
+    return totals
+
+
+def _samples_in(batches: Batches) -> int:
+    return sum(len(y) for _, y in batches)
 
 
 def _trained_tensors(network: TaskNetwork) -> list[Tensor]:

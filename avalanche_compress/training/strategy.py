@@ -30,7 +30,7 @@ from avalanche_compress.errors import (
     TrainingDataError,
 )
 from avalanche_compress.host.refused_plugins import check_plugins
-from avalanche_compress.host.strategy import criterion_of
+from avalanche_compress.host.strategy import criterion_of, forward_size
 from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorLoader
 from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.inference.task_inference import TaskInference
@@ -385,8 +385,7 @@ class CompressedStrategy(ResumableTraining):
         shape_and_commit(self)
         self._at_commit = _sums(self.network.backbone)
         if self.task_inference is not None and self.task_inference.needs_statistics:
-            size = max(self.train_mb_size, self.eval_mb_size or 0)
-            batches = iterate_batches(self.adapted_dataset.eval(), size)
+            batches = iterate_batches(self.adapted_dataset.eval(), forward_size(self))
             validation = find_validation(self)
             held_out = [] if validation is None else validation.batches
             self.task_inference.collect(self.network, self.network.tasks[-1], batches, held_out)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -40,6 +41,10 @@ STEPS = 4
 EPOCHS = 2
 LOOKS = 9
 """Tasks at which a moment's times are taken; the median counts."""
+ROUNDS = 5
+"""Activations of each task; the median counts."""
+FIRST = 10
+"""Tasks whose activation others' are compared with."""
 TURNS = 15
 """Tasks that an early and a late strategy train in turns."""
 TURN_STEPS = 32
@@ -66,7 +71,9 @@ class Moment:
         HALRP's first task, and the first epoch of others, train whole weights.
     :param open: what comes before the first step of a task.
     :param close: what comes after its last one.
-    :param activate: from another task to one, the mean over tasks spread over all there are.
+    :param activate: from another task to one, the mean over all there are, in random order.
+    :param activate_first: the same of the first ten.
+    :param activate_slowest: the same of the slowest of all.
     :param save: writing the archive.
     :param load_first: reading the archive and activating the first task, beyond reading the bytes.
     :param load_middle: the same with the task in the middle.
@@ -83,6 +90,8 @@ class Moment:
     open: float
     close: float
     activate: float
+    activate_first: float
+    activate_slowest: float
     save: float
     load_first: float
     load_middle: float
@@ -212,11 +221,7 @@ def _learner(name: str) -> tuple[Any, TaskTimer]:
 def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
     network = strategy.network.eval()
     tasks = network.tasks
-    spread = tasks[:: max(1, len(tasks) // LOOKS)]
-    activations = []
-    for task in spread:
-        network.activate(tasks[-1] if task != tasks[-1] else tasks[0])
-        activations.append(seconds_of(partial(network.activate, task)))
+    activations = _activations(network)
     held = held_bytes(network)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "archive"
@@ -238,9 +243,21 @@ def _look(name: str, strategy: Any, timer: TaskTimer) -> Moment:
         1e3 * statistics.median(timer.opening[-LOOKS:]),
         1e3 * statistics.median(timer.closing[-LOOKS:]),
         1e3 * statistics.mean(activations),
+        1e3 * statistics.mean(activations[:FIRST]),
+        1e3 * max(activations),
         1e3 * statistics.median(saves),
         *(1e3 * (load - statistics.median(reads)) for load in loads),
     )
+
+
+def _activations(network: TaskNetwork) -> list[float]:
+    """Seconds that the activation of each task takes, when others were active before."""
+    rounds: dict[int, list[float]] = {task: [] for task in network.tasks}
+    draw = Random(0)
+    for _ in range(ROUNDS):
+        for task in draw.sample(network.tasks, len(rounds)):
+            rounds[task].append(seconds_of(partial(network.activate, task)))
+    return [statistics.median(seconds) for seconds in rounds.values()]
 
 
 def _like_steps(steps: Sequence[float], tasks: int) -> list[float]:
@@ -311,7 +328,7 @@ def slope(moments: Sequence[Moment], name: str) -> float:
     :param moments: of one strategy.
     :param name: of a number of bytes.
 
-    >>> early, late = (Moment("wsn", n, 9 * n, 8 * n, 0, 5, *8 * [1]) for n in (2, 10))
+    >>> early, late = (Moment("wsn", n, 9 * n, 8 * n, 0, 5, *10 * [1]) for n in (2, 10))
     >>> slope([early, late], "held_bytes")
     9.0
     """
@@ -329,7 +346,8 @@ def _table(moments: Sequence[Moment]) -> Table:
             f"{held / stored:.3f}; resident {resident:,.0f}"
         )
     table = Table(title=title)
-    times = ("step", "open", "close", "activate", "save", "load_first", "load_middle", "load_last")
+    times = ("step", "open", "close", "activate", "activate_first", "activate_slowest", "save")
+    times = (*times, "load_first", "load_middle", "load_last")
     headings = (f"{name.replace('_', ' ')} ms" for name in times)
     for heading in ("tasks", "held", "archive", "optimised", *headings):
         table.add_column(heading, justify="right")
