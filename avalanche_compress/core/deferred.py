@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -75,6 +76,22 @@ class DeferredWeight(Tensor):
     ) -> Any:
         # below autograd, where only code comes that hides its tensors from __torch_function__
         raise RuntimeError(f"{function} has to be given the whole weight: call torch's functions.")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """While it lasts, autocast rounds nothing on a device.
+
+    Parts are composed in their own type, or a commit under autocast would round them.
+
+    :param device: any.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()  # which takes a fiftieth of the time
 
 
 def rounded_under_autocast(*parts: Tensor) -> tuple[Tensor, ...]:

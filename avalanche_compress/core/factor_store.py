@@ -262,10 +262,6 @@ class FactorStore(WeightStore):
         self._quantised = None
         self._dense = dense
 
-    def _full_precision(self) -> torch.autocast:
-        """Parts are composed in their own type, or a commit under autocast would round them."""
-        return torch.autocast(self.scratch.device.type, enabled=False)
-
     # ------------------------------------------------------------------ finished tasks
 
     def encode(self) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.core.batches import mapped
 from avalanche_compress.core.checks import FirstStep, check_answers, nudged
-from avalanche_compress.core.deferred import DeferredWeight
+from avalanche_compress.core.deferred import DeferredWeight, full_precision
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.static import StaticTensors
@@ -272,8 +272,7 @@ class OpenTask:
         """
         device = next(self._heads[0].parameters()).device
         devices = [device] if device.type == "cuda" else []
-        full_precision = torch.autocast(device.type, enabled=False)
-        with torch.random.fork_rng(devices), torch.no_grad(), full_precision:
+        with torch.random.fork_rng(devices), torch.no_grad(), full_precision(device):
             torch.default_generator.manual_seed(0)
             for index in devices:
                 with torch.cuda.device(index):

@@ -22,10 +22,8 @@ class Judge(SupervisedPlugin):
     def before_training_epoch(self, strategy, *args, **kwargs):
         network, held_out = strategy.network, self.validation.batches
         quality = self.validation.quality(strategy)
-        self.asked.append(
-            (quality.accuracy, quality.loss, self.validation.accuracy(network))
-            + (self.validation.loss(strategy),)
-        )
+        alone = self.validation.accuracy(network), self.validation.loss(strategy)
+        self.asked.append((*quality, *alone))
         self.sizes.append([len(y) for _, y in held_out])
         network.eval()
         with torch.no_grad():

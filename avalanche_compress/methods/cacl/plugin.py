@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avalanche_compress.codec import Factors
+from avalanche_compress.core.deferred import full_precision
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
@@ -181,7 +182,7 @@ class FactorizationPlugin(ShapingPlugin):
     def before_training_exp(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, *args, **kwargs)
         stores = factored_stores(network_of(strategy))
-        with torch.autocast(network_of(strategy).head.weight.device.type, enabled=False):
+        with full_precision(network_of(strategy).head.weight.device):
             self._frozen = [self._frozen_of(store) for store in stores]
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
@@ -201,7 +202,7 @@ class FactorizationPlugin(ShapingPlugin):
         """
         total = torch.zeros((), device=network.head.weight.device)
         parameters, slopes = [], []
-        with torch.autocast(total.device.type, enabled=False):
+        with full_precision(total.device):
             for store, frozen in zip(factored_stores(network), self._frozen):
                 for weight, parameter, (value, slope) in self._penalties(store, frozen, bounds):
                     total = torch.add(total, value, alpha=weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from avalanche_compress.codec import (
     saves_work,
     unpack_mask,
 )
-from avalanche_compress.core.deferred import rounded_under_autocast
+from avalanche_compress.core.deferred import full_precision, rounded_under_autocast
 from avalanche_compress.core.factor_store import Block, FactorStore, Layout, MaskReader, Part
 from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.errors import TaskStateError
@@ -149,7 +149,7 @@ class FactoredStore(FactorStore):
     def weight(self) -> Tensor:
         if self._dense:
             return self.shared + self.scratch
-        with self._full_precision():
+        with full_precision(self.scratch.device):
             matrix = torch.addmm(
                 self._to_matrix(self.shared),
                 self.left.t(),
@@ -178,7 +178,7 @@ class FactoredStore(FactorStore):
         if self._dense:
             return
         self.check_finite()
-        with self._full_precision():
+        with full_precision(self.scratch.device):
             terms = truncate(self._detached(), energy, mode, earlier)
             if self.storage == "auto" and _numbers(terms) > self.rows * self.columns:
                 self.scratch.copy_(self._to_weight(terms.compose()))
@@ -206,7 +206,7 @@ class FactoredStore(FactorStore):
 
         :param skipped: how many of :attr:`reusable` to leave out, from the first on.
         """
-        blocks = self._read_all(self._reusable[skipped:])
+        blocks = self._blocks(self._reusable[skipped:])
         return [Factors(*block.tensors) for block in blocks if len(block.tensors) > 1]
 
     # ------------------------------------------------------------------ finished tasks
@@ -228,7 +228,7 @@ class FactoredStore(FactorStore):
         return self._sum_of((*self._parents_of(task), task))
 
     def low_rank(self, task: int) -> LowRankWeight | None:
-        blocks = self._read_all((*self._parents_of(task), task))
+        blocks = list(self._blocks((*self._parents_of(task), task)))
         if any(len(block.tensors) == 1 for block in blocks):
             return None
         columns = zip(*(block.tensors for block in blocks))
@@ -315,16 +315,17 @@ class FactoredStore(FactorStore):
         *_, skipped = _read_head(ByteReader(self.sections[task]), len(earlier))
         return tuple(parent for parent, skip in zip(earlier, skipped) if not skip)
 
-    def _read_all(self, tasks: Sequence[int]) -> list[Block]:
+    def _blocks(self, tasks: Sequence[int]) -> Iterator[Block]:
+        """What finished tasks keep, one after another."""
         position_of = {task: position for position, task in enumerate(self.sections)}
-        return [self._block_at(position_of[task], self.sections[task]) for task in tasks]
+        return (self._block_at(position_of[task], self.sections[task]) for task in tasks)
 
     def _product(self, block: Block) -> Tensor:
         """A block as a weight: one product of contiguous tensors, the same bits at every call."""
         parts = [part.to(self.shared.device) for part in block.tensors]
         if len(parts) == 1:
             return parts[0].view(self.shared.shape)
-        with self._full_precision():
+        with full_precision(self.scratch.device):
             return self._to_weight(Factors(*parts).compose())
 
     def _sum_of(self, tasks: tuple[int, ...]) -> Tensor:
@@ -342,22 +343,23 @@ class FactoredStore(FactorStore):
         count, kept = self._sums.before(len(tasks))
         if are_first and kept is not None and count > len(done):
             done, total = tasks[:count], kept
-        for number, task in enumerate(tasks[len(done) :], len(done) + 1):
-            (block,) = self._read_all([task])
-            total = total + self._product(block)
-            if are_first:
-                self._keep_sum(number, total)
+        is_ours = False
+        blocks = self._blocks(tasks[len(done) :])
+        for number, block in enumerate(blocks, len(done) + 1):
+            # in place where nobody else has the sum: as much memory anew takes longer than to add
+            product = self._product(block)
+            total = total.add_(product) if is_ours else total + product
+            is_ours = not (are_first and self._keep_sum(number, total))
         self._partial = tasks, total
         return total
 
-    def _keep_sum(self, count: int, total: Tensor) -> None:
-        """Keep the sum of so many first tasks, if there is memory for it."""
+    def _keep_sum(self, count: int, total: Tensor) -> bool:
+        """Keep the sum of so many first tasks, if there is memory for it; whether that was so."""
         tasks, task_bytes = self._task_bytes
         if tasks != len(self.sections):
             tasks, task_bytes = len(self.sections), sum(map(len, self.sections.values()))
             self._task_bytes = tasks, task_bytes
-        if tasks:
-            self._sums.add(count, total, task_bytes / tasks)
+        return tasks > 0 and self._sums.add(count, total, task_bytes / tasks)
 
     def _to_matrix(self, weight: Tensor) -> Tensor:
         if self._spatial:

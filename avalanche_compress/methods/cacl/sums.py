@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-_SHARE = 12
+_SHARE = 11
 """One part in so many of what the sections take may be sums."""
 
 
 class PrefixSums:
-    """What the first so many tasks add up to, in a twelfth of the memory that their sections take.
+    """What the first so many tasks add up to, in an eleventh of what memory their sections take.
 
     A sum takes a weight's memory and a task, which keeps few terms, often much less. Sums lie as
-    many tasks apart as take twelve times a sum's memory, rounded up to a power of two or half as
+    many tasks apart as take eleven times a sum's memory, rounded up to a power of two or half as
     much again: 12 where a task keeps as many numbers as the weight has.
 
     >>> import torch
@@ -32,19 +32,22 @@ class PrefixSums:
     def __getstate__(self) -> dict[str, Any]:
         return {"_sums": {}, "_spacing": 0}  # they can be added up again
 
-    def add(self, count: int, total: Tensor, task_bytes: float) -> None:
+    def add(self, count: int, total: Tensor, task_bytes: float) -> bool:
         """Keep a sum, if it is one of those that lie evenly.
 
         :param count: of how many tasks, the first ones in order of learning.
         :param total: their sum, which nobody changes.
         :param task_bytes: that a task's section takes, the mean over all there are.
+        :return: whether it is kept, and must not be changed any more.
         """
         spacing = _rounded_up(_SHARE * total.numel() * total.element_size() / max(1, task_bytes))
         if spacing != self._spacing:
             self._spacing = spacing
             self._sums = {known: t for known, t in self._sums.items() if known % spacing == 0}
-        if count % spacing == 0:
+        is_kept = count % spacing == 0
+        if is_kept:
             self._sums[count] = total
+        return is_kept
 
     def before(self, count: int) -> tuple[int, Tensor | None]:
         """The sum of the most tasks up to some number, and of how many it is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avalanche_compress.core.deferred import full_precision
 from avalanche_compress.methods.halrp.maths import LeadingSVD, balanced_factors, leading_svd
 from avalanche_compress.methods.halrp.store import PerturbedStore
 
@@ -40,7 +41,7 @@ class Layer:
         :param rank: how many, if there are so many.
         """
         self.components = min(rank, self.store.full_rank(self.mode))
-        with torch.autocast(self._residual.device.type, enabled=False):
+        with full_precision(self._residual.device):
             self._svds = [
                 leading_svd(matrix, self.components, method=self._method)
                 for matrix in self._residual

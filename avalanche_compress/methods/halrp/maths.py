@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from avalanche_compress.core.deferred import full_precision
 from avalanche_compress.errors import NonFiniteError, nearest
 
 EPS = 1e-20
@@ -245,7 +246,7 @@ class _Perturbation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         base, r, s, left, right = ctx.saved_tensors
-        with torch.autocast(base.device.type, enabled=False):
+        with full_precision(base.device):
             weighted = _over_positions(gradient * base)
             constant = right.shape[2] == base.shape[2]
             spread = _over_positions(gradient) if constant else gradient.flatten(2)

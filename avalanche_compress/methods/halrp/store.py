@@ -18,7 +18,7 @@ from avalanche_compress.codec import (
     truncate_product,
 )
 from avalanche_compress.core.base_store import BaseStore
-from avalanche_compress.core.deferred import rounded_under_autocast
+from avalanche_compress.core.deferred import full_precision, rounded_under_autocast
 from avalanche_compress.core.factor_store import Layout, MaskReader, Part
 from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.errors import TaskStateError
@@ -178,7 +178,7 @@ class PerturbedStore(BaseStore):
         :raises TaskStateError: if there is no base.
         """
         groups = zip(self._by_group(self.scratch), self._by_group(self._frozen_base()))
-        with torch.autocast(self.scratch.device.type, enabled=False):
+        with full_precision(self.scratch.device):
             pairs = [solve(tuned, base, sweeps) for tuned, base in groups]
         r, s = zip(*pairs)
         return torch.stack(r), torch.stack(s)
@@ -324,7 +324,7 @@ class PerturbedStore(BaseStore):
         self._right_mask = _to(self.scratch.device, state["right_mask"])
 
     def _compose(self, *parts: Tensor) -> Tensor:
-        with self._full_precision():
+        with full_precision(self.scratch.device):
             weight = perturb_weight(self._by_group(self._frozen_base()), *parts)
         return weight.view(self.shape)
 

@@ -18,7 +18,7 @@ from avalanche_compress.codec import (
     truncate_product,
 )
 from avalanche_compress.core.base_store import BaseStore
-from avalanche_compress.core.deferred import rounded_under_autocast
+from avalanche_compress.core.deferred import full_precision, rounded_under_autocast
 from avalanche_compress.core.factor_store import Layout, MaskReader, Part
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import TaskStateError
@@ -145,7 +145,7 @@ class AdaptedStore(BaseStore):
     def _compose(self, *parts: Tensor) -> Tensor:
         left, right = parts
         base = self._by_group(self._frozen_base()).flatten(2)
-        with self._full_precision():
+        with full_precision(self.scratch.device):
             weight = adapt_weight(base, left, right, self._scale(right.shape[1]))
         return weight.view(self.shape)
 
@@ -159,7 +159,7 @@ class AdaptedStore(BaseStore):
         rescales = kwargs.get("max_norm") is not None or kwargs.get("scale_grad_by_freq")
         if function is F.embedding and not others and not rescales:
             parts = self._frozen_base(), self.left[0], self.right[0]
-            with self._full_precision():  # as looking up is under autocast
+            with full_precision(self.scratch.device):  # as looking up is under autocast
                 return adapted_embedding(x, *parts, self._scale(rank), kwargs.get("padding_idx"))
         return None
 
