@@ -87,6 +87,7 @@ from avalanche_compress.shaping.size_budget import SizeBudgetPlugin
 from avalanche_compress.shaping.validation import ValidationPlugin
 from avalanche_compress.training.autocast import AutocastPlugin
 from avalanche_compress.training.channels_last import ChannelsLastPlugin
+from avalanche_compress.training.features import precompute_features
 from avalanche_compress.training.state import (
     Position,
     TrainingStatePlugin,
@@ -180,6 +181,7 @@ __all__ = [
     "load_checkpoint",
     "load_training_state",
     "method_named",
+    "precompute_features",
     "register_method",
     "register_store",
     "registered_methods",

@@ -48,10 +48,13 @@ class FromBasePlugin(ShapingPlugin):
 def base_is_given(network: TaskNetwork) -> bool:
     """Whether the base is the model as it was given, and not its first task.
 
+    A model of which no weight is compressed is such a base: tasks that train norms or biases alone
+    change no weight that these were trained with.
+
     :param network: any.
     """
     stores = [store for store in network.weight_stores if isinstance(store, BaseStore)]
-    return any(store.base_is_given for store in stores)
+    return all(store.base_is_given for store in stores)
 
 
 def trains_base(network: TaskNetwork) -> bool:

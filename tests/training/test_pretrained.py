@@ -85,3 +85,38 @@ def test_scores_may_start_at_random_as_in_the_public_code():
     weight, scores = weights["random"]
     assert not torch.equal(weight, scores.abs())
     assert scores.min() < 0 < scores.max() <= 30**-0.5
+
+
+class FirstNorms(SupervisedPlugin):
+    """The affine of a norm before the first step of each task."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.seen = norm, {}
+
+    def before_training_iteration(self, strategy, *args, **kwargs):
+        start = self.norm.weight.detach().clone(), self.norm.bias.detach().clone()
+        self.seen.setdefault(strategy.network.open_task, start)
+
+
+@pytest.mark.parametrize("name", ["lora", "halrp"])
+def test_where_no_weight_is_compressed_every_task_starts_from_the_given_norms(name):
+    stream = make_stream(3, samples=60, seed=3)
+    model = pretrained(stream.train_stream)
+    given = model[1].weight.detach().clone(), model[1].bias.detach().clone()
+    for layer in (model[0], model[3], model[7]):
+        layer.weight.requires_grad_(False)
+    watch = FirstNorms(model[1])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    strategy = OURS[name](
+        model=model, optimizer=torch.optim.Adam(trained, 0.05), train_mb_size=16, train_epochs=2,
+        base="given", evaluator=None, plugins=[watch],
+    )  # fmt: skip
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        assert not torch.equal(
+            strategy.network.materialise(experience.task_label)[1].bias, given[1]
+        )
+    for start in watch.seen.values():
+        assert torch.equal(start[0], given[0])
+        assert torch.equal(start[1], given[1])
