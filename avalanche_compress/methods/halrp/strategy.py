@@ -64,6 +64,6 @@ register_method(
             "given": {"base": "given", "conv_mode": "auto"},
             "8bit": {"conv_mode": "flatten", "plugins": [partial(QuantizationPlugin, 8)]},
         },
-        recipes=["halrp_4bit"],
+        recipes=["halrp_4bit", "halrp_3bit"],
     )
 )
