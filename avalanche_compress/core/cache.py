@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avalanche_compress.codec import pack_mask, unpack_mask
 
-_FEWEST, _MOST = 32, 128
+_FEWEST, _MOST = 32, 256
 _SMALL = 1 << 22
 """Bytes of a weight's masks within which more than the fewest are cached."""
 
@@ -97,11 +97,11 @@ class RowCache:
 
 
 class MaskCache:
-    """Of a weight's masks up to 128, and of more than that evenly spread ones.
+    """Of a weight's masks up to 256, and of more than that evenly spread ones.
 
     A mask is coded given one before it, so that others are decoded by way of those that are cached.
-    128 masks take four times a weight's memory in single precision. Of a weight of more than
-    262,144 elements there are fewer, as many as 4 MiB have room for, and never less than 32.
+    256 masks take eight times a weight's memory in single precision. Of a weight of more than
+    131,072 elements there are fewer, as many as 4 MiB have room for, and never less than 32.
 
     :param count: elements of a mask.
     :param evenly_spaced: masks that lie evenly, at most; None for as many as said above.

@@ -18,7 +18,7 @@ from avalanche_compress.methods.subnetworks import store as masked
 from avalanche_compress.methods.subnetworks.store import MaskedStore
 from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
 
-EVENLY_SPACED, RECENT = 128, 4
+EVENLY_SPACED, RECENT = 256, 4
 TASKS = EVENLY_SPACED + 40
 
 
