@@ -60,7 +60,15 @@ class Row:
 
 
 def learn(
-    stream: str, method: str, budget: int, *, tasks: int, epochs: int, seed: int, data: Path
+    stream: str,
+    method: str,
+    budget: int,
+    *,
+    tasks: int,
+    epochs: int,
+    seed: int,
+    data: Path,
+    backbone: str | None = None,
 ) -> Row:
     """Learn the first tasks of a stream under a budget.
 
@@ -71,11 +79,12 @@ def learn(
     :param epochs: of each.
     :param seed: of the stream, the model and the training.
     :param data: folder of the data.
+    :param backbone: its name; None for the stream's own.
     """
     entry = STREAMS[stream]
     built = build_stream(StreamRequest(stream, data, seed))
     torch.manual_seed(seed)
-    model = BACKBONES[entry.backbone](built.input_shape, built.max_classes)
+    model = BACKBONES[backbone or entry.backbone](built.input_shape, built.max_classes)
     with warnings.catch_warnings():  # of how many tasks find room
         warnings.simplefilter("ignore")
         strategy = method_named(method).strategy(
@@ -135,13 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = [method.name for method in registered_methods()]
     parser.add_argument("--streams", nargs="+", default=FIVE, choices=STREAMS, metavar="NAME")
     parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="NAME")
+    parser.add_argument("--backbone", choices=BACKBONES, help="default: each stream's own")
     parser.add_argument("--kilobytes", nargs="+", type=float, default=[6.0], metavar="N")
     parser.add_argument("--tasks", type=int, default=3, metavar="N")
     parser.add_argument("--epochs", type=int, default=2, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     given = parser.parse_args(arguments)
-    sizes = {"tasks": given.tasks, "epochs": given.epochs, "seed": given.seed, "data": given.data}
+    names = ("tasks", "epochs", "seed", "data", "backbone")
+    sizes = {name: getattr(given, name) for name in names}
     rows = []
     for stream in given.streams:
         for method in given.methods:
