@@ -296,7 +296,9 @@ def _copy_as_parameter(tensor: Tensor, place: Place) -> None:
 
 def _is_sparse(place: Place) -> bool:
     """Whether a layer's gradient has entries of the rows alone that a mini-batch has read."""
-    return bool(getattr(place.module, "sparse", False))
+    # not by getattr: a module takes a microsecond to say that it has no such attribute
+    of_class = getattr(type(place.module), "sparse", False)
+    return bool(vars(place.module).get("sparse", of_class))
 
 
 def _substitute(store: WeightStore) -> Tensor:

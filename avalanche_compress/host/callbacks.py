@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partialmethod
+from itertools import islice
 from typing import Any
 
 from avalanche.core import BaseSGDPlugin
 from avalanche.evaluation import PluginMetric
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin
+
+
+def _calls(callback: str) -> Callable[..., None]:
+    """A method that calls plugins; ``functools.partialmethod`` takes as long as a callback.
+
+    :param callback: its name.
+    """
+
+    def call(self: StepCallbacks, **kwargs: Any) -> None:
+        self._call_plugins(callback, **kwargs)
+
+    return call
 
 
 class StepCallbacks:
@@ -55,25 +67,31 @@ class StepCallbacks:
     def _call_plugins(self: Any, callback: str, **kwargs: Any) -> None:
         if self._cached_for != self.plugins:
             self._cached_for, self._listeners = list(self.plugins), {}
-        listeners = self._listeners.get(callback)
+        before, listeners = self._cached_for, self._listeners.get(callback)
         if listeners is None:
-            listeners = [plugin for plugin in self.plugins if _implements(plugin, callback)]
+            listeners = [plugin for plugin in before if _implements(plugin, callback)]
             self._listeners[callback] = listeners
         for plugin in listeners:
             getattr(plugin, callback)(self, **kwargs)
+            if before != self.plugins:  # one has come or gone: the others as they stand now
+                position = next(n for n, known in enumerate(before) if known is plugin)
+                for other in islice(self.plugins, position + 1, None):
+                    if _implements(other, callback):
+                        getattr(other, callback)(self, **kwargs)
+                return
 
-    _before_training_iteration = partialmethod(_call_plugins, "before_training_iteration")
-    _before_forward = partialmethod(_call_plugins, "before_forward")
-    _after_forward = partialmethod(_call_plugins, "after_forward")
-    _before_backward = partialmethod(_call_plugins, "before_backward")
-    _after_backward = partialmethod(_call_plugins, "after_backward")
-    _before_update = partialmethod(_call_plugins, "before_update")
-    _after_update = partialmethod(_call_plugins, "after_update")
-    _after_training_iteration = partialmethod(_call_plugins, "after_training_iteration")
-    _before_eval_iteration = partialmethod(_call_plugins, "before_eval_iteration")
-    _before_eval_forward = partialmethod(_call_plugins, "before_eval_forward")
-    _after_eval_forward = partialmethod(_call_plugins, "after_eval_forward")
-    _after_eval_iteration = partialmethod(_call_plugins, "after_eval_iteration")
+    _before_training_iteration = _calls("before_training_iteration")
+    _before_forward = _calls("before_forward")
+    _after_forward = _calls("after_forward")
+    _before_backward = _calls("before_backward")
+    _after_backward = _calls("after_backward")
+    _before_update = _calls("before_update")
+    _after_update = _calls("after_update")
+    _after_training_iteration = _calls("after_training_iteration")
+    _before_eval_iteration = _calls("before_eval_iteration")
+    _before_eval_forward = _calls("before_eval_forward")
+    _after_eval_forward = _calls("after_eval_forward")
+    _after_eval_iteration = _calls("after_eval_iteration")
 
 
 def _implements(plugin: Any, callback: str) -> bool:

@@ -162,8 +162,7 @@ class MaskedStore(SubnetworkStore):
             return super().weight()
         threshold = top_threshold(self._magnitude(), self._share())
         tensors = (self.frozen, self.trainable, self.scratch, self.scores)
-        weight: Tensor
-        (weight,) = _ScoredWeights.apply([threshold], *tensors)
+        weight: Tensor = _ScoredWeight.apply(threshold, *tensors)
         return weight
 
     def fix_mask(self, mask: Tensor) -> None:
@@ -395,8 +394,8 @@ def _reset_nonfinite(scores: Tensor, weight: Tensor) -> None:
         scores.copy_(torch.where(finite, scores, _initial_scores(weight)))
 
 
-class _ScoredWeights(torch.autograd.Function):
-    """``M (frozen + trainable * scratch)`` of several weights, straight through to the scores.
+class _ScoredWeight(torch.autograd.Function):
+    """``M (frozen + trainable * scratch)``, straight through the threshold to the scores.
 
     dL/dscratch = g M trainable and dL/dscores = g (frozen + trainable * scratch) sign(scores) at
     all positions, kept or not (WSN, Kang et al. 2022). Where a task may use no weight, frozen and
@@ -405,26 +404,21 @@ class _ScoredWeights(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, thresholds: Sequence[Tensor | float], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)  # a weight that nothing was computed with has none
-        frozen, trainable, scratch, scores = (tensors[part::4] for part in range(4))
-        weights = list(map(torch.addcmul, frozen, trainable, scratch))
-        ctx.thresholds = thresholds
-        ctx.save_for_backward(*weights, *trainable, *scores)
-        return tuple(map(where_top, weights, scores, thresholds))
+        ctx: Any,
+        threshold: Tensor | float,
+        frozen: Tensor,
+        trainable: Tensor,
+        scratch: Tensor,
+        scores: Tensor,
+    ) -> Tensor:
+        weight = torch.addcmul(frozen, trainable, scratch)
+        ctx.threshold = threshold
+        ctx.save_for_backward(weight, trainable, scores)
+        return where_top(weight, scores, threshold)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        count, saved = len(gradients), ctx.saved_tensors
-        weights, trainable, scores = (saved[part * count : (part + 1) * count] for part in range(3))
-        found: list[Tensor | None] = [None]
-        for gradient, weight, free, score, threshold in zip(
-            gradients, weights, trainable, scores, ctx.thresholds
-        ):
-            if gradient is None:
-                found += [None] * 4
-                continue
-            to_scratch = gradient_where(free, where_top(gradient, score, threshold))
-            found += [None, None, to_scratch, torch.sign(score).mul_(weight).mul_(gradient)]
-        return tuple(found)
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        weight, trainable, scores = ctx.saved_tensors
+        kept = where_top(gradient, scores, ctx.threshold)
+        to_scores = torch.sign(scores).mul_(weight).mul_(gradient)
+        return None, None, None, gradient_where(trainable, kept), to_scores

@@ -59,8 +59,7 @@ class SubnetworkStore(WeightStore):
         """The slots that the open task may write (bool), whatever its mask keeps of them."""
 
     def weight(self) -> Tensor:
-        weight: Tensor
-        (weight,) = _MaskedWeights.apply(self.frozen, self.trainable, self.scratch)
+        weight: Tensor = _MaskedWeight.apply(self.frozen, self.trainable, self.scratch)
         return weight
 
     @property
@@ -225,26 +224,20 @@ def where_kept(mask: Tensor, values: Tensor) -> Tensor:
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class _MaskedWeights(torch.autograd.Function):
-    """``frozen + trainable * scratch`` of several weights, dL/dscratch = g trainable."""
+class _MaskedWeight(torch.autograd.Function):
+    """``frozen + trainable * scratch``, dL/dscratch = g trainable."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        ctx.set_materialize_grads(False)  # a weight that nothing was computed with has none
-        frozen, trainable, scratch = (tensors[part::3] for part in range(3))
-        ctx.save_for_backward(*trainable)
-        return tuple(map(torch.addcmul, frozen, trainable, scratch))
+    def forward(  # type: ignore[override]
+        ctx: Any, frozen: Tensor, trainable: Tensor, scratch: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(trainable)
+        return torch.addcmul(frozen, trainable, scratch)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        found: list[Tensor | None] = []
-        for trainable, gradient in zip(ctx.saved_tensors, gradients):
-            found += [
-                None,
-                None,
-                None if gradient is None else gradient_where(trainable, gradient),
-            ]
-        return tuple(found)
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (trainable,) = ctx.saved_tensors
+        return None, None, gradient_where(trainable, gradient)
 
 
 _LIFT = {dtype: torch.tensor(1e-13, dtype=dtype) for dtype in (torch.float32, torch.float64)}
