@@ -25,8 +25,6 @@ from benchmarks.data.streams import STREAMS, build_stream
 from benchmarks.runs.backbones import BACKBONES
 
 FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
-BASED = ("halrp", "lora")
-"""Methods whose first task is the base of the others and has no budget."""
 OPTIONS: dict[str, Any] = {
     "packnet": {"prune_proportion": 0.7},
     "wsn": {"density": 0.9},
@@ -97,13 +95,15 @@ def learn(
             size_budget=budget,
             **OPTIONS.get(method, {}),
         )
+    stores = strategy.network.weight_stores
+    # the first task of some methods is the base of the others and has no budget
+    first = any(getattr(store, "trains_base", False) for store in stores)
     lengths = [save_archive(strategy.network, io.BytesIO())]
     for experience in built.benchmark.train_stream[:tasks]:
         strategy.train(experience)
         lengths.append(save_archive(strategy.network, io.BytesIO()))
     added = [after - before for before, after in pairwise(lengths)]
     right = [_accuracy(strategy, experience) for experience in built.benchmark.test_stream[:tasks]]
-    first = 1 if method in BASED else 0
     return Row(stream, method, budget, added[first:], 100 * sum(right) / len(right))
 
 

@@ -20,7 +20,6 @@ from avalanche_compress.codec import (
     quantise_steps,
     smallest_total,
 )
-from avalanche_compress.core.base_store import BaseStore
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
@@ -29,6 +28,7 @@ from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.host.strategy import Strategy, forward_size
 from avalanche_compress.sections import write_task_sections
+from avalanche_compress.shaping.from_base import trains_base
 from avalanche_compress.shaping.ladder import FLOAT_BITS, Ladder, fill_budget
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, shaping_plugins
 from avalanche_compress.shaping.quantization import MATRIX, QuantizationPlugin, keep_private
@@ -118,7 +118,7 @@ class SizeBudgetPlugin(ShapingPlugin):
         for store in network.weight_stores:
             if store.counts_bits:
                 store.reserved_bits = self.max_bits or _SLOT_BITS
-        if not _trains_base(network):
+        if not trains_base(network):
             self.room_for_weights(network, len(classes_in(strategy.experience)))
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ class SizeBudgetPlugin(ShapingPlugin):
     @torch.no_grad()
     def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
-        if _trains_base(network):
+        if trains_base(network):
             return
         before = [place.tensor.clone() for place in network.private.places]
         self._keep_private(network)
@@ -183,7 +183,7 @@ class SizeBudgetPlugin(ShapingPlugin):
 
     def finish(self, strategy: Strategy) -> None:
         network = network_of(strategy)
-        if not _trains_base(network):
+        if not trains_base(network):
             self._keep_private(network)  # statistics of norms have been estimated since
 
     # ------------------------------------------------------------------ within
@@ -260,18 +260,12 @@ def _value_bytes(tensor: Tensor, count: int, bits: int) -> int:
     return (count * bits + 7) // 8 if tensor.dim() >= MATRIX else 2 * count
 
 
-def _trains_base(network: TaskNetwork) -> bool:
-    """Whether the open or next task is one that others change."""
-    stores = network.weight_stores
-    return any(isinstance(store, BaseStore) and store.trains_base for store in stores)
-
-
 def find_budget(strategy: Strategy) -> SizeBudgetPlugin | None:
     """The strategy's budget, if it has one and the next task is not the base of others.
 
     :param strategy: an Avalanche strategy.
     """
-    if _trains_base(network_of(strategy)):
+    if trains_base(network_of(strategy)):
         return None
     return next((p for p in strategy.plugins if isinstance(p, SizeBudgetPlugin)), None)
 
