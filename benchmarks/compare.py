@@ -22,6 +22,7 @@ from benchmarks.choices import (
     SCENARIOS,
     TRACKING,
 )
+from benchmarks.runs.stopping import exit_code, stopping
 
 if TYPE_CHECKING:
     from benchmarks.runs.comparison import Options
@@ -33,9 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: command line without the program's name; that of the process by default.
     :return: exit code, 0 only when every run finished.
     """
-    options = parse(arguments)
-    from benchmarks.runs.comparison import compare
+    try:
+        with stopping() as check_stop:  # what is imported takes seconds
+            options = parse(arguments)
+            from benchmarks.runs.comparison import compare
 
+            check_stop()
+    except KeyboardInterrupt as signal_received:
+        print("stopped: no run has begun; give the same command again.", file=sys.stderr)
+        return exit_code(signal_received)
     return compare(options)
 
 

@@ -73,6 +73,21 @@ def test_a_comparison_that_is_stopped_says_in_one_line_how_to_go_on(
     assert 0 < len(Store(tmp_path / NAME).results()) < 16  # of two streams
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_before_the_first_run_is_one_line_as_well(
+    number, code, tmp_path, monkeypatch, capsys
+):
+    def parse(arguments):  # as if the signal came while torch is imported
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(compare, "parse", parse)
+    before = signal.getsignal(number)
+    assert compare.main(["--out", str(tmp_path)]) == code
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["stopped: no run has begun; give the same command again."]
+    assert signal.getsignal(number) == before
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
