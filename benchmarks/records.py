@@ -82,9 +82,10 @@ def merge(kept: Iterable[RunResult], new: Iterable[RunResult]) -> list[RunResult
     """The runs of both; of one run with the same epochs the new result, whatever its recipe.
 
     :param kept: earlier records.
-    :param new: what is to be taken over; runs that ``--quick`` cut down are not.
+    :param new: what is to be taken over; runs that ``--quick`` cut down are not, and neither are
+        variants of recipes.
     """
-    full = [run for run in new if not run.quick]
+    full = [run for run in new if not run.quick and not run.variant]
     return in_order({(run.key, run.epochs): run for run in [*kept, *full]}.values())
 
 

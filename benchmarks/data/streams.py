@@ -143,6 +143,19 @@ def permuted_digits(request: StreamRequest) -> Stream:
     return same_classes(request, [(images, permutation) for permutation in drawn])
 
 
+def recurring_digits(request: StreamRequest) -> Stream:
+    """Permuted digits of which each permutation comes again, with other training images.
+
+    Tasks 0 to 4 are five permutations, tasks 5 to 9 the same ones; the first time with one half of
+    the training images, then with the other. See :func:`permuted_digits`.
+    """
+    images = load_digits(request.seed)
+    x, y = images.train
+    halves = [replace(images, train=(x[start::2], y[start::2])) for start in range(2)]
+    drawn = wsn_permutations(request.seed, request.tasks // 2, 64)
+    return same_classes(request, [(half, permuted) for half in halves for permuted in drawn])
+
+
 def split_mnist(request: StreamRequest) -> Stream:
     """MNIST, five tasks of two digits or ten of one; in ``MNIST/raw``, downloaded when absent."""
     images = load_mnist(request.data_dir)
@@ -178,6 +191,7 @@ def permuted_mnist_32(request: StreamRequest) -> Stream:
 STREAMS: dict[str, StreamEntry] = {
     "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
     "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(8, 32, 2e-3), 10, SCENARIOS),
+    "recurring_digits": StreamEntry(recurring_digits, "mlp", Budget(8, 16, 2e-3), 10),
     "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
     "split_mnist_10": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 10, ("class",)),
     "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),

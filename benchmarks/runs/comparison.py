@@ -7,9 +7,9 @@ import dataclasses
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from benchmarks.runs.engines import (
     run_on_ray,
 )
 from benchmarks.runs.reading import ResultsError
-from benchmarks.runs.recipe import RecipeError, fingerprint
+from benchmarks.runs.recipe import Changes, RecipeError, fingerprint, variant_of
 from benchmarks.runs.results import RunKey, RunResult, write_results
 from benchmarks.runs.run import Failure, Job
 from benchmarks.runs.stopping import exit_code, stopping
@@ -57,6 +57,8 @@ class Options:
     :param backbone: of all streams; None: each stream's own.
     :param bf16: whether to train in bfloat16.
     :param save_every: seconds between two states within a task of ours, at least.
+    :param variants: by strategy, the changes of its recipe that are run, ``{}`` for the recipe as
+        it is; a strategy that is not named is run as it is.
     """
 
     strategies: list[str]
@@ -78,6 +80,7 @@ class Options:
     backbone: str | None = None
     bf16: bool = False
     save_every: float = SAVE_EVERY
+    variants: Mapping[str, Sequence[Changes]] = field(default_factory=dict)
 
     def runs(self) -> list[RunKey]:
         """All runs, the strategies of one stream, scenario, order and seed next to each other."""
@@ -92,6 +95,7 @@ class Options:
                 self.quick,
                 self._other(stream),
                 self.bf16,
+                variant_of(changes),
             )
             for stream in self.streams
             for scenario in self.scenarios
@@ -100,7 +104,11 @@ class Options:
             for strategy in self.strategies
             if scenario in _scenarios(strategy)
             for rule in self._rules(strategy, scenario)
+            for changes in self._changes(strategy)
         ]
+
+    def _changes(self, strategy: str) -> Sequence[Changes]:
+        return self.variants.get(strategy, [{}])
 
     def _rules(self, strategy: str, scenario: str) -> Sequence[str | None]:
         """A row per rule for whoever infers tasks."""
@@ -133,7 +141,8 @@ class Options:
     def _job(self, key: RunKey) -> Job:
         budget = self.budget(key.stream)
         backbone = self.backbone or STREAMS[key.stream].backbone
-        recipe = fingerprint(key.strategy, key.stream, backbone, budget, self.device)
+        changes = {variant_of(some): some for some in self._changes(key.strategy)}[key.variant]
+        recipe = fingerprint(key.strategy, key.stream, backbone, budget, self.device, changes)
         return Job(
             key,
             budget,
@@ -145,6 +154,7 @@ class Options:
             self.wandb,
             save_every=self.save_every,
             host_names=self.wandb_names == "avalanche",
+            changes=changes,
         )
 
 

@@ -112,6 +112,7 @@ _CHECKS: dict[str, Check] = {
     "memory_bytes": _or_none(is_count),
     "refused": _or_none(is_row),
     "refused_before": _or_none(is_row),
+    "variant": is_text,
 }
 _REQUIRED = [field.name for field in fields(RunResult) if field.default is MISSING]
 

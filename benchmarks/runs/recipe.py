@@ -21,6 +21,9 @@ A strategy takes the hyper-parameters that its registry entry knows. Three forms
 that depend on the run: :class:`PartOfEpochs`, :class:`AllEpochsBut` and :class:`Shares`. Any
 strategy takes an ``optimizer`` as well, see :class:`~benchmarks.runs.settings.OptimizerChoice`;
 where it says nothing it is Adam at the learning rate of the stream's budget.
+
+A density may also be ``{drawn_from: [0.2, 0.3]}`` or ``{searched_in: [0.2, 0.3]}``, which stand for
+a :class:`~avalanche_compress.DensityRange` and a :class:`~avalanche_compress.DensitySearch`.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from pydantic import (
 )
 from pydantic import create_model as create_schema
 
+from avalanche_compress import DensityRange, DensitySearch
 from benchmarks.data.streams import STREAMS, Budget, nearest
 from benchmarks.runs.learners import Learner
 from benchmarks.runs.settings import OPTIMIZERS, OptimizerChoice, RunSettings
@@ -55,6 +59,8 @@ from benchmarks.runs.strategies import STRATEGIES
 FOLDER = Path(__file__).parent.parent / "recipes"
 
 Arguments = dict[str, Any]
+Changes = Mapping[str, Any]
+"""Other values than a recipe's, by names as of :func:`search_space`."""
 
 Part = Annotated[float, Field(strict=True, ge=0, le=1)]
 Amount = Annotated[float, Field(strict=True, ge=0)]
@@ -123,7 +129,38 @@ class Shares(_Form):
         return [max(0.0, 1.0 - share / left) for share, left in zip(kept, free)]
 
 
+class DrawnFrom(_Form):
+    """``{drawn_from: [0.2, 0.3]}``: each layer of each task draws its density.
+
+    >>> DrawnFrom(drawn_from=[0.2, 0.3]).resolve(epochs=20, tasks=5)
+    DensityRange(low=0.2, high=0.3)
+    """
+
+    drawn_from: _Pair
+
+    def resolve(self, epochs: int, tasks: int) -> DensityRange:
+        """The densities that are meant."""
+        low, high = self.drawn_from
+        return DensityRange(low, high)
+
+
+class SearchedIn(_Form):
+    """``{searched_in: [0.2, 0.3]}``: of several draws of all layers' densities the best.
+
+    >>> SearchedIn(searched_in=[0.2, 0.3]).resolve(epochs=20, tasks=5)
+    DensitySearch(low=0.2, high=0.3, candidates=8)
+    """
+
+    searched_in: _Pair
+
+    def resolve(self, epochs: int, tasks: int) -> DensitySearch:
+        """The densities that are meant."""
+        low, high = self.searched_in
+        return DensitySearch(low, high)
+
+
 Fractions = Part | list[Part] | Shares | dict[str, Part | list[Part] | Shares]
+Density = Fractions | DrawnFrom | SearchedIn
 Epochs = Count | PartOfEpochs | AllEpochsBut
 
 VALUES: dict[str, Any] = {
@@ -132,7 +169,7 @@ VALUES: dict[str, Any] = {
     "bits": Bits | Literal["auto"] | None,
     "codebook_finetune_epochs": Count,
     "decay_factor": Part | None,
-    "density": Fractions,
+    "density": Density,
     "energy": Part,
     "ewc_lambda": Amount,
     "growth_bound": Amount | None,
@@ -265,7 +302,7 @@ def hyper_parameters(
     stream: str,
     budget: Budget,
     tasks: int,
-    changes: Mapping[str, Any] | None = None,
+    changes: Changes | None = None,
 ) -> Arguments:
     """What a run is configured with: numbers instead of forms, and its optimiser spelled out.
 
@@ -287,9 +324,7 @@ def hyper_parameters(
     return {**resolve(arguments, budget.epochs, tasks), "optimizer": chosen}
 
 
-def build(
-    strategy: str, settings: RunSettings, changes: Mapping[str, Any] | None = None
-) -> Learner:
+def build(strategy: str, settings: RunSettings, changes: Changes | None = None) -> Learner:
     """Make a strategy as its recipe says.
 
     :param strategy: name in the registry.
@@ -304,7 +339,31 @@ def build(
     return STRATEGIES[strategy].build(settings, **arguments)
 
 
-def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, device: str) -> str:
+def variant_of(changes: Changes) -> str:
+    """What names a recipe with other values.
+
+    :param changes: these values.
+
+    >>> variant_of({"sharing": "none", "density": {"drawn_from": [0.2, 0.3]}}), variant_of({})
+    ('sharing none, density drawn_from 0.2 0.3', '')
+    """
+    return ", ".join(f"{name} {_spoken(value)}" for name, value in changes.items())
+
+
+def _spoken(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_spoken(inner)}" for name, inner in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def fingerprint(
+    strategy: str,
+    stream: str,
+    backbone: str,
+    budget: Budget,
+    device: str,
+    changes: Changes | None = None,
+) -> str:
     """Twelve hexadecimal digits that change with whatever a run's numbers come from.
 
     :param strategy: name in the registry; its hyper-parameters count, its recipe's wording does
@@ -313,13 +372,16 @@ def fingerprint(strategy: str, stream: str, backbone: str, budget: Budget, devic
     :param backbone: that it is run with.
     :param budget: what is spent on a task.
     :param device: where it is computed.
+    :param changes: other values than the recipe's.
     """
-    content = {
+    content: dict[str, Any] = {
         "arguments": arguments_of(strategy, stream),
         "backbone": backbone,
         "budget": asdict(budget),
         "device": device,
     }
+    if changes:
+        content["changes"] = dict(changes)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -380,7 +442,7 @@ def _check_name(path: Path, where: str, kind: str, name: Any, known: Collection[
 def _resolved(value: Any, epochs: int, tasks: int) -> Any:
     if not isinstance(value, dict):
         return value
-    for form in (PartOfEpochs, AllEpochsBut, Shares):
+    for form in (PartOfEpochs, AllEpochsBut, Shares, DrawnFrom, SearchedIn):
         if set(value) == set(form.model_fields):
             return form(**value).resolve(epochs, tasks)
     return {name: _resolved(inner, epochs, tasks) for name, inner in value.items()}

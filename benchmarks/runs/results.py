@@ -27,7 +27,8 @@ _LONGEST_NAME = 150
 class RunKey:
     """One cell of the comparison.
 
-    Order 0 is the canonical one, and ``backbone=None`` the stream's own; neither is spelled out.
+    Order 0 is the canonical one, ``backbone=None`` the stream's own and ``variant=""`` the recipe
+    as it is; none of them is spelled out.
     """
 
     strategy: str
@@ -39,11 +40,12 @@ class RunKey:
     quick: bool = False
     backbone: str | None = None
     bf16: bool = False
+    variant: str = ""
 
     @property
     def label(self) -> str:
-        """The strategy, with its rule to infer tasks if it has one."""
-        return self.strategy if self.inference is None else f"{self.strategy}, {self.inference}"
+        """The strategy, with its variant and its rule to infer tasks if it has one."""
+        return ", ".join(filter(None, (self.strategy, self.variant, self.inference)))
 
     @property
     def slug(self) -> str:
@@ -107,6 +109,7 @@ class RunResult:
     :param refused: by task in order of learning, the part of its test samples that is refused as
         those of no learned task, when all are learned; None where nothing can be refused.
     :param refused_before: the same just before the task was learned, None for the first.
+    :param variant: what is other than in the recipe, see :func:`benchmarks.runs.recipe.variant_of`.
     """
 
     strategy: str
@@ -143,6 +146,7 @@ class RunResult:
     memory_bytes: int | None = None
     refused: Row | None = None
     refused_before: Row | None = None
+    variant: str = ""
 
     @property
     def key(self) -> RunKey:
@@ -157,6 +161,7 @@ class RunResult:
             self.quick,
             None if self.own_backbone else self.backbone,
             self.bf16,
+            self.variant,
         )
 
     @property

@@ -6,7 +6,7 @@ import hashlib
 import random
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Job:
     :param group: of the grid that the run belongs to, for W&B.
     :param save_every: seconds between two states within a task of ours, at least.
     :param host_names: whether W&B gets Avalanche's names of single experiences, too.
+    :param changes: other values than the recipe's, which the key's variant names.
     """
 
     key: RunKey
@@ -71,6 +72,7 @@ class Job:
     group: str = ""
     save_every: float = RunSettings.save_every
     host_names: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def archive(self) -> Path:
@@ -152,12 +154,15 @@ def perform(job: Job, display: Display) -> RunResult:
 def _tracker(job: Job, stream: Stream) -> Tracker:
     """The run's log, with everything that its numbers come from."""
     key, tasks = job.key, len(stream.tasks)
+    parameters = recipe.hyper_parameters(
+        key.strategy, key.stream, job.budget, tasks, changes=job.changes
+    )
     config = {
         **asdict(key),
         **asdict(job.budget),
         "backbone": job.backbone,
         "recipe": job.recipe,
-        "hyper_parameters": recipe.hyper_parameters(key.strategy, key.stream, job.budget, tasks),
+        "hyper_parameters": parameters,
         "order": stream.order,
         "device": job.device,
         "versions": versions(),
@@ -202,7 +207,7 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
         settings.plugins.append(AutocastPlugin())
     history = open_history(job.checkpoints)
     _seed_everything(key.seed)
-    learner = recipe.build(key.strategy, settings)
+    learner = recipe.build(key.strategy, settings, job.changes)
     done = learner.load(job.checkpoints, len(history))
     del history[done.experience :]  # what the state knows nothing of is done again
     tracker.goes_on(done.experience)
@@ -246,6 +251,7 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
         memory_bytes=sizes.memory,
         refused=None if learner.refused is None else history[-1].refused,
         refused_before=None if learner.refused is None else _before(history),
+        variant=key.variant,
     )
 
 

@@ -120,6 +120,7 @@ def in_order(results: Iterable[RunResult]) -> list[RunResult]:
             run.order_index,
             run.seed,
             _place(run.strategy, strategies),
+            run.variant,
             run.task_inference or "",
         ),
     )

@@ -80,6 +80,7 @@ def test_a_new_run_changes_its_own_line_only(tmp_path):
 
 def test_runs_that_were_cut_down_are_not_taken_over_and_other_epochs_stand_beside():
     assert merge(RUNS, [make_result(quick=True, epochs=2)]) == RUNS
+    assert merge(RUNS, [make_result(variant="bits 4")]) == RUNS
     assert len(merge(RUNS, [make_result(epochs=2)])) == len(RUNS) + 1
 
 

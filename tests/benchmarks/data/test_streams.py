@@ -234,7 +234,8 @@ def test_a_registered_stream_names_a_backbone(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["split_digits", "permuted_digits", "split_mnist", "permuted_mnist_32"]
+    "name",
+    ["split_digits", "permuted_digits", "recurring_digits", "split_mnist", "permuted_mnist_32"],
 )
 def test_a_stream_has_the_tasks_that_its_entry_says(tiny_mnist, name):
     stream = stream_of(name, tiny_mnist)
@@ -261,6 +262,20 @@ def test_permuted_digits_without_labels_are_ten_classes_in_one_head(tmp_path):
     labelled = stream_of("permuted_digits", tmp_path, seed=2, tasks=3)
     pairs = zip(stream.benchmark.train_stream, labelled.benchmark.train_stream)
     assert all(torch.equal(tensors(a)[0], tensors(b)[0]) for a, b in pairs)
+
+
+def test_recurring_digits_come_again_with_other_training_images(tmp_path):
+    stream = stream_of("recurring_digits", tmp_path, seed=2)
+    trained = [tensors(experience)[0].flatten(1) for experience in stream.benchmark.train_stream]
+    tested = [tensors(experience)[0] for experience in stream.benchmark.test_stream]
+    drawn = wsn_permutations(2, 5, 64)
+    for first, again, permutation in zip(trained[:5], trained[5:], drawn):
+        images = {tuple(x[np.argsort(permutation)].tolist()) for x in first}
+        others = {tuple(x[np.argsort(permutation)].tolist()) for x in again}
+        assert len(images) == len(first) > 600
+        assert not images & others
+    assert all(torch.equal(x, y) for x, y in zip(tested[:5], tested[5:]))
+    assert not torch.equal(tested[0], tested[1])
 
 
 def test_split_mnist_has_ten_tasks_of_one_digit_too(tiny_mnist):

@@ -51,6 +51,7 @@ KEYS = [
     "memory_bytes",
     "refused",
     "refused_before",
+    "variant",
 ]
 
 MATRIX = [
