@@ -27,6 +27,7 @@ from benchmarks.runs.backbones import BACKBONES
 FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
 OPTIONS: dict[str, Any] = {
     "packnet": {"prune_proportion": 0.7},
+    "ada_qpacknet": {"density": 0.5},
     "wsn": {"density": 0.9},
     "tinysubnets": {"density": 0.9},
     "lora": {"rank": 64},

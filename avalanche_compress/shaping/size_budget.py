@@ -36,8 +36,8 @@ from avalanche_compress.shaping.validation import find_validation, iterate_batch
 
 PLANNED_BITS = 4.0
 """Of a value, with which weights or terms are planned before they are trained (our choice)."""
-_PLANNED_SLOT_BITS = 2.5
-"""The same where codes have 8 bits at most: of values with outliers these hold 3 bits or less."""
+_PLANNED_SLOT_BITS = 3.0
+"""The same where codes have 8 bits at most, which leaves less to choose from above it."""
 _PLANNING_STEPS = 14
 _PROBE_BITS = 2.0
 _SLOT_BITS = 8
@@ -60,7 +60,7 @@ class SizeBudgetPlugin(ShapingPlugin):
     :class:`~avalanche_compress.LoRA`) is kept as it is, for no budget.
 
     First the method plans: a task trains as dense a mask, or as many terms, as fit the budget at 4
-    bits a value (2.5 where codes share a word), if its own options do not say less. When it is
+    bits a value (3 where codes share a word), if its own options do not say less. When it has been
     trained and pruned, each layer may keep all its weights or terms or a part of them, those that
     matter most, at 1 to 16 bits a value (:func:`~avalanche_compress.codec.quantise_steps`) or as
     floats. Choice c of layer l changes its weight by :math:`\Delta_{lc}` and is taken to raise the
