@@ -27,12 +27,12 @@ from benchmarks.runs.backbones import BACKBONES
 FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
 OPTIONS: dict[str, Any] = {
     "packnet": {"prune_proportion": 0.7},
-    "ada_qpacknet": {"density": 0.5},
+    "ada_qpacknet": {"bits": 10},
     "wsn": {"density": 0.9},
     "tinysubnets": {"density": 0.9},
     "lora": {"rank": 64},
 }
-"""Room for later tasks, and densities and ranks that leave the choice to the budget."""
+"""Room for later tasks, and densities, ranks and bits that leave the choice to the budget."""
 
 
 @dataclass(frozen=True)
