@@ -50,12 +50,12 @@ def texts(task, samples=40):
 DATA = [texts(task) for task in range(3)]
 
 
-def build(method, words, plugins=()):
+def build(method, words, plugins=(), optimizer=torch.optim.Adam):
     model = Texts(words)
     torch.manual_seed(1)
     return method_named(method).build(
         model=model,
-        optimizer=torch.optim.Adam(model.parameters(), lr=0.02),
+        optimizer=optimizer(model.parameters(), lr=0.02),
         train_mb_size=20,
         train_epochs=6,
         evaluator=None,
@@ -126,6 +126,25 @@ def test_a_task_changes_no_row_that_it_has_not_looked_up(store):
     assert torch.equal(kept.committed(1)[40:], kept.committed(0)[40:])
     # 40 rows in floats, and which they are
     assert len(kept.sections[1]) < 4 * (40 + WIDTH) * (WIDTH + 1) + 100
+
+
+class Rows(SupervisedPlugin):
+    """The table of words as it is after the first epoch."""
+
+    found = None
+
+    def after_training_epoch(self, strategy, *args, **kwargs):
+        if self.found is None:
+            self.found = strategy.network.backbone.words.weight.detach().clone()
+
+
+@pytest.mark.parametrize("method", ["packnet", "wsn", "tinysubnets", "ada_qpacknet"])
+def test_steps_by_the_sign_of_a_gradient_move_no_row_that_was_not_looked_up(method):
+    rows, before = Rows(), Texts(100).words.weight
+    strategy = build(method, 100, [rows], torch.optim.Rprop)
+    strategy.train(tensors_benchmark(DATA, DATA, task_labels=range(3)).train_stream[0])
+    assert torch.equal(rows.found[31:], before[31:])
+    assert not torch.equal(rows.found[1:31], before[1:31])
 
 
 # ---------------------------------------------------------------- which rows are looked up

@@ -160,8 +160,10 @@ def test_a_compiled_network_computes_the_same(name):
     assert torch.allclose(compiled(x, 0), network(x, 0), atol=1e-5)
 
 
-def test_gradients_are_lifted_off_zero_by_what_no_optimiser_notices():
+def test_gradients_are_lifted_off_zero_by_what_adam_does_not_notice():
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(40, 30, generator=generator)
     trainable = (torch.rand(40, 30, generator=generator) < 0.5).float()
-    assert torch.equal(gradient_where(trainable, gradient), gradient * trainable + 1e-13)
+    lifted = gradient_where(trainable, gradient, True)
+    assert torch.equal(lifted, gradient * trainable + 1e-13)
+    assert torch.equal(gradient_where(trainable, gradient, False), gradient * trainable)

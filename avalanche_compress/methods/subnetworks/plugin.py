@@ -14,7 +14,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.subnetworks.store import MaskedStore
-from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore
+from avalanche_compress.methods.subnetworks.subnetwork import SubnetworkStore, is_faster_lifted
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage, check_known, stores_of
 from avalanche_compress.shaping.size_budget import find_budget, planned_part
 from avalanche_compress.shaping.validation import (
@@ -217,6 +217,8 @@ class MaskingPlugin(ShapingPlugin):
                 "a DensitySearch prunes by magnitude and the network learns scores: give a density "
                 "or a DensityRange, or build it with TaskNetwork(model, store=MaskedStore)."
             )
+        for store in stores:
+            store.lifts_gradients = is_faster_lifted(strategy.optimizer)
         self._pruned = False
         self.plan(strategy)
 

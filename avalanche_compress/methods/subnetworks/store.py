@@ -162,7 +162,7 @@ class MaskedStore(SubnetworkStore):
             return super().weight()
         threshold = top_threshold(self._magnitude(), self._share())
         tensors = (self.frozen, self.trainable, self.scratch, self.scores)
-        weight: Tensor = _ScoredWeight.apply(threshold, *tensors)
+        weight: Tensor = _ScoredWeight.apply(self.lifts_gradients, threshold, *tensors)
         return weight
 
     def fix_mask(self, mask: Tensor) -> None:
@@ -405,6 +405,7 @@ class _ScoredWeight(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
+        lifts: bool,
         threshold: Tensor | float,
         frozen: Tensor,
         trainable: Tensor,
@@ -412,7 +413,7 @@ class _ScoredWeight(torch.autograd.Function):
         scores: Tensor,
     ) -> Tensor:
         weight = torch.addcmul(frozen, trainable, scratch)
-        ctx.threshold = threshold
+        ctx.lifts, ctx.threshold = lifts, threshold
         ctx.save_for_backward(weight, trainable, scores)
         return where_top(weight, scores, threshold)
 
@@ -421,4 +422,5 @@ class _ScoredWeight(torch.autograd.Function):
         weight, trainable, scores = ctx.saved_tensors
         kept = where_top(gradient, scores, ctx.threshold)
         to_scores = torch.sign(scores).mul_(weight).mul_(gradient)
-        return None, None, None, gradient_where(trainable, kept), to_scores
+        to_scratch = gradient_where(trainable, kept, ctx.lifts)
+        return None, None, None, None, to_scratch, to_scores

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from avalanche_compress.codec import CorruptStreamError, Float, Values, magnitude_mask
 from avalanche_compress.core.cache import MaskCache
@@ -32,6 +33,8 @@ class SubnetworkStore(WeightStore):
     """1.0 where the open task writes, else 0.0; a float, as it multiplies weights."""
     density: float
     """The fraction that a mask keeps, where the mask is learned."""
+    lifts_gradients: bool = False
+    """Whether the open task's optimiser is faster so, see :func:`is_faster_lifted`."""
     _mask: Tensor | None
     _available: Tensor | None
 
@@ -59,7 +62,8 @@ class SubnetworkStore(WeightStore):
         """The slots that the open task may write (bool), whatever its mask keeps of them."""
 
     def weight(self) -> Tensor:
-        weight: Tensor = _MaskedWeight.apply(self.frozen, self.trainable, self.scratch)
+        tensors = self.frozen, self.trainable, self.scratch
+        weight: Tensor = _MaskedWeight.apply(self.lifts_gradients, *tensors)
         return weight
 
     @property
@@ -229,33 +233,51 @@ class _MaskedWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, frozen: Tensor, trainable: Tensor, scratch: Tensor
+        ctx: Any, lifts: bool, frozen: Tensor, trainable: Tensor, scratch: Tensor
     ) -> Tensor:
+        ctx.lifts = lifts
         ctx.save_for_backward(trainable)
         return torch.addcmul(frozen, trainable, scratch)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         (trainable,) = ctx.saved_tensors
-        return None, None, gradient_where(trainable, gradient)
+        return None, None, None, gradient_where(trainable, gradient, ctx.lifts)
 
 
 _LIFT = {dtype: torch.tensor(1e-13, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
-def gradient_where(trainable: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient at what may be trained, elsewhere 0 or, on a CPU, 1e-13.
+def gradient_where(trainable: Tensor, gradient: Tensor, lifts: bool) -> Tensor:
+    """The gradient at what may be trained, elsewhere 0; on a CPU 1e-13 more if that is faster.
 
     Adam roots a mean of the squared gradient of every masked weight at each step, and on a CPU
     torch takes five times as long for the root of an exact zero, and up to three times for that of
-    a number below 1e-30. 1e-13 is far below what an optimiser notices (Adam's eps is 1e-8), and a
+    a number below 1e-30. 1e-13 is far below what Adam notices (see :func:`is_faster_lifted`), and a
     thousandth of its square, where the mean begins, is above that.
 
     :param trainable: 1.0 or 0.0.
     :param gradient: of the same shape.
+    :param lifts: whether it is for an optimiser that is faster so.
     """
-    if gradient.device.type != "cpu":
+    if not lifts or gradient.device.type != "cpu":
         return gradient * trainable
     lift = _LIFT.get(gradient.dtype)
     lift = gradient.new_tensor(1e-13) if lift is None else lift
     return torch.addcmul(lift, gradient, trainable)
+
+
+def is_faster_lifted(optimizer: Optimizer) -> bool:
+    """Whether an optimiser roots squared gradients, and does not notice one of 1e-13.
+
+    Adam does not, as its eps is 1e-8. Those that step by a gradient's sign (Lion, Rprop) take it
+    for a whole step, every time, at all weights that a mini-batch does not reach.
+
+    :param optimizer: any.
+
+    >>> weight = torch.nn.Parameter(torch.ones(1))
+    >>> [is_faster_lifted(kind([weight])) for kind in (torch.optim.AdamW, torch.optim.Rprop)]
+    [True, False]
+    """
+    rooting = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam)
+    return isinstance(optimizer, rooting) and all(g["eps"] >= 1e-9 for g in optimizer.param_groups)
