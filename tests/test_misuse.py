@@ -254,6 +254,18 @@ def streams_criterion(method, errors):
         learn_on(strategy, tasks[1], [0, 1])
 
 
+@case("a-criterion-that-gives-no-loss")
+def no_loss(method, errors):
+    def cut_off(logits, targets):
+        return nn.functional.cross_entropy(logits, targets).detach()
+
+    for criterion in (nn.CrossEntropyLoss(reduction="none"), cut_off):
+        steps = Snapshots()
+        strategy = make(method, criterion=criterion, plugins=[steps])
+        errors(partial(strategy.train, stream().train_stream[0]))
+        assert_same(steps.last, everything(strategy))
+
+
 class Snapshots(SupervisedPlugin):
     """Everything as it was before the last step."""
 

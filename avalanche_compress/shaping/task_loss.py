@@ -79,7 +79,8 @@ class TaskLoss:
 
         :param logits: ``(..., W)`` with a column for each class number, or for each of the task's.
         :param targets: see above.
-        :raises UnsupportedPluginError: if the criterion cannot do with the task's columns.
+        :raises UnsupportedPluginError: if the criterion cannot do with the task's columns, or what
+            it returns is no loss.
         """
         return self.checked(logits, targets)[0]
 
@@ -92,7 +93,9 @@ class TaskLoss:
         """
         columns = self._columns(logits)
         numbers, known = self._renumbered(targets, columns)
-        return self._loss(columns, numbers), known
+        loss = self._loss(columns, numbers)
+        _check_loss(loss, columns)
+        return loss, known
 
     def knows(self, logits: Tensor, targets: Any) -> bool:
         """Whether all targets are of the task's classes.
@@ -242,6 +245,27 @@ class TaskLoss:
         finally:
             for holder, name, value in before:
                 holder[name] = value
+
+
+def _check_loss(loss: Any, logits: Tensor) -> None:
+    """Refuse what a step cannot be taken by.
+
+    :param loss: what a criterion returned.
+    :param logits: that it was given.
+    :raises UnsupportedPluginError: unless it is one number, with a gradient where logits have one.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+        raise UnsupportedPluginError(
+            f"the criterion returned a {type(loss).__name__}{shape}, and a tensor with one number "
+            "for the mini-batch was expected: take the mean of the samples' losses, as "
+            "reduction='mean' does, and return it alone."
+        )
+    if torch.is_grad_enabled() and logits.requires_grad and not loss.requires_grad:
+        raise UnsupportedPluginError(
+            "the criterion returned a loss without a gradient, from which nothing is learned: "
+            "compute it from the logits by torch's functions, without detach(), item() or argmax()."
+        )
 
 
 def check_plain_loss(strategy: Strategy) -> None:
