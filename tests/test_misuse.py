@@ -405,6 +405,15 @@ def batch_of_one(method, errors):
     assert torch.equal(old, old_logits(strategy))
 
 
+@case("fewer-samples-than-a-mini-batch")
+def few_samples(method, errors):
+    for tensor_data in (True, False):
+        strategy = make(method, plugins=[ValidationPlugin(1 / 6)], tensor_data=tensor_data)
+        errors(partial(strategy.train, experiences(samples(6))[0], drop_last=True))
+        strategy.train(experiences(samples(6))[0])
+        assert strategy.network.tasks == [0]
+
+
 @case("nan-or-infinity-in-the-inputs")
 def spoiled_inputs(method, errors):
     steps = Snapshots()

@@ -10,7 +10,7 @@ from typing import Any
 from avalanche.training.templates import SupervisedTemplate
 
 from avalanche_compress.core.batches import moved_to
-from avalanche_compress.errors import nearest
+from avalanche_compress.errors import TrainingDataError, nearest
 from avalanche_compress.host.callbacks import StepCallbacks
 
 
@@ -71,6 +71,7 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
         # not Avalanche's own, which begins with the first epoch
         self.epochs_begin()
         self.epoch_boundary()
+        self._check_batches()
         for _ in range(self.clock.train_exp_epochs, self.train_epochs):
             self._before_training_epoch(**kwargs)
             if self.told_to_stop:
@@ -79,6 +80,15 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
             self.training_epoch(**kwargs)
             self._after_training_epoch(**kwargs)
             self.epoch_boundary()
+
+    def _check_batches(self) -> None:
+        """Refuse a task of which there is no mini-batch, which would end as it starts."""
+        if self.train_epochs > 0 and not len(self.dataloader):
+            raise TrainingDataError(
+                f"drop_last=True leaves no mini-batch of the {len(self.adapted_dataset)} samples "
+                f"to train on, as train_mb_size={self.train_mb_size}: choose a smaller one, or "
+                "train without drop_last."
+            )
 
     def _unpack_minibatch(self) -> None:
         # not Avalanche's own, which knows no inputs but tensors

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import functional
 
 from avalanche_compress.core.batches import rows_of
 from avalanche_compress.core.experiences import classes_in_stream
@@ -377,12 +378,20 @@ def _loss_of(
     classes = range(logits.shape[-1]) if task is None else network.classes_of(task)
     loss = TaskLoss(criterion, classes, width)
     if not loss.knows(logits, targets):
-        found = targets.unique().tolist() if isinstance(targets, Tensor) else []
-        numbers = {int(number) for number in found if 0 <= number < logits.shape[-1]}
-        loss = TaskLoss(criterion, sorted({*loss.classes, *numbers}), width)
+        more = sorted({*loss.classes, *_class_numbers(targets)})
+        missing = max(0, more[-1] + 1 - logits.shape[-1])
+        logits = functional.pad(logits, (0, missing), value=MASKED_LOGIT)
+        loss = TaskLoss(criterion, more, width)
         if not loss.knows(logits, targets):
             return criterion(logits, targets)  # type: ignore[no-any-return]
     return loss(logits, targets)
+
+
+def _class_numbers(targets: Any) -> list[int]:
+    """The classes that targets are of, if they are numbers of classes."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return []
+    return [int(number) for number in targets.unique() if number >= 0]
 
 
 @lru_cache(maxsize=64)

@@ -134,6 +134,11 @@ def test_batches_of_one_task_are_the_same(shuffle, drop_last):
     check_same_batches(loader)
 
 
+def test_of_fewer_samples_than_a_mini_batch_no_empty_one_is_made():
+    loader = TaskBalancedDataLoader(labelled(3, 2), batch_size=5, drop_last=True)
+    assert list(TensorLoader(loader, CPU, GIGABYTE)) == list(loader) == []
+
+
 @pytest.mark.parametrize("oversample", [True, False])
 def test_batches_of_several_tasks_are_the_same(oversample):
     data = labelled(23, 2).concat(labelled(5, 0)).concat(labelled(11, 7))

@@ -434,22 +434,39 @@ def test_the_loss_in_evaluation_is_over_each_tasks_columns():
         assert results[name] == pytest.approx(float(expected), rel=1e-5)
 
 
+class LossesOfEvaluation(SupervisedPlugin):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def after_eval_iteration(self, strategy, **kwargs):
+        self.found.append(float(strategy.loss))
+
+
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_the_loss_of_a_task_that_was_never_trained_is_finite(weight):
     strategy = build("packnet", nn.CrossEntropyLoss(weight=weight))
     tasks = numbered_from(make_stream(2, samples=48), 2)
     strategy.eval(tasks)
     strategy.train(tasks[0])
-    losses = []
-
-    class Losses(SupervisedPlugin):
-        def after_eval_iteration(self, strategy, **kwargs):
-            losses.append(float(strategy.loss))
-
-    strategy.plugins.append(Losses())
+    losses = LossesOfEvaluation()
+    strategy.plugins.append(losses)
     strategy.eval(tasks[1])
-    assert all(900 < loss < 1100 for loss in losses)
-    assert losses
+    assert all(900 < loss < 1100 for loss in losses.found)
+    assert losses.found
+
+
+def test_the_loss_of_a_class_that_no_task_was_trained_on_is_finite():
+    x, y = torch.randn(12, 1, 8, 8), torch.arange(12) % 3
+    tasks = tensors_benchmark([(x[:6], y[:6] % 2)], [(x, y)], task_labels=[0])
+    strategy = build("packnet", nn.CrossEntropyLoss())
+    strategy.train(tasks.train_stream)
+    network, losses = strategy.network.eval(), LossesOfEvaluation()
+    strategy.plugins.append(losses)
+    strategy.eval(tasks.test_stream)
+    own = network.own_logits(x, 0).detach()
+    wide = torch.cat([own, torch.full((12, 1), -1000.0)], dim=1)
+    assert sum(losses.found) == pytest.approx(float(F.cross_entropy(wide, y)), rel=1e-5)
 
 
 def test_samples_of_several_tasks_have_the_mean_of_their_losses():

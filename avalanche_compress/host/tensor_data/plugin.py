@@ -163,6 +163,8 @@ class _Batches:
         size, order = sampler.batch_size, torch.tensor(list(sampler.sampler))
         if sampler.drop_last:
             order = order[: len(order) - len(order) % size]
+        if not len(order):  # which would be split into one that is empty
+            return
         batch_bytes = max(1, size * self._sample_bytes)
         batches = 1 if batch_bytes % ALIGNMENT else max(1, CHUNK_BYTES // batch_bytes)
         for index in order.split(size * batches):
