@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from benchmarks.choices import FIRST_STREAMS, RULES
 from benchmarks.data.streams import STREAMS
 from benchmarks.report.statistics import sign_flip_p
+from benchmarks.runs.backbones import BACKBONES
 from benchmarks.runs.comparison import Options, compare
 from benchmarks.runs.engines import calm
 from benchmarks.runs.recipe import Changes, variant_of
@@ -43,7 +44,7 @@ ABLATIONS: dict[str, Ablation] = {
         "ada_qpacknet",
         [{}, {"density": {"drawn_from": [0.15, 0.35]}}, {"density": {"searched_in": [0.15, 0.35]}}],
     ),
-    "bits": Ablation("ada_qpacknet", [{}, {"bits": 2}, {"bits": 3}]),
+    "bits": Ablation("ada_qpacknet", [{}, {"bits": 2}, {"bits": 3}, {"bits": 4}]),
     "sparsity": Ablation(
         "cacl",
         [
@@ -55,7 +56,7 @@ ABLATIONS: dict[str, Ablation] = {
         ],
     ),
     "ranks": Ablation("halrp", [{}, {"importance": "uniform"}, {"rank_method": "flat"}]),
-    "norms": Ablation("packnet", [{}, {"estimate_norms": False}]),
+    "norms": Ablation("tinysubnets", [{}, {"estimate_norms": False}]),
 }
 """Ablations by name; ``norms`` is for networks that have some."""
 
@@ -176,22 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: command line without the program's name.
     :return: exit code, 0 only when every run finished.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablations", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument(
-        "--ablations", nargs="+", default=_DEFAULT, choices=ABLATIONS, metavar="NAME"
-    )
-    parser.add_argument(
-        "--streams", nargs="+", default=list(FIRST_STREAMS), choices=STREAMS, metavar="NAME"
-    )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N")
-    parser.add_argument("--backbone", metavar="NAME", help="default: each stream's own")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: each stream's")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time")
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
-    given = parser.parse_args(arguments)
+    given = parse(arguments)
     calm()
     options = options_of(given)
     code = compare(options)
@@ -204,6 +190,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in given.ablations:
             print(f"\n{stream}: {name}\n\n{table(list(rows_of(ABLATIONS[name], runs)))}")
     return code
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; an unknown name ends the program with exit code 2.
+
+    :param arguments: command line without the program's name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablations", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--ablations", nargs="+", default=_DEFAULT, choices=ABLATIONS, metavar="NAME"
+    )
+    parser.add_argument(
+        "--streams", nargs="+", default=list(FIRST_STREAMS), choices=STREAMS, metavar="NAME"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N")
+    parser.add_argument(
+        "--backbone", choices=BACKBONES, metavar="NAME", help="default: each stream's own"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="default: each stream's")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
+    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 import pytest
 
-from benchmarks import compare
+from benchmarks import ablations, compare
 from benchmarks.records import read_records
 
 ROOT = Path(__file__).parent.parent
@@ -43,8 +43,8 @@ def test_a_command_of_the_documents_can_be_given(command):
     if program == "pytest":
         assert all((ROOT / path).exists() for path in arguments)
         return
-    assert arguments[:2] == ["-m", "benchmarks.compare"]
-    assert compare.parse(arguments[2:])
+    parse = {"benchmarks.compare": compare.parse, "benchmarks.ablations": ablations.parse}
+    assert parse[arguments[1]](arguments[2:])
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())

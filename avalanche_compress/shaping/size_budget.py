@@ -55,7 +55,8 @@ class SizeBudgetPlugin(ShapingPlugin):
     r"""Lets each task add so many bytes to the archive and no more: within 1 % of them, from below.
 
     The budget is for all that the archive has of a task: its weights in all layers, heads, biases,
-    norms, its label and classes. What task inference keeps of samples comes on top of it. A task
+    norms, its label and classes. What task inference, or sharing by similarity, keeps of samples
+    comes on top of it. A task
     that becomes the base of others (:class:`~avalanche_compress.HALRP`,
     :class:`~avalanche_compress.LoRA`) is kept as it is, for no budget.
 
