@@ -256,14 +256,14 @@ def table(rows: Sequence[Row]) -> str:
     :param rows: of one setting.
     """
     lines = [
-        "| a task trains | rate | added bytes a task | archive | accuracy % |",
-        "| :-- | --: | --: | --: | --: |",
+        "| a task trains | rate | seeds | bytes a task adds | archive | accuracy % |",
+        "| :-- | --: | --: | --: | --: | --: |",
     ]
     ways = {row.way: [other for other in rows if other.way == row.way] for row in rows}
     for name, runs in sorted(ways.items(), key=lambda item: mean(r.added for r in item[1])):
         spread = f" ± {stdev(r.accuracy for r in runs):.2f}" if len(runs) > 1 else ""
         lines.append(
-            f"| {name} | {runs[0].rate:g} | {mean(r.added for r in runs):,.0f} | "
+            f"| {name} | {runs[0].rate:g} | {len(runs)} | {mean(r.added for r in runs):,.0f} | "
             f"{mean(r.archive for r in runs):,.0f} | "
             f"{mean(r.accuracy for r in runs):.2f}{spread} |"
         )

@@ -20,6 +20,36 @@ TRAINED: dict[str, Callable[[nn.Module, str], bool]] = {
 """Whether a parameter of the body is trained, by its module and its name in that."""
 
 
+class GivenStatistics(nn.BatchNorm2d):
+    """A norm that stays in evaluation mode: its affine is trained, its statistics are given."""
+
+    def train(self, mode: bool = True) -> GivenStatistics:
+        """Stay in evaluation mode, whatever the mode."""
+        return super().train(False)
+
+
+def _with_given_statistics(norm: nn.BatchNorm2d) -> nn.Module:
+    given = GivenStatistics(norm.num_features, norm.eps)
+    given.load_state_dict(norm.state_dict())
+    for name, parameter in norm.named_parameters():
+        given.get_parameter(name).requires_grad_(parameter.requires_grad)
+    return given.eval()
+
+
+def _frozen(norm: nn.BatchNorm2d) -> nn.Module:
+    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
+    frozen.load_state_dict(norm.state_dict())
+    return frozen
+
+
+NORMS: dict[str, Callable[[nn.BatchNorm2d], nn.Module]] = {
+    "statistics": lambda norm: norm,
+    "affine": _with_given_statistics,
+    "nothing": _frozen,
+}
+"""What each task has of a norm: all of it, its affine alone, or nothing: all tasks share it."""
+
+
 @dataclass(frozen=True)
 class Way:
     """What a task trains, and with which method.
@@ -29,15 +59,14 @@ class Way:
         tasks share them.
     :param options: of the strategy.
     :param bits: of values, heads included, by a :class:`QuantizationPlugin`; None for none.
-    :param norms: whether each task has norms of its own, statistics included; else they stay as
-        they were pretrained.
+    :param norms: what of a norm each task has for itself, a key of :data:`NORMS`.
     """
 
     method: str
     trains: str
     options: Mapping[str, Any] = field(default_factory=dict)
     bits: int | None = 8
-    norms: bool = True
+    norms: str = "statistics"
 
     def freeze(self, body: nn.Module) -> None:
         """Leave what a task trains to the optimiser.
@@ -48,10 +77,9 @@ class Way:
         for module in body.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.requires_grad_(chosen(module, name))
-        if not self.norms:
-            for place, layer in list(body.named_children()):
-                if isinstance(layer, nn.BatchNorm2d):
-                    setattr(body, place, _frozen(layer))
+        for place, layer in list(body.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(body, place, NORMS[self.norms](layer))
 
     def plugins(self) -> list[QuantizationPlugin]:
         """Those of the user."""
@@ -60,14 +88,7 @@ class Way:
         return [QuantizationPlugin(self.bits, private_bits=max(self.bits, 8))]
 
 
-def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    """A norm that computes with given statistics in training, too, and has no parameters."""
-    frozen = FrozenBatchNorm2d(norm.num_features, norm.eps)
-    frozen.load_state_dict(norm.state_dict())
-    return frozen
-
-
-def _given(trains: str, bits: int | None, norms: bool = True, **options: Any) -> Way:
+def _given(trains: str, bits: int | None, norms: str = "statistics", **options: Any) -> Way:
     """LoRA over the given weights; where it has no weight to adapt, what is trained is copied."""
     return Way("lora", trains, {"base": "given", **options}, bits, norms)
 
@@ -77,22 +98,23 @@ WAYS: dict[str, Way] = {
     "head, 8 bits": _given("head", 8),
     "head and biases (BitFit), 8 bits": _given("biases", 8),
     "head and norms, 8 bits": _given("norms", 8),
-    "LoRA rank 2, 8 bits": _given("all", 8, norms=False, rank=2),
-    "LoRA rank 8, 4 bits": _given("all", 4, norms=False, rank=8),
-    "LoRA rank 8, 8 bits": _given("all", 8, norms=False, rank=8),
+    "head and norms but for statistics, 8 bits": _given("norms", 8, norms="affine"),
+    "LoRA rank 2, 8 bits": _given("all", 8, norms="nothing", rank=2),
+    "LoRA rank 8, 4 bits": _given("all", 4, norms="nothing", rank=8),
+    "LoRA rank 8, 8 bits": _given("all", 8, norms="nothing", rank=8),
     "LoRA rank 8, 8 bits, and norms": _given("all", 8, rank=8),
-    "LoRA rank 32, 8 bits": _given("all", 8, norms=False, rank=32),
-    "HALRP, 8 bits": Way("halrp", "all", {"base": "given"}, norms=False),
-    "CACL, 8 bits": Way("cacl", "all", norms=False),
+    "LoRA rank 32, 8 bits": _given("all", 8, norms="nothing", rank=32),
+    "HALRP, 8 bits": Way("halrp", "all", {"base": "given"}, norms="nothing"),
+    "CACL, 8 bits": Way("cacl", "all", norms="nothing"),
     "PackNet, 8 bits": Way("packnet", "all"),
     "WSN, 8 bits": Way("wsn", "all"),
-    "WSN, 8 bits, without norms": Way("wsn", "all", norms=False),
+    "WSN, 8 bits, without norms": Way("wsn", "all", norms="nothing"),
     "TinySubNets": Way("tinysubnets", "all", {"private_bits": 8}, None),
     "AdaQPackNet": Way(
         "ada_qpacknet", "all", {"private_bits": 8, "capacity_policy": "grow_copy"}, None
     ),
     "everything": _given("all", None, exclude=("0",)),
     "everything, 8 bits": _given("all", 8, exclude=("0",)),
-    "everything but norms, 8 bits": _given("all", 8, norms=False, exclude=("0",)),
+    "everything but norms, 8 bits": _given("all", 8, norms="nothing", exclude=("0",)),
 }
 """By name."""
