@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError
 from avalanche_compress.container import Manifest, pack, unpack
+from avalanche_compress.core.heads import PER_CLASS
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.store import Place, Store, WeightStore
@@ -258,7 +259,7 @@ def _check_private(network: TaskNetwork, task: int, classes: int) -> None:
     private = network.private
     for place, name, shape in zip(private.places, private.names, private.shapes_of(task)):
         expected = place.tensor.shape
-        if place.module in network.heads:
+        if place.module in network.heads and place.name in PER_CLASS:
             expected = torch.Size((classes, *expected[1:]))
         if shape != expected:
             raise CorruptStreamError(f"{name} of shape {list(shape)}, not {list(expected)}")

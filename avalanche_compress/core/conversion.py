@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from avalanche_compress.core.store import Place
-from avalanche_compress.errors import UnsupportedModuleError, nearest
+from avalanche_compress.errors import NonFiniteError, UnsupportedModuleError, nearest
 
 _WEIGHTED = (
     nn.Linear,
@@ -122,6 +122,25 @@ def sort_tensors(
     if compressed is None:
         _check_included(include, uses, tensors)
     return tensors
+
+
+def check_values(model: nn.Module) -> None:
+    """Refuse a model that holds NaN or infinity before any step, or parameters without a shape.
+
+    :param model: any.
+    :raises NonFiniteError: naming a parameter.
+    :raises UnsupportedModuleError: naming a layer whose parameters have no shape yet.
+    """
+    for module_name, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and is_lazy(parameter):
+                _check_tensor(f"{module_name} ({type(module).__name__})", name, parameter, True)
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(
+                f"{name} of the model holds NaN or infinite values before any training: build or "
+                "load it again."
+            )
 
 
 def padding_rows(tensors: Tensors) -> dict[Place, Tensor]:

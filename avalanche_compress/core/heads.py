@@ -13,6 +13,8 @@ from avalanche_compress.errors import UnsupportedModuleError, nearest
 
 HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Layers that may give logits, the usual kind first."""
+PER_CLASS = ("weight", "bias")
+"""A head's parameters that have a row for each class; others, such as a scale, are as they are."""
 MASKED_LOGIT = -1000.0
 """Logit of a class that is not the task's, as in Avalanche's classifiers."""
 
@@ -126,7 +128,8 @@ def layers_behind(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
     """The layers whose outputs become the logits through no other layer.
 
     Each layer's output is cut off from what it was computed from, so that a gradient of the logits
-    reaches no further than to the last layers.
+    reaches no further than to the last layers: to their outputs, or to the weights that the model
+    reads without calling them (``F.linear(x, F.normalize(self.head.weight))``).
 
     :param model: in which layers are looked for.
     :param run: a forward pass of the model that gives its logits.
@@ -156,30 +159,35 @@ def layers_behind(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(hook_of(name))
-        for name, module in model.named_modules()
-        if isinstance(module, HEADS)
-    ]
+    modules: dict[str, Any] = dict(model.named_modules())
+    layers = {name: module for name, module in modules.items() if isinstance(module, HEADS)}
+    hooks = [module.register_forward_hook(hook_of(name)) for name, module in layers.items()]
+    weights = {name: module._parameters.get("weight") for name, module in layers.items()}
+    read = [(name, weight) for name, weight in weights.items() if weight is not None]
+    fixed = [weight for _, weight in read if not weight.requires_grad]
     try:
         with torch.enable_grad():
+            for weight in fixed:
+                weight.requires_grad_()
             logits = run()
             reached = {}
-            if cut and logits.requires_grad:
-                leaves = [leaf for _, leaf in cut]
+            if logits.requires_grad:
+                ends = [*cut, *read]
+                leaves = [leaf for _, leaf in ends]
                 gradients = torch.autograd.grad(logits.sum(), leaves, allow_unused=True)
-                reached = {name: 0 for (name, _), g in zip(cut, gradients) if g is not None}
+                reached = {name: 0 for (name, _), g in zip(ends, gradients) if g is not None}
     finally:
         for hook in hooks:
             hook.remove()
-    modules: dict[str, Any] = dict(model.named_modules())
+        for weight in fixed:
+            weight.requires_grad_(False)
     found = [name for name in reached if modules[name].weight.shape[0] == logits.shape[-1]]
     if not found:
         last = f" (the last layers are {list(reached)})" if reached else ""
         raise UnsupportedModuleError(
-            f"the model gives logits of shape {tuple(logits.shape)}, and no nn.Linear or "
-            f"convolution with {logits.shape[-1]} outputs gives them{last}: end the model with one "
-            "whose outputs are the logits, so that every task can have a head of its own."
+            f"{type(model).__name__} gives logits of shape {tuple(logits.shape)}, and no nn.Linear "
+            f"or convolution with {logits.shape[-1]} outputs gives them{last}: end the model with "
+            "one whose outputs are the logits, so that every task can have a head of its own."
         )
     return found
 
@@ -230,7 +238,7 @@ def resize_head(head: nn.Module, classes: int) -> None:
     set_outputs(layer, classes)
     if layer.weight.shape[0] == classes:
         return
-    for name in ("weight", "bias"):
+    for name in PER_CLASS:
         parameter = layer._parameters[name]
         if parameter is not None:
             resized = parameter.new_empty((classes, *parameter.shape[1:]))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from avalanche_compress.core.batches import first_tensor, rows_of, size_of
+from avalanche_compress.core.conversion import check_values
 from avalanche_compress.core.experiences import (
     position_in_stream,
     single_task_label,
@@ -148,7 +149,7 @@ class CompressedStrategy(ResumableTraining):
             groups = plan_groups(model.backbone, optimizer)
             network = model
         else:
-            _check_finite(model)
+            check_values(model)
             groups = plan_groups(model, optimizer, without=former_owner(model))
             network = TaskNetwork(model, store, head=head, exclude=exclude, include=include)
         if task_inference is not None:
@@ -419,16 +420,6 @@ def _report_task_identity(evaluator: EvaluationPlugin, refuses: bool) -> None:
     if refuses and not any(isinstance(metric, RefusedSamples) for metric in evaluator.metrics):
         refused = [RefusedSamples(place) for place in ("experience", "stream")]
         evaluator.metrics = [*evaluator.metrics, *refused]
-
-
-def _check_finite(model: nn.Module) -> None:
-    """Refuse a model that holds NaN or infinity before any step."""
-    for name, parameter in model.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
-            raise NonFiniteError(
-                f"{name} of the model holds NaN or infinite values before any training: build or "
-                "load it again."
-            )
 
 
 def _check_stores(network: TaskNetwork, factory: StoreFactory) -> None:

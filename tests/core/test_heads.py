@@ -10,6 +10,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from streams_for_tests import CLASSES, OURS, check_old_logits_stay, make_stream
 from torch import nn
+from torch.nn import functional as F
 
 from avalanche_compress import (
     TaskNetwork,
@@ -60,7 +61,45 @@ class Unused(Body):
         return self.fc(x) * self.scale(x).exp()
 
 
-HEADS = {ConvHead: ["classifier"], TwoHeads: ["head", "head_dist"], Unused: ["fc"]}
+class Cosine(Body):
+    """The head is not called: its weight is read."""
+
+    def __init__(self, classes=CLASSES):
+        super().__init__()
+        self.head = nn.Linear(6, classes, bias=False)
+
+    def forward(self, x):
+        x = self.body(x).mean((2, 3))
+        return 5 * F.linear(F.normalize(x), F.normalize(self.head.weight))
+
+
+class ScaledLinear(nn.Linear):
+    """A head with a parameter that has no row for each class."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+class Scaled(Body):
+    def __init__(self, classes=CLASSES):
+        super().__init__()
+        self.head = ScaledLinear(6, classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+HEADS = {
+    ConvHead: ["classifier"],
+    TwoHeads: ["head", "head_dist"],
+    Unused: ["fc"],
+    Cosine: ["head"],
+    Scaled: ["head"],
+}
 
 
 def build(name, model, **options):

@@ -40,6 +40,7 @@ from avalanche_compress import (
     TaskNetwork,
     TaskStateError,
     TinySubNets,
+    UnsupportedModuleError,
     ValidationDataError,
     ValidationPlugin,
 )
@@ -539,3 +540,11 @@ def test_labels_that_are_not_remapped_and_old_style_benchmarks_work():
         others = [c for c in range(out.shape[1]) if c not in numbers]
         assert (out[:, others] == -1000).all()
     assert isinstance(network.head, nn.Linear)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_with_layers_without_a_shape_is_refused_by_name(name):
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(UnsupportedModuleError, match=r"1 \(LazyLinear\) has no shape yet"):
+        OURS[name](model=model, optimizer=optimizer, evaluator=None)
