@@ -17,7 +17,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -346,8 +346,7 @@ def _table(moments: Sequence[Moment]) -> Table:
             f"{held / stored:.3f}; resident {resident:,.0f}"
         )
     table = Table(title=title)
-    times = ("step", "open", "close", "activate", "activate_first", "activate_slowest", "save")
-    times = (*times, "load_first", "load_middle", "load_last")
+    times = [field.name for field in fields(Moment) if field.type == "float"]
     headings = (f"{name.replace('_', ' ')} ms" for name in times)
     for heading in ("tasks", "held", "archive", "optimised", *headings):
         table.add_column(heading, justify="right")
