@@ -72,7 +72,7 @@ class Job:
     group: str = ""
     save_every: float = RunSettings.save_every
     host_names: bool = False
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the key names them
 
     @property
     def archive(self) -> Path:

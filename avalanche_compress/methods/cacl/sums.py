@@ -20,7 +20,7 @@ class PrefixSums:
     >>> import torch
     >>> sums = PrefixSums()
     >>> for count in range(1, 31):
-    ...     sums.add(count, torch.zeros(10), task_bytes=40)
+    ...     _ = sums.add(count, torch.zeros(10), task_bytes=40)
     >>> sums.before(30)[0], sums.before(23)[0], sums.before(11)[0]
     (24, 12, 0)
     """
