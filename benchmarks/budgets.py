@@ -22,6 +22,7 @@ import torch
 from avalanche_compress import method_named, registered_methods, save_archive
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream
+from benchmarks.runs.accuracies import accuracy_on
 from benchmarks.runs.backbones import BACKBONES
 
 FIVE = ("split_digits", "permuted_digits", "split_mnist", "permuted_mnist", "cifar100_superclasses")
@@ -104,17 +105,11 @@ def learn(
         strategy.train(experience)
         lengths.append(save_archive(strategy.network, io.BytesIO()))
     added = [after - before for before, after in pairwise(lengths)]
-    right = [_accuracy(strategy, experience) for experience in built.benchmark.test_stream[:tasks]]
+    right = [
+        accuracy_on(strategy.network, experience)
+        for experience in built.benchmark.test_stream[:tasks]
+    ]
     return Row(stream, method, budget, added[first:], 100 * sum(right) / len(right))
-
-
-@torch.no_grad()
-def _accuracy(strategy: Any, experience: Any) -> float:
-    network, data = strategy.network.eval(), experience.dataset.eval()
-    x = torch.stack([data[i][0] for i in range(len(data))])
-    y = torch.tensor([int(data[i][1]) for i in range(len(data))])
-    answers = torch.cat([network(part, experience.task_label) for part in x.split(500)])
-    return float((answers.argmax(1) == y).float().mean())
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -15,9 +15,9 @@ import io
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ from benchmarks.data.pretrained_features import (
 )
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import build_stream
+from benchmarks.report.tables import number_cell
+from benchmarks.runs.accuracies import accuracy_on
 from benchmarks.runs.pretrained_ways import WAYS, Way
 
 RATES = (2e-4, 1e-3, 5e-3)
@@ -54,12 +56,14 @@ class Setting:
     :param tasks: how many are learned.
     :param images: of a class, drawn by the seed, that are trained on.
     :param epochs: of each task.
+    :param pixels: height and width that images are enlarged to.
     :param train_mb_size: samples of a step.
     """
 
     tasks: int = 20
     images: int = 100
     epochs: int = 5
+    pixels: int = 64
     train_mb_size: int = 32
 
 
@@ -163,7 +167,7 @@ def learn(
     for experience in benchmark.train_stream:
         strategy.train(experience)
         lengths.append(save_archive(strategy.network, io.BytesIO()))
-    return 100 * mean(_accuracy(strategy, e) for e in benchmark.test_stream), lengths
+    return 100 * mean(accuracy_on(strategy.network, e) for e in benchmark.test_stream), lengths
 
 
 def build(model: nn.Sequential, way: Way, rate: float, setting: Setting) -> Any:
@@ -194,15 +198,6 @@ def build(model: nn.Sequential, way: Way, rate: float, setting: Setting) -> Any:
         )
 
 
-@torch.no_grad()
-def _accuracy(strategy: Any, experience: Any) -> float:
-    network, data = strategy.network.eval(), experience.dataset
-    inputs = torch.stack([data[i][0] for i in range(len(data))])
-    answers = [network(part, experience.task_label) for part in inputs.split(500)]
-    right = torch.cat(answers).argmax(1) == torch.tensor(list(data.targets))
-    return float(right.float().mean())
-
-
 def best_rate(data: Data, way: Way, setting: Setting) -> float:
     """The learning rate that is best on held-out images of the first tasks.
 
@@ -210,7 +205,7 @@ def best_rate(data: Data, way: Way, setting: Setting) -> float:
     :param way: what is trained.
     :param setting: images and epochs.
     """
-    few = Setting(TRIED_TASKS, setting.images, setting.epochs, setting.train_mb_size)
+    few = replace(setting, tasks=TRIED_TASKS)
     found = {rate: learn(data, way, rate, few, 0, held_out=True)[0] for rate in RATES}
     print("  held out:", {rate: round(value, 2) for rate, value in found.items()}, flush=True)
     return max(RATES, key=lambda rate: found[rate])
@@ -261,11 +256,10 @@ def table(rows: Sequence[Row]) -> str:
     ]
     ways = {row.way: [other for other in rows if other.way == row.way] for row in rows}
     for name, runs in sorted(ways.items(), key=lambda item: mean(r.added for r in item[1])):
-        spread = f" ± {stdev(r.accuracy for r in runs):.2f}" if len(runs) > 1 else ""
         lines.append(
             f"| {name} | {runs[0].rate:g} | {len(runs)} | {mean(r.added for r in runs):,.0f} | "
             f"{mean(r.archive for r in runs):,.0f} | "
-            f"{mean(r.accuracy for r in runs):.2f}{spread} |"
+            f"{number_cell([r.accuracy for r in runs]).text} |"
         )
     return "\n".join(lines)
 
@@ -288,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
-    setting = Setting(given.tasks, given.images, given.epochs)
+    setting = Setting(given.tasks, given.images, given.epochs, given.pixels)
     pretrained = efficientnet_lite0()
     parts = cifar100_features(pretrained, given.pixels, POOL * given.images, given.data, given.out)
     data = Data(pretrained, parts, build_stream(StreamRequest(STREAM, given.data)).tasks)

@@ -163,7 +163,7 @@ def layers_behind(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
     layers = {name: module for name, module in modules.items() if isinstance(module, HEADS)}
     hooks = [module.register_forward_hook(hook_of(name)) for name, module in layers.items()]
     weights = {name: module._parameters.get("weight") for name, module in layers.items()}
-    read = [(name, weight) for name, weight in weights.items() if weight is not None]
+    read = [(n, w) for n, w in weights.items() if w is not None and w.is_floating_point()]
     fixed = [weight for _, weight in read if not weight.requires_grad]
     try:
         with torch.enable_grad():

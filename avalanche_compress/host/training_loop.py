@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from operator import length_hint
 from typing import Any
 
 from avalanche.training.templates import SupervisedTemplate
@@ -82,8 +83,11 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
             self.epoch_boundary()
 
     def _check_batches(self) -> None:
-        """Refuse a task of which there is no mini-batch, which would end as it starts."""
-        if self.train_epochs > 0 and not len(self.dataloader):
+        """Refuse a task of which there is no mini-batch, which would end as it starts.
+
+        A loader that does not know its length is taken at its word.
+        """
+        if self.train_epochs > 0 and not length_hint(self.dataloader, 1):
             raise TrainingDataError(
                 f"drop_last=True leaves no mini-batch of the {len(self.adapted_dataset)} samples "
                 f"to train on, as train_mb_size={self.train_mb_size}: choose a smaller one, or "

@@ -56,8 +56,7 @@ class SizeBudgetPlugin(ShapingPlugin):
 
     The budget is for all that the archive has of a task: its weights in all layers, heads, biases,
     norms, its label and classes. What task inference, or sharing by similarity, keeps of samples
-    comes on top of it. A task
-    that becomes the base of others (:class:`~avalanche_compress.HALRP`,
+    comes on top of it. A task that becomes the base of others (:class:`~avalanche_compress.HALRP`,
     :class:`~avalanche_compress.LoRA`) is kept as it is, for no budget.
 
     First the method plans: a task trains as dense a mask, or as many terms, as fit the budget at 4

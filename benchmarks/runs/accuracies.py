@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 
 Row = list[float | None]
 """An accuracy per task, 0 to 1; None where it was not measured."""
@@ -28,6 +31,21 @@ def accuracy_row(metrics: Mapping[str, float], tasks: int, metric: str = "Top1_A
         if found:
             row[int(found.group(1))] = float(value)
     return row
+
+
+@torch.no_grad()
+def accuracy_on(network: Any, experience: Any) -> float:
+    """The part of an experience's samples that its task answers rightly, 0 to 1.
+
+    :param network: that has learned it; it is in evaluation mode afterwards.
+    :param experience: of one task.
+    """
+    network.eval()
+    data = experience.dataset.eval()
+    x, y, *_ = zip(*(data[i] for i in range(len(data))))
+    parts = torch.stack(x).split(500)
+    answers = torch.cat([network(part, experience.task_label) for part in parts])
+    return float((answers.argmax(1) == torch.tensor([int(target) for target in y])).float().mean())
 
 
 def mean_so_far(row: Row) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -98,6 +99,14 @@ def test_a_row_that_has_finished_is_not_repeated(data, tmp_path, monkeypatch):
     text = pretrained.table(rows).splitlines()
     assert len(text) == 3
     assert text[2].startswith("| head |")
+
+
+def test_rows_of_other_pixels_are_other_rows(data, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    pretrained.measure(data, "head", SETTING, [0], out)
+    larger = dataclasses.replace(SETTING, pixels=96)
+    pretrained.measure(data, "head", larger, [0], out)
+    assert [row.setting.pixels for row in pretrained.read_rows(out)] == [64, 96]
 
 
 def test_images_are_drawn_by_the_seed_and_none_is_both_trained_on_and_held_out(data):

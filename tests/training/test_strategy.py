@@ -27,11 +27,12 @@ from streams_for_tests import (
     mlp,
 )
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from avalanche_compress import (
     WSN,
     CapacityExhaustedError,
+    LoRA,
     MaskedStore,
     MaskingPlugin,
     PackNet,
@@ -548,3 +549,24 @@ def test_a_model_with_layers_without_a_shape_is_refused_by_name(name):
     optimizer = torch.optim.Adam(model.parameters())
     with pytest.raises(UnsupportedModuleError, match=r"1 \(LazyLinear\) has no shape yet"):
         OURS[name](model=model, optimizer=optimizer, evaluator=None)
+
+
+def test_a_loader_that_does_not_know_its_length_is_trained_on():
+    class OfUnknownLength(IterableDataset):
+        def __init__(self, dataset):
+            self.dataset = dataset
+
+        def __iter__(self):
+            return (self.dataset[index] for index in range(len(self.dataset)))
+
+    class Streaming(LoRA):
+        def make_train_dataloader(self, **kwargs):
+            self.dataloader = DataLoader(OfUnknownLength(self.adapted_dataset), batch_size=16)
+
+    model = mlp()
+    strategy = Streaming(
+        model=model, optimizer=torch.optim.Adam(model.parameters()), evaluator=None
+    )
+    strategy.train(make_stream(1).train_stream[0])
+    assert strategy.network.tasks == [0]
+    assert strategy.clock.train_iterations > 0
