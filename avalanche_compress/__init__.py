@@ -83,7 +83,7 @@ from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import ShapingPlugin, Stage
 from avalanche_compress.shaping.quantization import QuantizationPlugin
 from avalanche_compress.shaping.sharing import SharingPlugin
-from avalanche_compress.shaping.size_budget import SizeBudgetPlugin
+from avalanche_compress.shaping.size_budget import ArchiveBudget, SizeBudgetPlugin
 from avalanche_compress.shaping.validation import ValidationPlugin
 from avalanche_compress.training.autocast import AutocastPlugin
 from avalanche_compress.training.channels_last import ChannelsLastPlugin
@@ -109,6 +109,7 @@ __all__ = [
     "AdaQPackNet",
     "AdaptationPlugin",
     "AdaptedStore",
+    "ArchiveBudget",
     "ArchiveError",
     "AutocastPlugin",
     "ByteValues",

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from avalanche_compress.codec._segments import Moments, equal_error_cuts
 
+_MOST_BITS = 5
 _MOST_CUTS = 1024
 """Places where cells may end; more values are binned first, at about equal error."""
-_MOST_CELLS = 4096
+_CUTS_A_CELL = 32
+"""Such places for each of the cells that equally long codes would tell apart."""
 _HALVINGS = 18
 """Steps of the search for a rate: the weight is then known to a factor of 1.0002."""
 
@@ -48,6 +50,8 @@ def ecsq_1d(values: Tensor, weight: float, cell_bits: float = 16.0) -> tuple[Ten
 def quantise_at_rate(values: Tensor, bits: float, cell_bits: float = 16.0) -> tuple[Tensor, Tensor]:
     """The quantiser of :func:`ecsq_1d` of least error whose codes have at most this entropy.
 
+    Cells may end at ``32 * 2**bits`` places, where there are more values than that.
+
     :param values: floating-point tensor of any shape, n elements.
     :param bits: bits a value, on average, the centroids' own included; above 0.
     :param cell_bits: of a centroid.
@@ -62,7 +66,7 @@ def quantise_at_rate(values: Tensor, bits: float, cell_bits: float = 16.0) -> tu
     """
     if not bits > 0:
         raise ValueError(f"{bits} bits a value were asked for, expected more than zero.")
-    problem = _Problem.of(values)
+    problem = _Problem.of(values, most_cuts=round(_CUTS_A_CELL * 2 ** min(bits, _MOST_BITS)))
     limit = bits * problem.count
     finest = problem.best_cuts(0.0, cell_bits)
     if problem.length(finest, cell_bits) <= limit:
@@ -85,43 +89,40 @@ class _Problem:
 
     :param values: flat, as given.
     :param ordered: the same, ascending.
+    :param most_cuts: how many ranks there may be.
     """
 
-    def __init__(self, values: Tensor, ordered: np.ndarray):
+    def __init__(self, values: Tensor, ordered: np.ndarray, most_cuts: int):
         self._values = values
         self._ordered = ordered
         self.count = ordered.size
-        moments = Moments.of(ordered) if self.count else None
         runs = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))[: self.count]
         self.edges = np.append(runs, self.count)
-        if moments is not None:
-            if runs.size > _MOST_CUTS:
-                self.edges = equal_error_cuts(ordered, moments, _MOST_CUTS)
-            self._moments = moments.at(self.edges)
+        if self.count:
+            moments = Moments.of(ordered)
+            if runs.size > most_cuts:
+                self.edges = equal_error_cuts(ordered, moments, most_cuts)
+            self._errors, self._bits = _cells(moments.at(self.edges))
             self.most_weight = max(float(moments.errors(np.array([0, self.count]))[0]), 1e-300)
             self.least_weight = self.most_weight * 1e-12 / self.count
 
     @classmethod
-    def of(cls, values: Tensor) -> _Problem:
+    def of(cls, values: Tensor, most_cuts: int = _MOST_CUTS) -> _Problem:
         if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
             raise ValueError("values must be finite floating-point numbers.")
         flat = values.detach().reshape(-1).cpu().double().numpy()
-        return cls(values.detach().reshape(-1), np.sort(flat))
+        return cls(values.detach().reshape(-1), np.sort(flat), most_cuts)
 
     def best_cuts(self, weight: float, cell_bits: float) -> np.ndarray:
         """Indices into the edges where the cells of the best partition begin, and the end."""
         size = self.edges.size - 1
         if size < 1:
             return np.zeros(1, dtype=np.int64)
-        moments = self._moments
+        of_cell = self._errors + weight * (self._bits + cell_bits)
         cost, last = np.zeros(size + 1), np.zeros(size + 1, dtype=np.int64)
         for end in range(1, size + 1):
-            count = moments.count[end] - moments.count[:end]
-            total = moments.total[end] - moments.total[:end]
-            error = np.maximum(moments.square[end] - moments.square[:end] - total**2 / count, 0.0)
-            bits = count * np.log2(self.count / count) + cell_bits
-            costs = cost[:end] + error + weight * bits
-            last[end] = int(np.argmin(costs))
+            costs = cost[:end] + of_cell[end, :end]
+            last[end] = costs.argmin()
             cost[end] = costs[last[end]]
         cuts = [size]
         while cuts[-1]:
@@ -148,3 +149,14 @@ class _Problem:
         bounds = torch.from_numpy(self._ordered[starts[1:]])
         codes = torch.bucketize(self._values.cpu().double(), bounds, right=True, out_int32=True)
         return torch.from_numpy(means).to(device=device, dtype=dtype), codes.to(device)
+
+
+def _cells(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Squared error, and bits of all codes, of each cell: by its end, then its start."""
+    count = np.subtract.outer(moments.count, moments.count)
+    before = count > 0
+    total = np.subtract.outer(moments.total, moments.total)
+    error = np.subtract.outer(moments.square, moments.square)
+    error -= np.divide(total**2, count, out=np.zeros_like(count), where=before)
+    share = np.divide(count, moments.count[-1], out=np.ones_like(count), where=before)
+    return np.maximum(error, 0.0), -count * np.log2(share)

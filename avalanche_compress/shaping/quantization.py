@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -37,13 +38,20 @@ from avalanche_compress.shaping.validation import (
     validation_of,
 )
 
-_QUANTISERS: dict[str, Callable[[Tensor, int], Values]] = {
+_QUANTISERS: dict[str, Callable[[Tensor, Any], Values]] = {
     "kmeans": quantise_codebook,
     "fixed_point": quantise_fixed_point,
     "entropy": quantise_entropy,
 }
 _PURPOSE = "bits='auto'"
 _LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
+_STEP = {"kmeans": 1, "fixed_point": 1, "entropy": 0.25}
+"""By how much the width changes that a search tries."""
+_LOST_ROW, _LOST_ROWS = 0.5, 0.1
+"""Part of its square without which a row is lost, and of rows for which a layer is named."""
+_RARE_CODES = 2
+"""Bits that a rare code may take more than all do on average, where a store counts every one."""
+_MOST_BITS = 16
 _VALUES_A_CENTROID = 16
 MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
@@ -84,8 +92,9 @@ class QuantizationPlugin(ShapingPlugin):
 
     :param bits: 1..16 for every layer and task, or ``"auto"``.
     :param method: ``"kmeans"``: the optimal codebook of ``2**bits`` floats a layer;
-        ``"entropy"``: the codebook of least error whose codes take that many bits on average; or
-        ``"fixed_point"``: a shared power of two, at least 2 bits.
+        ``"entropy"``: the codebook of least error whose codes take that many bits on average, of
+        which a search tries quarters, too; or ``"fixed_point"``: a shared power of two, at least 2
+        bits.
     :param private_bits: of the matrices that each task has for itself, such as its head, 1..16;
         its vectors (biases, norms, running statistics) are then kept as bfloat16. A matrix of less
         than 16 values a centroid is kept as fixed point, which has no codebook. None keeps all
@@ -122,9 +131,9 @@ class QuantizationPlugin(ShapingPlugin):
             width = getattr(self, name)
             if (name, width) in (("bits", "auto"), ("private_bits", None)):
                 continue
-            if not isinstance(width, int) or not least <= width <= 16:
+            if not isinstance(width, int) or not least <= width <= _MOST_BITS:
                 raise TaskStateError(
-                    f"{name}={width!r} must be an int from {least} to 16 for "
+                    f"{name}={width!r} must be an int from {least} to {_MOST_BITS} for "
                     f"method={self.method!r}."
                 )
         if not self.tolerance >= 0:
@@ -148,13 +157,9 @@ class QuantizationPlugin(ShapingPlugin):
             isinstance(plugin, ValidationPlugin) for plugin in strategy.plugins
         ):
             validation_of(strategy, _PURPOSE)  # raises now, not after hours of training
+        rare = _RARE_CODES if self.method == "entropy" else 0
         for store in network_of(strategy).weight_stores:
-            if store.counts_bits and self.method == "entropy":
-                raise TaskStateError(
-                    f"method='entropy' has codes of more than {self.most_bits} bits, of which "
-                    f"{store.name} counts every one: give method='kmeans'."
-                )
-            store.reserved_bits = self.most_bits
+            store.reserved_bits = min(self.most_bits + rare, _MOST_BITS)
 
     def shape(self, strategy: Strategy) -> None:
         network = network_of(strategy)
@@ -162,12 +167,15 @@ class QuantizationPlugin(ShapingPlugin):
             Layer(store, [values.clone() for values in store.kept_values()])
             for store in network.weight_stores
         ]
+        with torch.no_grad():
+            weights = [layer.store.weight().clone() for layer in layers]
         if isinstance(self.bits, int):
             self.quantise(layers, self.bits)
         else:
             self._search(layers, strategy)
         if self.codebook_finetune_epochs:
             self._finetune(layers, strategy)
+        _warn_of_lost_rows(layers, weights)
 
     def finish(self, strategy: Strategy) -> None:
         if self.private_bits is not None:
@@ -178,7 +186,7 @@ class QuantizationPlugin(ShapingPlugin):
         codebook = values.numel() >= _VALUES_A_CENTROID * 2**bits
         return _QUANTISERS[self.method if codebook else "fixed_point"](values, max(bits, 2))
 
-    def quantise(self, layers: Sequence[Layer], bits: int) -> None:
+    def quantise(self, layers: Sequence[Layer], bits: float) -> None:
         """Let each layer keep codes of its float values.
 
         :param layers: of the open task.
@@ -188,8 +196,11 @@ class QuantizationPlugin(ShapingPlugin):
             layer.keep([self._codes(layer, values, bits) for values in layer.originals])
             layer.bits = bits
 
-    def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
-        return _QUANTISERS[self.method](values, bits)
+    def _codes(self, layer: Layer, values: Tensor, bits: float) -> Values:
+        codes = _QUANTISERS[self.method](values, bits)
+        if layer.store.counts_bits and codes.word_bits > layer.store.reserved_bits:
+            return quantise_codebook(values, int(bits))
+        return codes
 
     def _search(self, layers: Sequence[Layer], strategy: Strategy) -> None:
         comparison = Comparison(strategy, _PURPOSE, self.tolerance, self.loss_tolerance)
@@ -205,8 +216,23 @@ class QuantizationPlugin(ShapingPlugin):
         for bits in range(_LEAST_BITS[self.method], self.max_bits + 1):
             self.quantise(layers, bits)
             if comparison.accepts():
+                self._refine(layers, bits, comparison)
                 return True
         return False
+
+    def _refine(self, layers: Sequence[Layer], bits: int, comparison: Comparison) -> None:
+        """Take the smallest width within the tolerances that is less than a bit below another.
+
+        :param bits: that are within the tolerances.
+        """
+        step = _STEP[self.method]
+        if bits == _LEAST_BITS[self.method] or step == 1:
+            return
+        for part in range(1, round(1 / step)):
+            self.quantise(layers, bits - 1 + part * step)
+            if comparison.accepts():
+                return
+        self.quantise(layers, bits)
 
     def _lower_layers(self, layers: Sequence[Layer], comparison: Comparison) -> None:
         """Take bits from one layer after another while all of it stays within the tolerances.
@@ -214,23 +240,23 @@ class QuantizationPlugin(ShapingPlugin):
         :param layers: quantised within the tolerances.
         :param comparison: with the float weights.
         """
-        least = _LEAST_BITS[self.method]
+        least, step = _LEAST_BITS[self.method], _STEP[self.method]
         candidates = [layer for layer in layers if layer.bits > least and layer.count]
-        sensitivity = [self._lost_by_a_bit(layer, comparison) for layer in candidates]
+        sensitivity = [self._lost_by_a_step(layer, comparison) for layer in candidates]
         # of layers that lose the same, the larger first: its bits weigh more
         order = sorted(range(len(candidates)), key=lambda i: (sensitivity[i], -candidates[i].count))
         for layer in (candidates[i] for i in order):
             while layer.bits > least:
-                self.quantise([layer], layer.bits - 1)
+                self.quantise([layer], layer.bits - step)
                 if not comparison.accepts():
-                    self.quantise([layer], layer.bits + 1)
+                    self.quantise([layer], layer.bits + step)
                     break
 
-    def _lost_by_a_bit(self, layer: Layer, comparison: Comparison) -> Quality:
-        """The layer's sensitivity: what is lost when it alone has a bit less."""
-        self.quantise([layer], layer.bits - 1)
+    def _lost_by_a_step(self, layer: Layer, comparison: Comparison) -> Quality:
+        """The layer's sensitivity: what is lost when it alone has a step of width less."""
+        self.quantise([layer], layer.bits - _STEP[self.method])
         result = comparison.lost()
-        self.quantise([layer], layer.bits + 1)
+        self.quantise([layer], layer.bits + _STEP[self.method])
         return result
 
     def _finetune(self, layers: Sequence[Layer], strategy: Strategy) -> None:
@@ -266,13 +292,13 @@ class Layer:
 
     :param store: of the open task.
     :param originals: the float values it keeps.
-    :param bits: its width so far.
+    :param bits: its width so far; of codes at their entropy, on average.
     :param values: the codes it keeps so far.
     """
 
     store: WeightStore
     originals: list[Tensor]
-    bits: int = 32
+    bits: float = 32
     values: list[Values] = field(default_factory=list)
 
     @property
@@ -305,6 +331,28 @@ def keep_private(network: TaskNetwork, codes: Callable[[Tensor], Values]) -> Non
             if place.tensor.is_floating_point() and place.tensor.numel()
         }
     )
+
+
+@torch.no_grad()
+def _warn_of_lost_rows(layers: Sequence[Layer], weights: Sequence[Tensor]) -> None:
+    """Name layers whose codes are too coarse for many rows that are small beside others.
+
+    So it is with depthwise kernels, each of which has a scale of its own.
+
+    :param layers: quantised.
+    :param weights: of the layers, before.
+    """
+    for layer, weight in zip(layers, weights):
+        rows = weight.flatten(1) if weight.dim() > 1 else weight.view(-1, 1)
+        error = (layer.store.weight().view_as(rows) - rows).square().sum(1)
+        lost = int((error > _LOST_ROW * rows.square().sum(1)).sum())
+        if lost > _LOST_ROWS * len(rows):
+            warnings.warn(
+                f"{lost} of {len(rows)} rows of {layer.store.name} lose more than half of what "
+                f"they are at {layer.bits:g} bits, as they are small beside others: give more bits "
+                f"or exclude={layer.store.name.removesuffix('.weight')!r}.",
+                stacklevel=2,
+            )
 
 
 def _training_data(strategy: Strategy) -> DataLoader[Any]:

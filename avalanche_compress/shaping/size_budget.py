@@ -13,6 +13,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 
+from avalanche_compress.archive import archive_bytes
 from avalanche_compress.codec import (
     Float,
     allocate,
@@ -50,6 +51,42 @@ _LEAST_SHARE = 0.01
 """Of the largest curvature: what a layer counts of which the samples show none."""
 
 
+@dataclass(frozen=True)
+class ArchiveBudget:
+    """Bytes of the whole archive, when so many tasks have been learned.
+
+    What is left of them when a task begins is divided evenly among it and those to come.
+
+    :param total: bytes.
+    :param tasks: of the stream.
+    :raises TaskStateError: if one of them is no int above 0.
+
+    >>> ArchiveBudget(60_000, tasks=10).tasks
+    10
+    """
+
+    total: int
+    tasks: int
+
+    def __post_init__(self) -> None:
+        for name in ("total", "tasks"):
+            _check_int(f"{name} of an ArchiveBudget", getattr(self, name), 1, math.inf)
+
+    def of_next_task(self, network: TaskNetwork) -> int:
+        """Bytes that the next task may add.
+
+        :param network: with the tasks that are finished.
+        :raises TaskStateError: if the budget is for no further task.
+        """
+        finished = len(network.tasks)
+        if finished >= self.tasks:
+            raise TaskStateError(
+                f"size_budget={self} is for {self.tasks} tasks, which are finished: name as many "
+                "as the stream has."
+            )
+        return (self.total - len(archive_bytes(network))) // (self.tasks - finished)
+
+
 @dataclass(eq=False)
 class SizeBudgetPlugin(ShapingPlugin):
     r"""Lets each task add so many bytes to the archive and no more: within 1 % of them, from below.
@@ -78,9 +115,10 @@ class SizeBudgetPlugin(ShapingPlugin):
     As a strategy's ``size_budget=`` it stands in the place of the
     :class:`~avalanche_compress.QuantizationPlugin` that :class:`~avalanche_compress.TinySubNets`
     and :class:`~avalanche_compress.AdaQPackNet` have: of its options only ``private_bits`` and, as
-    the most, ``bits`` count then. The archive of T tasks takes T times the budget, and the base.
+    the most, ``bits`` count then. The archive of T tasks takes T times the budget, and the base; to
+    limit it, base and all, give an :class:`ArchiveBudget`.
 
-    :param size_budget: bytes a task.
+    :param size_budget: bytes a task, or an :class:`ArchiveBudget`.
     :param private_bits: of a value of heads and other matrices that are not compressed, 2..16;
         biases, norms and statistics are kept as bfloat16.
     :param max_bits: of a code at most, 1..16; None for no limit, up to floats. Where codes of
@@ -91,7 +129,7 @@ class SizeBudgetPlugin(ShapingPlugin):
     8
     """
 
-    size_budget: int
+    size_budget: int | ArchiveBudget
     private_bits: int = 8
     max_bits: int | None = None
 
@@ -99,17 +137,24 @@ class SizeBudgetPlugin(ShapingPlugin):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for name, least, most in (
-            ("size_budget", 1, math.inf),
-            ("private_bits", 2, 16),
-            ("max_bits", 1, 16),
-        ):
-            value = getattr(self, name)
-            if name == "max_bits" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-                raise TaskStateError(f"{name}={value!r} must be an int {limits}.")
+        if not isinstance(self.size_budget, ArchiveBudget):
+            _check_int("size_budget", self.size_budget, 1, math.inf)
+        _check_int("private_bits", self.private_bits, 2, 16)
+        if self.max_bits is not None:
+            _check_int("max_bits", self.max_bits, 1, 16)
+        self._known: tuple[int, int] | None = None
+
+    def bytes_of_task(self, network: TaskNetwork) -> int:
+        """The next task's budget, or the open one's.
+
+        :param network: any.
+        """
+        if not isinstance(self.size_budget, ArchiveBudget):
+            return self.size_budget
+        finished = len(network.tasks)
+        if self._known is None or self._known[0] != finished:
+            self._known = finished, self.size_budget.of_next_task(network)
+        return self._known[1]
 
     # ------------------------------------------------------------------ before training
 
@@ -138,9 +183,11 @@ class SizeBudgetPlugin(ShapingPlugin):
         fixed = _HEADER + _private_bytes(network, classes, self.private_bits)
         fixed += len(write_task_sections([(1 << 30, range(classes), {}, [])])) + 3 * classes
         least = fixed + sum(_LEAST_SECTION + math.ceil(s.planned_bytes(0, 2)) for s in stores)
-        if self.size_budget < least:
-            raise self._too_small(least, "heads, biases, norms and what says how weights are kept")
-        return self.size_budget - fixed
+        budget = self.bytes_of_task(network)
+        if budget < least:
+            what = "heads, biases, norms and what says how weights are kept"
+            raise self._too_small(budget, least, what)
+        return budget - fixed
 
     # ------------------------------------------------------------------ after training
 
@@ -155,7 +202,8 @@ class SizeBudgetPlugin(ShapingPlugin):
         assert task is not None
         private = network.private.encode()
         named = write_task_sections([(task, network.classes_of(task), {}, [private])])
-        room = self.size_budget - _HEADER - len(named)
+        budget = self.bytes_of_task(network)
+        room = budget - _HEADER - len(named)
         ladders = [
             Ladder(store, curvature, room, self._most_bits(store))
             for store, curvature in zip(network.weight_stores, self._curvatures(strategy))
@@ -166,18 +214,18 @@ class SizeBudgetPlugin(ShapingPlugin):
             for place, tensor in zip(network.private.places, before):
                 place.tensor.copy_(tensor)
             network.private.keep_values({})
-            least = self.size_budget - room + smallest_total(choices)
-            raise self._too_small(least, "all that it has to keep, at the fewest bits")
+            least = budget - room + smallest_total(choices)
+            raise self._too_small(budget, least, "all that it has to keep, at the fewest bits")
         kept = [ladder.options[number] for ladder, number in zip(ladders, chosen)]
-        left = fill_budget(ladders, kept, room, self.size_budget)
+        left = fill_budget(ladders, kept, room, budget)
         for ladder, option in zip(ladders, kept):
             ladder.store.thin(option.part)
             ladder.store.keep_values(option.values)
-        if left > self.size_budget // 100:
+        if left > budget // 100:
             warnings.warn(
-                f"task {task} takes {self.size_budget - left} of size_budget={self.size_budget} "
-                "bytes and has nothing left to spend more on: give a larger density or rank, or a "
-                "smaller budget.",
+                f"task {task} takes {budget - left} bytes of the {budget} of its size_budget= and "
+                "has nothing left to spend more on: give a larger density or rank, or a smaller "
+                "budget.",
                 stacklevel=2,
             )
 
@@ -196,11 +244,12 @@ class SizeBudgetPlugin(ShapingPlugin):
             return store.reserved_bits
         return FLOAT_BITS if self.max_bits is None else self.max_bits
 
-    def _too_small(self, least: int, what: str) -> CapacityExhaustedError:
-        return CapacityExhaustedError(
-            f"size_budget={self.size_budget} bytes is less than the task takes for {what}: give "
-            f"size_budget={least} at least."
-        )
+    def _too_small(self, budget: int, least: int, what: str) -> CapacityExhaustedError:
+        has, enough = f"size_budget={budget} bytes is", f"size_budget={least} at least"
+        if isinstance(self.size_budget, ArchiveBudget):
+            has = f"size_budget={self.size_budget} leaves {budget} bytes for a task, which is"
+            enough = f"{least - budget} bytes more for each of the tasks that are to come"
+        return CapacityExhaustedError(f"{has} less than it takes for {what}: give {enough}.")
 
     def _curvatures(self, strategy: Strategy) -> list[float]:
         """h of each layer: what a change of its weight costs, by the square of the change."""
@@ -217,6 +266,12 @@ class SizeBudgetPlugin(ShapingPlugin):
             curvatures.append(change / square if square and math.isfinite(change) else 0.0)
         least = _LEAST_SHARE * max(curvatures, default=0.0) or 1.0
         return [max(curvature, least) for curvature in curvatures]
+
+
+def _check_int(name: str, value: object, least: int, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise TaskStateError(f"{name}={value!r} must be an int {limits}.")
 
 
 def _sample_answers(strategy: Strategy) -> Callable[[], Tensor]:
@@ -296,13 +351,13 @@ def planned_part(strategy: Strategy, planned_bytes: Callable[[float, float], flo
 def with_budget(
     shaping: Sequence[SupervisedPlugin],
     plugins: Sequence[SupervisedPlugin],
-    size_budget: int | None,
+    size_budget: int | ArchiveBudget | None,
 ) -> list[SupervisedPlugin]:
     """A method's plugins and the user's, with a budget in the place of what chooses bits otherwise.
 
     :param shaping: the method's.
     :param plugins: the user's.
-    :param size_budget: bytes a task; None for no budget.
+    :param size_budget: bytes a task, or of the archive; None for no budget.
     :raises TaskStateError: if the user has brought what chooses bits.
     """
     if size_budget is None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from avalanche_compress.inference.task_inference import TaskInference
+from avalanche_compress.shaping.size_budget import ArchiveBudget
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -32,7 +33,7 @@ class StrategyOptions(TypedDict, total=False):
     task_inference: str | TaskInference | None
     tensor_data: bool
     estimate_norms: bool
-    size_budget: int | None
+    size_budget: int | ArchiveBudget | None
     train_mb_size: int
     train_epochs: int
     eval_mb_size: int | None

@@ -38,7 +38,7 @@ from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
-from avalanche_compress.shaping.size_budget import with_budget
+from avalanche_compress.shaping.size_budget import ArchiveBudget, with_budget
 from avalanche_compress.shaping.task_loss import (
     Known,
     TaskLoss,
@@ -90,7 +90,8 @@ class CompressedStrategy(ResumableTraining):
         of its rule, such as ``"triangular@first"``; None for streams with task labels.
     :param tensor_data: see :class:`~avalanche_compress.TensorDataPlugin`: the same batches, faster.
     :param estimate_norms: do so when a task is shaped, see :class:`~avalanche_compress.NormPlugin`.
-    :param size_budget: bytes a task, see :class:`~avalanche_compress.SizeBudgetPlugin`.
+    :param size_budget: bytes a task, or an :class:`~avalanche_compress.ArchiveBudget`; see
+        :class:`~avalanche_compress.SizeBudgetPlugin`.
     :param train_mb_size: samples per training step.
     :param train_epochs: epochs a task.
     :param eval_mb_size: samples per evaluation step; None means ``train_mb_size``.
@@ -127,7 +128,7 @@ class CompressedStrategy(ResumableTraining):
         task_inference: str | TaskInference | None = None,
         tensor_data: bool = True,
         estimate_norms: bool = True,
-        size_budget: int | None = None,
+        size_budget: int | ArchiveBudget | None = None,
         train_mb_size: int = 1,
         train_epochs: int = 1,
         eval_mb_size: int | None = 1,

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from streams_for_tests import conv_net, inputs_of, make_stream, mlp
+from torch import nn
 
 from avalanche_compress import (
     CACL,
     HALRP,
     WSN,
     AdaQPackNet,
+    MaskedStore,
     PackNet,
     QuantizationPlugin,
+    TaskNetwork,
     TaskStateError,
+    ValidationPlugin,
     load_archive,
     save_archive,
 )
@@ -27,6 +35,7 @@ from avalanche_compress.codec import (
     read_values,
     write_values,
 )
+from avalanche_compress.shaping.validation import Comparison
 
 
 def train(kind, quantization, build=conv_net, tasks=2, **arguments):
@@ -38,7 +47,7 @@ def train(kind, quantization, build=conv_net, tasks=2, **arguments):
         train_mb_size=20,
         train_epochs=3,
         evaluator=None,
-        plugins=[] if quantization is None else [quantization],
+        plugins=[] if quantization is None else [ValidationPlugin(0.2), quantization],
         **arguments,
     )
     stream = make_stream(tasks)
@@ -98,9 +107,70 @@ def test_what_is_changed_after_rounding_is_kept_as_floats():
     assert torch.equal(private.committed(7)[0], expected)
 
 
-def test_codes_that_must_fit_a_slot_are_not_entropy_coded():
-    with pytest.raises(TaskStateError, match="method='kmeans'"):
-        train(AdaQPackNet, None, method="entropy", bits=4)
+@pytest.mark.parametrize("bits", [1, 3])
+def test_codes_at_their_entropy_fit_the_bits_that_a_slot_has_for_them(bits):
+    strategy, stream = train(AdaQPackNet, None, method="entropy", bits=bits, density=0.5)
+    network = strategy.network.eval()
+    (store, *_) = network.weight_stores
+    assert store.slot_words().max() < 2 ** (2 * (bits + 2))  # two tasks
+    for task in network.tasks:
+        assert store.value_bits(task) <= (bits + 2) * store.stored_values(task)
+    x = inputs_of(stream.test_stream[0])
+    with torch.no_grad():
+        loaded = load_archive(io.BytesIO(archive_bytes(network)), conv_net)
+        assert torch.equal(loaded(x, 0), network(x, 0))
+
+
+class Recorded(QuantizationPlugin):
+    """Which common widths were tried, and whether they were within the tolerances."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.tried = []
+
+    def quantise(self, layers, bits):
+        self.tried.append(bits)
+        super().quantise(layers, bits)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "entropy"])
+def test_a_search_ends_at_the_least_width_that_it_tried_and_that_will_do(method, monkeypatch):
+    plugin = Recorded("auto", method=method, tolerance=100)
+    enough = 2.5
+    monkeypatch.setattr(Comparison, "accepts", lambda self: plugin.tried[-1] >= enough)
+    train(WSN, plugin, tasks=1)
+    assert plugin.tried == ([1, 2, 3] if method == "kmeans" else [1, 2, 3, 2.25, 2.5])
+
+
+class Depthwise(nn.Module):
+    """Kernels whose scales lie far apart, as those of a pretrained network do."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = nn.Conv2d(64, 64, 3, groups=64, bias=False)
+        self.head = nn.Linear(64, 2)
+        with torch.no_grad():
+            self.kernels.weight.mul_(torch.logspace(-3, 0, 64).view(-1, 1, 1, 1))
+
+    def forward(self, x):
+        return self.head(
+            self.kernels(x.flatten(1).view(-1, 64, 1, 1).expand(-1, -1, 3, 3))[..., 0, 0]
+        )
+
+
+@pytest.mark.parametrize(("bits", "lost"), [(3, True), (8, False)])
+def test_depthwise_kernels_that_few_bits_lose_are_named(bits, lost):
+    torch.manual_seed(0)
+    plugin = QuantizationPlugin(bits)
+    model = Depthwise()
+    network = TaskNetwork(model, store=MaskedStore)
+    network.open(0, [0, 1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plugin.shape(SimpleNamespace(model=network, network=network, plugins=[plugin]))
+    named = [str(w.message) for w in caught if "rows of kernels.weight lose" in str(w.message)]
+    assert bool(named) == lost
+    assert not named or "exclude='kernels'" in named[0]
 
 
 @pytest.mark.parametrize("bits", [0, 17, "auto", 2.5])

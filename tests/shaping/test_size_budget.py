@@ -13,6 +13,7 @@ from streams_for_tests import OURS, make_stream, mlp
 from torch import nn
 
 from avalanche_compress import (
+    ArchiveBudget,
     CapacityExhaustedError,
     LoRA,
     PackNet,
@@ -78,6 +79,31 @@ def test_the_archive_grows_by_the_budget_and_at_most_one_percent_less():
         strategy.train(experience)
         lengths.append(save_archive(strategy.network, io.BytesIO()))
     assert 0.99 * 1200 <= lengths[1] - lengths[0] <= 1200
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_budget_of_the_archive_is_met_by_all_tasks_together(method):
+    """Base included; what tasks have left unspent is for those to come."""
+    torch.manual_seed(0)
+    tasks, based = 2, {"base": "first"} if method in BASED else {}
+    total = 14_000 if based else 2900
+    strategy = build(method, ArchiveBudget(total, tasks), **based)
+    for experience in make_stream(tasks).train_stream:
+        strategy.train(experience)
+    assert 0.99 * total <= save_archive(strategy.network, io.BytesIO()) <= total
+    with pytest.raises(TaskStateError, match="is for 2 tasks"):
+        strategy.train(make_stream(tasks + 1).train_stream[tasks])
+
+
+def test_a_budget_of_the_archive_that_is_too_small_says_by_how_much():
+    stream, tasks = make_stream(1).train_stream, 4
+    with pytest.raises(CapacityExhaustedError, match=r"ArchiveBudget\(total=900") as error:
+        build("packnet", ArchiveBudget(900, tasks)).train(stream[0])
+    more = int(re.search(r"give (\d+) bytes more for each", str(error.value)).group(1))
+    build("packnet", ArchiveBudget(900 + tasks * (more + 1), tasks)).train(stream[0])
+    for total in (0, 1.5, True):
+        with pytest.raises(TaskStateError, match="total of an ArchiveBudget"):
+            ArchiveBudget(total, tasks)
 
 
 @pytest.mark.parametrize("method", ["packnet", "cacl", "halrp"])

@@ -60,9 +60,9 @@ class ReferenceQuantization(QuantizationPlugin):
             )
         super().after_train_dataset_adaptation(strategy, *args, **kwargs)
 
-    def _codes(self, layer: Layer, values: Tensor, bits: int) -> Values:
+    def _codes(self, layer: Layer, values: Tensor, bits: float) -> Values:
         pruned = values.new_zeros(layer.store.shape.numel() - values.numel())
-        everything = quantise_codebook(torch.cat([values, pruned]), bits)
+        everything = quantise_codebook(torch.cat([values, pruned]), int(bits))
         return Codebook(everything.codes[: values.numel()], everything.centroids)
 
     def _search(self, layers: Sequence[Layer], strategy: Strategy) -> None:
