@@ -93,6 +93,9 @@ def _given(trains: str, bits: int | None, norms: str = "statistics", **options: 
     return Way("lora", trains, {"base": "given", **options}, bits, norms)
 
 
+_CHOSEN_BITS = {"private_bits": 8}
+_IN_PAGES = {**_CHOSEN_BITS, "capacity_policy": "grow_copy"}
+
 WAYS: dict[str, Way] = {
     "head": _given("head", None),
     "head, 8 bits": _given("head", 8),
@@ -107,12 +110,14 @@ WAYS: dict[str, Way] = {
     "HALRP, 8 bits": Way("halrp", "all", {"base": "given"}, norms="nothing"),
     "CACL, 8 bits": Way("cacl", "all", norms="nothing"),
     "PackNet, 8 bits": Way("packnet", "all"),
+    "PackNet, 8 bits, without norms": Way("packnet", "all", norms="nothing"),
     "WSN, 8 bits": Way("wsn", "all"),
     "WSN, 8 bits, without norms": Way("wsn", "all", norms="nothing"),
-    "TinySubNets": Way("tinysubnets", "all", {"private_bits": 8}, None),
-    "AdaQPackNet": Way(
-        "ada_qpacknet", "all", {"private_bits": 8, "capacity_policy": "grow_copy"}, None
-    ),
+    "WSN, 4 bits, without norms": Way("wsn", "all", bits=4, norms="nothing"),
+    "TinySubNets": Way("tinysubnets", "all", _CHOSEN_BITS, None),
+    "TinySubNets, without norms": Way("tinysubnets", "all", _CHOSEN_BITS, None, "nothing"),
+    "AdaQPackNet": Way("ada_qpacknet", "all", _IN_PAGES, None),
+    "AdaQPackNet, without norms": Way("ada_qpacknet", "all", _IN_PAGES, None, "nothing"),
     "everything": _given("all", None, exclude=("0",)),
     "everything, 8 bits": _given("all", 8, exclude=("0",)),
     "everything but norms, 8 bits": _given("all", 8, norms="nothing", exclude=("0",)),
