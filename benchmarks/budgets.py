@@ -3,7 +3,8 @@
 Run ``python -m benchmarks.budgets [--streams NAME ...] [--methods NAME ...] [--kilobytes N ...]``.
 A row has the bytes that a task added to the archive, the fewest and the most of all tasks with a
 budget, measured on the archive itself, and the mean accuracy over all tasks in the end. A budget is
-met where no task is above it, nor more than 1 % below.
+met where no task is above it, nor more than 1 % below. With ``--of-archive`` a budget is that of
+the whole archive, after the last task.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from avalanche_compress import method_named, registered_methods, save_archive
+from avalanche_compress import ArchiveBudget, method_named, registered_methods, save_archive
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream
 from benchmarks.runs.accuracies import accuracy_on
@@ -42,8 +43,8 @@ class Row:
 
     :param stream: its name.
     :param method: its name.
-    :param budget: bytes a task.
-    :param sizes: bytes that each task with a budget added to the archive.
+    :param budget: bytes a task, or of the archive.
+    :param sizes: bytes that each task with a budget added to the archive; or those of the archive.
     :param accuracy: percent, mean over all tasks in the end.
     """
 
@@ -55,7 +56,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Whether each task is within 1 % of the budget, from below."""
+        """Whether each size is within 1 % of the budget, from below."""
         return all(0.99 * self.budget <= size <= self.budget for size in self.sizes)
 
 
@@ -69,17 +70,19 @@ def learn(
     seed: int,
     data: Path,
     backbone: str | None = None,
+    of_archive: bool = False,
 ) -> Row:
     """Learn the first tasks of a stream under a budget.
 
     :param stream: its name.
     :param method: its name.
-    :param budget: bytes a task.
+    :param budget: bytes a task, or of the archive.
     :param tasks: how many.
     :param epochs: of each.
     :param seed: of the stream, the model and the training.
     :param data: folder of the data.
     :param backbone: its name; None for the stream's own.
+    :param of_archive: whether the budget is that of all tasks together.
     """
     entry = STREAMS[stream]
     built = build_stream(StreamRequest(stream, data, seed))
@@ -94,7 +97,7 @@ def learn(
             train_epochs=epochs,
             eval_mb_size=entry.budget.eval_mb_size,
             evaluator=None,
-            size_budget=budget,
+            size_budget=ArchiveBudget(budget, tasks) if of_archive else budget,
             **OPTIONS.get(method, {}),
         )
     stores = strategy.network.weight_stores
@@ -109,7 +112,8 @@ def learn(
         accuracy_on(strategy.network, experience)
         for experience in built.benchmark.test_stream[:tasks]
     ]
-    return Row(stream, method, budget, added[first:], 100 * sum(right) / len(right))
+    sizes = lengths[-1:] if of_archive else added[first:]
+    return Row(stream, method, budget, sizes, 100 * sum(right) / len(right))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -118,11 +122,11 @@ def table(rows: Sequence[Row]) -> str:
     :param rows: any.
     """
     lines = [
-        "| stream | method | budget a task | bytes a task | met | accuracy % |",
+        "| stream | method | budget | bytes | met | accuracy % |",
         "| :-- | :-- | --: | --: | :-- | --: |",
     ]
     for row in rows:
-        sizes = f"{min(row.sizes):,} to {max(row.sizes):,}"
+        sizes = " to ".join(f"{size:,}" for size in sorted({min(row.sizes), max(row.sizes)}))
         lines.append(
             f"| {row.stream} | {row.method} | {row.budget:,} | {sizes} | "
             f"{'yes' if row.met else 'no'} | {row.accuracy:.2f} |"
@@ -146,8 +150,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=2, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
+    parser.add_argument("--of-archive", action="store_true", help="budgets are of all tasks")
     given = parser.parse_args(arguments)
-    names = ("tasks", "epochs", "seed", "data", "backbone")
+    names = ("tasks", "epochs", "seed", "data", "backbone", "of_archive")
     sizes = {name: getattr(given, name) for name in names}
     rows = []
     for stream in given.streams:

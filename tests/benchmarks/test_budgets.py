@@ -23,6 +23,13 @@ def test_the_command_measures_the_archive(capsys):
     assert 3960 <= fewest <= most <= 4000
 
 
+def test_a_budget_may_be_that_of_the_archive(capsys):
+    sizes = ["--tasks", "2", "--epochs", "1", "--kilobytes", "7", "--of-archive"]
+    assert main([*sizes, "--streams", "split_digits", "--methods", "packnet"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert 6930 <= int(row[4].replace(",", "")) <= 7000
+
+
 def test_another_backbone_is_learned():
     with pytest.raises(SystemExit):
         main(["--backbone", "no such network"])
