@@ -93,7 +93,8 @@ class QuantizationPlugin(ShapingPlugin):
     :param bits: 1..16 for every layer and task, or ``"auto"``.
     :param method: ``"kmeans"``: the optimal codebook of ``2**bits`` floats a layer;
         ``"entropy"``: the codebook of least error whose codes take that many bits on average, of
-        which a search tries quarters, too; or ``"fixed_point"``: a shared power of two, at least 2
+        which a search tries quarters, too (where a word of several tasks' codes counts each one,
+        rare ones have up to two bits more); or ``"fixed_point"``: a shared power of two, at least 2
         bits.
     :param private_bits: of the matrices that each task has for itself, such as its head, 1..16;
         its vectors (biases, norms, running statistics) are then kept as bfloat16. A matrix of less
