@@ -93,6 +93,9 @@ def _given(trains: str, bits: int | None, norms: str = "statistics", **options: 
     return Way("lora", trains, {"base": "given", **options}, bits, norms)
 
 
+_TASKS = 20
+_EQUAL_SHARES = {"prune_proportion": lambda position: 1 - 1 / max(1, _TASKS - position)}
+"""Of the weights that are free, so that each task has as many."""
 _CHOSEN_BITS = {"private_bits": 8}
 _IN_PAGES = {**_CHOSEN_BITS, "capacity_policy": "grow_copy"}
 
@@ -109,8 +112,8 @@ WAYS: dict[str, Way] = {
     "LoRA rank 32, 8 bits": _given("all", 8, norms="nothing", rank=32),
     "HALRP, 8 bits": Way("halrp", "all", {"base": "given"}, norms="nothing"),
     "CACL, 8 bits": Way("cacl", "all", norms="nothing"),
-    "PackNet, 8 bits": Way("packnet", "all"),
-    "PackNet, 8 bits, without norms": Way("packnet", "all", norms="nothing"),
+    "PackNet, 8 bits": Way("packnet", "all", _EQUAL_SHARES),
+    "PackNet, 8 bits, without norms": Way("packnet", "all", _EQUAL_SHARES, norms="nothing"),
     "WSN, 8 bits": Way("wsn", "all"),
     "WSN, 8 bits, without norms": Way("wsn", "all", norms="nothing"),
     "WSN, 4 bits, without norms": Way("wsn", "all", bits=4, norms="nothing"),
