@@ -94,8 +94,11 @@ def _given(trains: str, bits: int | None, norms: str = "statistics", **options: 
 
 
 _TASKS = 20
-_EQUAL_SHARES = {"prune_proportion": lambda position: 1 - 1 / max(1, _TASKS - position)}
-"""Of the weights that are free, so that each task has as many."""
+_EQUAL_SHARES = {
+    "prune_proportion": lambda position: 1 - 1 / max(1, _TASKS - position),
+    "post_prune_epochs": 4,
+}
+"""Each task has as many weights, with which it trains on when it has been pruned."""
 _CHOSEN_BITS = {"private_bits": 8}
 _IN_PAGES = {**_CHOSEN_BITS, "capacity_policy": "grow_copy"}
 
