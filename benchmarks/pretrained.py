@@ -78,6 +78,7 @@ class Row:
     :param accuracy: percent of the test images, mean over all tasks in the end.
     :param added: bytes that the archive grew by with each task after the first.
     :param archive: bytes of the archive in the end.
+    :param key: of the way as it was, see :attr:`Way.key`.
     """
 
     way: str
@@ -87,6 +88,7 @@ class Row:
     accuracy: float
     added: int
     archive: int
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ def measure(data: Data, name: str, setting: Setting, seeds: Sequence[int], out: 
     :param seeds: of its runs.
     :param out: file of rows, a line each.
     """
-    known = [row for row in read_rows(out) if (row.way, row.setting) == (name, setting)]
+    wanted = (name, WAYS[name].key, setting)
+    known = [row for row in read_rows(out) if (row.way, row.key, row.setting) == wanted]
     rows = [row for row in known if row.seed in seeds]
     missing = [seed for seed in seeds if seed not in [row.seed for row in rows]]
     if missing:
@@ -228,7 +231,7 @@ def measure(data: Data, name: str, setting: Setting, seeds: Sequence[int], out: 
     for seed in missing:
         accuracy, lengths = learn(data, WAYS[name], rate, setting, seed)
         added = (lengths[-1] - lengths[0]) // max(1, len(lengths) - 1)
-        row = Row(name, setting, rate, seed, accuracy, added, lengths[-1])
+        row = Row(name, setting, rate, seed, accuracy, added, lengths[-1], WAYS[name].key)
         with open(out, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
         rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,11 @@ class Way:
     bits: int | None = 8
     norms: str = "statistics"
 
+    @property
+    def key(self) -> str:
+        """A name for all that the way says: rows of another way do not pass for its own."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
     def freeze(self, body: nn.Module) -> None:
         """Leave what a task trains to the optimiser.
 
@@ -95,7 +101,7 @@ def _given(trains: str, bits: int | None, norms: str = "statistics", **options: 
 
 _TASKS = 20
 _EQUAL_SHARES = {
-    "prune_proportion": lambda position: 1 - 1 / max(1, _TASKS - position),
+    "prune_proportion": [1 - 1 / (_TASKS - position) for position in range(_TASKS)],
     "post_prune_epochs": 4,
 }
 """Each task has as many weights, with which it trains on when it has been pruned."""

@@ -109,6 +109,18 @@ def test_rows_of_other_pixels_are_other_rows(data, tmp_path):
     assert [row.setting.pixels for row in pretrained.read_rows(out)] == [64, 96]
 
 
+def test_rows_of_a_way_with_other_options_are_other_rows(data, tmp_path, monkeypatch):
+    out = tmp_path / "rows.jsonl"
+    for rank in (1, 2, 2):
+        way = dataclasses.replace(
+            WAYS["LoRA rank 2, 8 bits"], options={"base": "given", "rank": rank}
+        )
+        monkeypatch.setitem(WAYS, "LoRA rank 2, 8 bits", way)
+        pretrained.measure(data, "LoRA rank 2, 8 bits", SETTING, [0], out)
+    assert len({row.key for row in pretrained.read_rows(out)}) == 2
+    assert len(pretrained.read_rows(out)) == 2
+
+
 def test_images_are_drawn_by_the_seed_and_none_is_both_trained_on_and_held_out(data):
     def inputs(stream):
         return {tuple(x.flatten().tolist()) for x in inputs_of(stream[0])}
