@@ -86,9 +86,34 @@ class WandBLogger(HostWandBLogger):
     _has_series = False
     step: int = 0
 
-    def __init__(self, *args: Any, host_names: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        project_name: str = "Avalanche",
+        run_name: str = "Test",
+        log_artifacts: bool = False,
+        path: str | Path = "Checkpoints",
+        uri: str | None = None,
+        sync_tfboard: bool = False,
+        save_code: bool = True,
+        config: object | None = None,
+        dir: str | Path | None = None,
+        params: dict[str, Any] | None = None,
+        *,
+        host_names: bool = False,
+    ):
         self.host_names = host_names
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            project_name,
+            run_name,
+            log_artifacts,
+            path,
+            uri,
+            sync_tfboard,
+            save_code,
+            config,
+            dir,
+            params,
+        )
 
     def before_run(self) -> None:
         """Open the W&B run: the host's constructor calls it, and :attr:`run` when resuming."""
