@@ -35,6 +35,7 @@ from avalanche_compress.codec import (
     read_values,
     write_values,
 )
+from avalanche_compress.shaping.quantization import Layer
 from avalanche_compress.shaping.validation import Comparison
 
 
@@ -121,6 +122,18 @@ def test_codes_at_their_entropy_fit_the_bits_that_a_slot_has_for_them(bits):
         assert torch.equal(loaded(x, 0), network(x, 0))
 
 
+def test_where_a_slot_cannot_hold_rare_codes_there_is_a_codebook_of_fewer():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(20_000, generator=generator) ** 5  # most are small, a few are very large
+    plugin, kept = QuantizationPlugin(2, method="entropy"), []
+    store = SimpleNamespace(counts_bits=False, keep_values=kept.extend)
+    plugin.quantise([Layer(store, [values])], 2)
+    assert kept[0].word_bits > 4
+    store.counts_bits, store.reserved_bits = True, 4
+    plugin.quantise([Layer(store, [values])], 2)
+    assert kept[1].word_bits == 2
+
+
 class Recorded(QuantizationPlugin):
     """Which common widths were tried, and whether they were within the tolerances."""
 
@@ -133,13 +146,22 @@ class Recorded(QuantizationPlugin):
         super().quantise(layers, bits)
 
 
-@pytest.mark.parametrize("method", ["kmeans", "entropy"])
-def test_a_search_ends_at_the_least_width_that_it_tried_and_that_will_do(method, monkeypatch):
-    plugin = Recorded("auto", method=method, tolerance=100)
-    enough = 2.5
+@pytest.mark.parametrize(
+    ("method", "enough", "tried"),
+    [
+        ("kmeans", 2.5, [1, 2, 3]),
+        ("entropy", 2.5, [1, 2, 3, 2.25, 2.5]),
+        ("entropy", 2.9, [1, 2, 3, 2.25, 2.5, 2.75, 3]),
+        ("entropy", 1, [1]),
+    ],
+)
+def test_a_search_ends_at_the_least_width_that_it_tries_and_that_will_do(
+    method, enough, tried, monkeypatch
+):
+    plugin = Recorded("auto", method=method)
     monkeypatch.setattr(Comparison, "accepts", lambda self: plugin.tried[-1] >= enough)
     train(WSN, plugin, tasks=1)
-    assert plugin.tried == ([1, 2, 3] if method == "kmeans" else [1, 2, 3, 2.25, 2.5])
+    assert plugin.tried == tried
 
 
 class Depthwise(nn.Module):
