@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.choices import FEW_BITS
 from benchmarks.report.advice import front_of, mean_bytes
@@ -208,7 +208,7 @@ def _draw_curves(axes: Axes, group: Group, styles: dict[str, Style]) -> None:
 
 
 def bytes_figure(groups: Sequence[Group]) -> Figure:
-    """Accuracy against bytes, on a logarithmic axis: a panel per group.
+    """Accuracy against bytes, both on logarithmic axes (of the error): a panel per group.
 
     A point is the mean over seeds and orders, its bar one standard deviation. The line goes along
     the strategies that no other one beats in both.
@@ -253,7 +253,7 @@ def _draw_sizes(axes: Axes, group: Group, styles: dict[str, Style]) -> None:
             zorder=3,
         )
     _log_bytes_axis(axes, runs)
-    axes.set_ylabel("mean final accuracy (%)")
+    _log_error_axis(axes)
     bare(axes, "both")
     _legend(axes)
 
@@ -312,6 +312,34 @@ def _log_bytes_axis(axes: Axes, runs: Runs) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _tick(count)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes: the archive on disk, or what the method keeps where it writes none")
+
+
+_PERFECT = 0.5
+"""Points that are added to every error, so that none at all has a place on a logarithmic axis."""
+_FEW_TICKS = 2
+_ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 96, 97, 98, 99, 99.5, 100)
+
+
+def _log_error_axis(axes: Axes) -> None:
+    """Accuracies in percent, those close to 100 as far apart as their errors are in proportion."""
+    low, high = _by_error(axes.dataLim.intervaly)
+    pad = 0.05 * (high - low) or 0.1
+    axes.set_yscale("function", functions=(_by_error, _of_error))
+    limits = _of_error(np.array([low - pad, high + pad]))
+    axes.set_ylim(*limits)
+    ticks = [tick for tick in _ACCURACIES if limits[0] <= tick <= limits[1]]
+    if len(ticks) > _FEW_TICKS:
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{accuracy:g}"))
+    axes.set_ylabel("mean final accuracy (%), by the logarithm of the error")
+
+
+def _by_error(accuracy: Any) -> Any:
+    return -np.log(100 + _PERFECT - np.minimum(accuracy, 100 + 0.9 * _PERFECT))
+
+
+def _of_error(height: Any) -> Any:
+    return 100 + _PERFECT - np.exp(-np.asarray(height))
 
 
 def _tick(count: float) -> str:

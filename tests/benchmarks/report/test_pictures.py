@@ -127,6 +127,25 @@ def test_the_front_goes_along_the_best_that_learned_task_by_task():
     assert set(points(axes)) == {"a", "b", "c", "joint"}
 
 
+@pytest.mark.parametrize("accuracies", [(0.4, 0.95, 0.97), (0.962, 0.963, 0.964), (0.99, 1.0, 1.0)])
+def test_accuracies_near_100_lie_apart_as_their_errors_do(accuracies):
+    runs = [make_result(name, accuracy=a) for name, a in zip("abc", accuracies)]
+    figure = bytes_figure(groups_of(runs))
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    low, high = axes.get_ylim()
+    assert low < 100 * accuracies[0]
+    assert 100 * accuracies[2] < high < 100.5
+    assert sum(low <= tick <= high for tick in axes.get_yticks()) >= 3
+    heights = axes.transData.transform([(1, 100 * a) for a in accuracies])[:, 1]
+    assert np.diff(heights)[0] > 0
+    assert heights[1] <= heights[2]
+    errors = np.log([100.5 - 100 * a for a in accuracies])
+    if accuracies[1] < accuracies[2]:
+        ratio = np.diff(heights)[1] / np.diff(heights)[0]
+        assert ratio == pytest.approx(np.diff(errors)[1] / np.diff(errors)[0])
+
+
 def test_small_matrices_are_means_over_the_seeds_of_the_first_order():
     runs = [
         reordered(),
