@@ -49,7 +49,7 @@ def quantise_entropy(values: Tensor, bits: float) -> EntropyCoded:
     >>> values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
     >>> coded, plain = quantise_entropy(values, bits=3), quantise_codebook(values, bits=3)
     >>> [round(float((values - v.decode()).square().mean()), 3) for v in (coded, plain)]
-    [0.028, 0.038]
+    [0.029, 0.038]
     """
     cell_bits = 8.0 * values.element_size()
     centroids, codes = quantise_at_rate(values, bits, cell_bits)

@@ -344,8 +344,8 @@ def _warn_of_lost_rows(layers: Sequence[Layer], weights: Sequence[Tensor]) -> No
     :param weights: of the layers, before.
     """
     for layer, weight in zip(layers, weights):
-        rows = weight.flatten(1) if weight.dim() > 1 else weight.view(-1, 1)
-        error = (layer.store.weight().view_as(rows) - rows).square().sum(1)
+        rows = weight.flatten(1) if weight.dim() > 1 else weight.reshape(-1, 1)
+        error = (layer.store.weight().reshape(rows.shape) - rows).square().sum(1)
         lost = int((error > _LOST_ROW * rows.square().sum(1)).sum())
         if lost > _LOST_ROWS * len(rows):
             warnings.warn(
