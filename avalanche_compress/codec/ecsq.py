@@ -8,7 +8,6 @@ from torch import Tensor
 
 from avalanche_compress.codec._segments import Moments, equal_error_cuts
 
-_MOST_BITS = 5
 _MOST_CUTS = 1024
 """Places where cells may end; more values are binned first, at about equal error."""
 _CUTS_A_CELL = 32
@@ -50,7 +49,7 @@ def ecsq_1d(values: Tensor, weight: float, cell_bits: float = 16.0) -> tuple[Ten
 def quantise_at_rate(values: Tensor, bits: float, cell_bits: float = 16.0) -> tuple[Tensor, Tensor]:
     """The quantiser of :func:`ecsq_1d` of least error whose codes have at most this entropy.
 
-    Cells may end at ``32 * 2**bits`` places, where there are more values than that.
+    Cells may end at ``32 * 2**bits`` places, 1,024 at most, where there are more values than that.
 
     :param values: floating-point tensor of any shape, n elements.
     :param bits: bits a value, on average, the centroids' own included; above 0.
@@ -66,7 +65,8 @@ def quantise_at_rate(values: Tensor, bits: float, cell_bits: float = 16.0) -> tu
     """
     if not bits > 0:
         raise ValueError(f"{bits} bits a value were asked for, expected more than zero.")
-    problem = _Problem.of(values, most_cuts=round(_CUTS_A_CELL * 2 ** min(bits, _MOST_BITS)))
+    most_cuts = round(min(_CUTS_A_CELL * 2.0**bits, _MOST_CUTS))
+    problem = _Problem.of(values, most_cuts)
     limit = bits * problem.count
     finest = problem.best_cuts(0.0, cell_bits)
     if problem.length(finest, cell_bits) <= limit:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from streams_for_tests import OURS, make_stream, mlp
 from torch import nn
 
@@ -20,9 +22,12 @@ from avalanche_compress import (
     QuantizationPlugin,
     SizeBudgetPlugin,
     TaskStateError,
+    TrainingStatePlugin,
     load_archive,
+    load_training_state,
     save_archive,
 )
+from avalanche_compress.archive import archive_bytes
 from avalanche_compress.shaping.plugin import shape_and_commit
 
 WIDTH, BUDGET = 32, 1500
@@ -44,11 +49,10 @@ def build(method, budget, model=None, **options):
             model=model,
             optimizer=torch.optim.Adam(model.parameters(), lr=5e-3),
             train_mb_size=16,
-            train_epochs=1,
             eval_mb_size=64,
             evaluator=None,
             size_budget=budget,
-            **{**OPTIONS.get(method, {}), **options},
+            **{"train_epochs": 1, **OPTIONS.get(method, {}), **options},
         )
 
 
@@ -93,6 +97,35 @@ def test_a_budget_of_the_archive_is_met_by_all_tasks_together(method):
     assert 0.99 * total <= save_archive(strategy.network, io.BytesIO()) <= total
     with pytest.raises(TaskStateError, match="is for 2 tasks"):
         strategy.train(make_stream(tasks + 1).train_stream[tasks])
+
+
+class Stop(SupervisedPlugin):
+    """May end the training after the first epoch of the second task."""
+
+    state_attributes = ()
+
+    def __init__(self, stops):
+        super().__init__()
+        self.stops = stops
+
+    def after_training_epoch(self, strategy, **kwargs):
+        if self.stops and strategy.network.tasks == [0]:
+            raise KeyboardInterrupt
+
+
+def test_a_task_that_goes_on_keeps_its_part_of_the_archives_budget(tmp_path):
+    archives, stream = [], make_stream(2).train_stream
+    for name, stops in (("whole", False), ("cut", True), ("cut", False)):
+        torch.manual_seed(0)
+        plugins = [TrainingStatePlugin(tmp_path / name, every_seconds=0), Stop(stops)]
+        strategy = build("wsn", ArchiveBudget(2900, 2), train_epochs=2, plugins=plugins)
+        load_training_state(strategy, tmp_path / name)
+        with suppress(KeyboardInterrupt):
+            for experience in stream[len(strategy.network.tasks) :]:
+                strategy.train(experience)
+        archives.append(archive_bytes(strategy.network))
+    assert len(archives[1]) < len(archives[0])
+    assert archives[2] == archives[0]
 
 
 def test_a_budget_of_the_archive_that_is_too_small_says_by_how_much():
