@@ -37,7 +37,7 @@ from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import build_stream
 from benchmarks.report.tables import number_cell
 from benchmarks.runs.accuracies import accuracy_on
-from benchmarks.runs.pretrained_ways import WAYS, Way
+from benchmarks.runs.pretrained_ways import EPOCHS, TASKS, WAYS, Way
 
 RATES = (2e-4, 1e-3, 5e-3)
 """Learning rates of Adam, of which every way has one."""
@@ -60,9 +60,9 @@ class Setting:
     :param train_mb_size: samples of a step.
     """
 
-    tasks: int = 20
+    tasks: int = TASKS
     images: int = 100
-    epochs: int = 5
+    epochs: int = EPOCHS
     pixels: int = 64
     train_mb_size: int = 32
 
@@ -278,9 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], metavar="N")
-    parser.add_argument("--tasks", type=int, default=20, metavar="N")
+    parser.add_argument("--tasks", type=int, default=TASKS, metavar="N")
     parser.add_argument("--images", type=int, default=100, metavar="N", help="of a class")
-    parser.add_argument("--epochs", type=int, default=5, metavar="N")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, metavar="N")
     parser.add_argument("--pixels", type=int, default=64, metavar="N")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")

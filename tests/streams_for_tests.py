@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from avalanche_compress import (
@@ -62,6 +63,20 @@ def logits(network, stream, tasks) -> list[Tensor]:
     """Logits of each task's test inputs, in evaluation mode."""
     network.eval()
     return [network(inputs_of(stream[task]), stream[task].task_label) for task in tasks]
+
+
+class Stop(SupervisedPlugin):
+    """Ends training by an error at a step; -1 for never."""
+
+    state_attributes = ()
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def before_update(self, strategy, **kwargs):
+        if strategy.clock.train_iterations == self.step:
+            raise KeyboardInterrupt
 
 
 def check_old_logits_stay(build, stream, model, folder) -> None:

@@ -39,6 +39,10 @@ _Groups = list[Group]
 _FEW_CURVES = 8
 # with more tasks than these, the cells of small matrices have no room for a number
 _FEW_TASKS = 10
+_PERFECT = 0.5
+"""Points that are added to every error, so that none at all has a place on a logarithmic axis."""
+_FEW_TICKS = 2
+_ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 96, 97, 98, 99, 99.5, 100)
 
 
 @dataclass(frozen=True)
@@ -312,12 +316,6 @@ def _log_bytes_axis(axes: Axes, runs: Runs) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _tick(count)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("bytes: the archive on disk, or what the method keeps where it writes none")
-
-
-_PERFECT = 0.5
-"""Points that are added to every error, so that none at all has a place on a logarithmic axis."""
-_FEW_TICKS = 2
-_ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 93, 95, 96, 97, 98, 99, 99.5, 100)
 
 
 def _log_error_axis(axes: Axes) -> None:

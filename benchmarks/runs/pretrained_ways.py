@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from avalanche_compress import QuantizationPlugin
+from benchmarks.runs.recipe import Shares
 
 TRAINED: dict[str, Callable[[nn.Module, str], bool]] = {
     "head": lambda module, name: False,
@@ -99,10 +100,11 @@ def _given(trains: str, bits: int | None, norms: str = "statistics", **options: 
     return Way("lora", trains, {"base": "given", **options}, bits, norms)
 
 
-_TASKS = 20
+TASKS, EPOCHS = 20, 5
+"""How many tasks are learned, and for how long each, unless something else is asked for."""
 _EQUAL_SHARES = {
-    "prune_proportion": [1 - 1 / (_TASKS - position) for position in range(_TASKS)],
-    "post_prune_epochs": 4,
+    "prune_proportion": Shares(shares=[1.0, 1.0]).resolve(EPOCHS, TASKS),
+    "post_prune_epochs": EPOCHS - 1,
 }
 """Each task has as many weights, with which it trains on when it has been pruned."""
 _CHOSEN_BITS = {"private_bits": 8}

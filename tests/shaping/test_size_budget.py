@@ -10,8 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from avalanche.core import SupervisedPlugin
-from streams_for_tests import OURS, make_stream, mlp
+from streams_for_tests import OURS, Stop, make_stream, mlp
 from torch import nn
 
 from avalanche_compress import (
@@ -99,31 +98,19 @@ def test_a_budget_of_the_archive_is_met_by_all_tasks_together(method):
         strategy.train(make_stream(tasks + 1).train_stream[tasks])
 
 
-class Stop(SupervisedPlugin):
-    """May end the training after the first epoch of the second task."""
-
-    state_attributes = ()
-
-    def __init__(self, stops):
-        super().__init__()
-        self.stops = stops
-
-    def after_training_epoch(self, strategy, **kwargs):
-        if self.stops and strategy.network.tasks == [0]:
-            raise KeyboardInterrupt
-
-
 def test_a_task_that_goes_on_keeps_its_part_of_the_archives_budget(tmp_path):
     archives, stream = [], make_stream(2).train_stream
-    for name, stops in (("whole", False), ("cut", True), ("cut", False)):
+    in_second_epoch_of_second_task = 3 * 4 + 1
+    for name, step in (("whole", -1), ("cut", in_second_epoch_of_second_task), ("cut", -1)):
         torch.manual_seed(0)
-        plugins = [TrainingStatePlugin(tmp_path / name, every_seconds=0), Stop(stops)]
+        plugins = [TrainingStatePlugin(tmp_path / name, every_seconds=0), Stop(step)]
         strategy = build("wsn", ArchiveBudget(2900, 2), train_epochs=2, plugins=plugins)
-        load_training_state(strategy, tmp_path / name)
+        position = load_training_state(strategy, tmp_path / name)
         with suppress(KeyboardInterrupt):
             for experience in stream[len(strategy.network.tasks) :]:
                 strategy.train(experience)
         archives.append(archive_bytes(strategy.network))
+    assert position == (1, 1)
     assert len(archives[1]) < len(archives[0])
     assert archives[2] == archives[0]
 

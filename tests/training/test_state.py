@@ -30,7 +30,7 @@ from avalanche.training.plugins import (
 from disk_for_tests import largest_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams_for_tests import conv_net, make_stream, mlp
+from streams_for_tests import Stop, conv_net, make_stream, mlp
 
 from avalanche_compress import (
     CACL,
@@ -272,20 +272,6 @@ def test_a_run_stopped_at_any_epoch_ends_bit_identical(case, cut, whole, tmp_pat
     assert position == cut
     finish(strategy, position.experience)
     check_same_outcome(expected, outcome(strategy))
-
-
-class Stop(SupervisedPlugin):
-    """Ends training by an error at a step; -1 for never."""
-
-    state_attributes = ()
-
-    def __init__(self, step):
-        super().__init__()
-        self.step = step
-
-    def before_update(self, strategy, **kwargs):
-        if strategy.clock.train_iterations == self.step:
-            raise KeyboardInterrupt
 
 
 def test_a_run_ended_by_an_error_goes_on_from_its_last_epoch(whole, tmp_path):
