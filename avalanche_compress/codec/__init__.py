@@ -33,6 +33,7 @@ from avalanche_compress.codec.quantise import (
     quantise_fixed_point,
 )
 from avalanche_compress.codec.selection import (
+    ThresholdWindow,
     kept_count,
     kth_smallest,
     magnitude_mask,
@@ -67,6 +68,7 @@ __all__ = [
     "Half",
     "LowRankWeight",
     "Steps",
+    "ThresholdWindow",
     "Values",
     "allocate",
     "break_even_rank",

@@ -21,13 +21,58 @@ def kth_smallest(values: Tensor, k: int) -> float:
     return float(_threshold(values.detach(), k))
 
 
-def _threshold(values: Tensor, k: int) -> Tensor | float:
+class ThresholdWindow:
+    """Where the k-th smallest of values is expected that move little from one search to the next.
+
+    As that of scores does from one training step to the next: those below a window about the last
+    one are counted, and the few within it are looked through. Where it has left the window all are,
+    so that what is found is always exact.
+
+    >>> window = ThresholdWindow()
+    >>> [float(window.kth_smallest(np.array(values), 2)) for values in ([3, 1, 2], [3, 1, 2.5])]
+    [2.0, 2.5]
+    """
+
+    def __init__(self) -> None:
+        self._last = self._reach = math.nan
+
+    def kth_smallest(self, values: np.ndarray, k: int) -> np.floating:
+        """The k-th smallest element.
+
+        :param values: (n,), not empty, without NaN.
+        :param k: 1..n.
+        """
+        found = self._found_within(values, k)
+        if found is None:
+            found = _kth_smallest(values, k)
+        moved = abs(float(found) - self._last)
+        # of values that lie evenly up to twice the threshold a window holds some percent at most
+        least, most = 1e-3 * float(found), 2e-2 * float(found)
+        self._reach = most if math.isnan(moved) else min(max(4 * moved, least), most)
+        self._last = float(found)
+        return found
+
+    def _found_within(self, values: np.ndarray, k: int) -> np.floating | None:
+        """It, if it lies in the window."""
+        if not self._reach > 0:
+            return None
+        low, high = (values.dtype.type(self._last + side * self._reach) for side in (-1, 1))
+        below = values < low
+        inside = values <= high
+        inside ^= below
+        between = values.take(inside.nonzero()[0])
+        place = k - 1 - int(np.count_nonzero(below))
+        return _partitioned(between, place) if 0 <= place < len(between) else None
+
+
+def _threshold(values: Tensor, k: int, window: ThresholdWindow | None = None) -> Tensor | float:
     """The k-th smallest element; on a GPU a scalar there, so that nobody waits for it."""
     if values.device.type != "cpu":
         return values.flatten().kthvalue(k).values
     if values.dtype == torch.bfloat16:  # unknown to NumPy; float32 holds each of its values
         values = values.float()
-    return float(_kth_smallest(values.numpy().ravel(), k))
+    numbers = values.numpy().ravel()
+    return float(_kth_smallest(numbers, k) if window is None else window.kth_smallest(numbers, k))
 
 
 SAMPLE = 4096
@@ -93,11 +138,14 @@ def top_mask_(magnitude: Tensor, density: float) -> Tensor:
     return magnitude.ge_(top_threshold(magnitude, density))
 
 
-def top_threshold(magnitude: Tensor, density: float) -> Tensor | float:
+def top_threshold(
+    magnitude: Tensor, density: float, window: ThresholdWindow | None = None
+) -> Tensor | float:
     """The least magnitude that is among the largest.
 
     :param magnitude: float tensor of any shape.
     :param density: fraction to keep, 0..1 (see :func:`kept_count`).
+    :param window: of searches in magnitudes that were much like these.
     :return: on a GPU a scalar there, so that nobody waits for it; -inf where all are kept.
 
     >>> top_threshold(torch.tensor([0.5, 0.125, 0.25, 0.75]), 0.5)
@@ -105,7 +153,7 @@ def top_threshold(magnitude: Tensor, density: float) -> Tensor | float:
     """
     count = magnitude.numel()
     kept = kept_count(density, count)
-    return -math.inf if kept == count else _threshold(magnitude, count - kept + 1)
+    return -math.inf if kept == count else _threshold(magnitude, count - kept + 1, window)
 
 
 def where_top(values: Tensor, scores: Tensor, threshold: Tensor | float) -> Tensor:

@@ -68,6 +68,8 @@ class TaskLoss:
         ignored = _options_of(criterion).get("ignore_index", _IGNORED)
         self._ignored = ignored if isinstance(ignored, int) else _IGNORED
         self._ignores_own = self._ignored in self.classes
+        self._asked_of: frozenset[int] | None = None
+        self._held = False
         self._replaced = [
             (holder, name)
             for holder in _holders(criterion)
@@ -85,15 +87,21 @@ class TaskLoss:
         """
         return self.checked(logits, targets)[0]
 
-    def checked(self, logits: Tensor, targets: Any) -> tuple[Tensor, Known]:
+    def checked(
+        self, logits: Tensor, targets: Any, classes: frozenset[int] | None = None
+    ) -> tuple[Tensor, Known]:
         """The loss, and whether all targets are of the task's classes.
 
         :param logits: as in a call.
         :param targets: as in a call.
+        :param classes: of which all targets are known to be, if that is known.
         :return: the latter a bool, or where it would have to be waited for, a bool tensor, scalar.
         """
         columns = self._columns(logits)
-        numbers, known = self._renumbered(targets, columns)
+        if classes is not None and self._holds(classes):
+            numbers, known = self._places(targets), True
+        else:
+            numbers, known = self._renumbered(targets, columns)
         loss = self._loss(columns, numbers)
         _check_loss(loss, columns)
         return loss, known
@@ -105,6 +113,16 @@ class TaskLoss:
         :param targets: as in a call.
         """
         return bool(self._renumbered(targets, self._columns(logits))[1])
+
+    def _holds(self, classes: frozenset[int]) -> bool:
+        """Whether targets of these classes need no further look; asked with the same at each step.
+
+        :param classes: numbers.
+        """
+        if classes is not self._asked_of:
+            self._asked_of = classes
+            self._held = not self._ignores_own and classes <= set(self.classes)
+        return self._held
 
     def _loss(self, columns: Tensor, targets: Any) -> Tensor:
         try:

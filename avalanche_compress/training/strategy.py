@@ -275,6 +275,9 @@ class CompressedStrategy(ResumableTraining):
 
     def _training_loss(self) -> Tensor:
         logits, targets = self.mb_output, self.mb_y
+        loader, classes = self.dataloader, None
+        if isinstance(loader, TensorLoader):
+            classes = loader.classes_of(targets)
         if isinstance(self._answered_by, Tensor):
             assert self.network.open_task is not None
             chosen = torch.eq(self._answered_by, self.network.open_task)
@@ -282,7 +285,7 @@ class CompressedStrategy(ResumableTraining):
                 logits, targets = logits[chosen], rows_of(targets, chosen)
             if not len(logits):
                 return torch.zeros((), device=self.device, requires_grad=True)
-        loss, self._targets_are_known = self._task_loss.checked(logits, targets)
+        loss, self._targets_are_known = self._task_loss.checked(logits, targets, classes)
         return loss
 
     def _logits(self) -> Any:

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avalanche_compress.codec import kept_count, kth_smallest, magnitude_mask, top_mask_
+from avalanche_compress.codec import (
+    ThresholdWindow,
+    kept_count,
+    kth_smallest,
+    magnitude_mask,
+    top_mask_,
+    top_threshold,
+)
 
 SCORES = [0.9, -0.1, 0.4, -0.7, 0.2, 0.0, 0.6, -0.3, 0.8, 0.5]
 WEIGHTS = [0.9, -0.1, 0.4, -0.7, 0.2, 0.05, 0.6, -0.3, 0.8, 0.5]
@@ -91,3 +98,50 @@ def test_kth_smallest_of_many_is_that_of_a_sort(kind, part):
     assert kth_smallest(torch.from_numpy(values), k) == np.sort(values)[k - 1]
     low = torch.from_numpy(values).bfloat16()
     assert kth_smallest(low, k) == low.float().sort().values[k - 1]
+
+
+WAYS = {
+    "slowly": lambda step: 1e-3,
+    "not at all": lambda step: 0.0,
+    "in jumps": lambda step: 1.0 if step % 5 == 0 else 1e-4,
+    "far": lambda step: 10.0**step,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["normal", "few values", "constant"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_threshold_that_is_followed_is_that_of_a_sort(way, kind, dtype):
+    draw, window = np.random.default_rng(0), ThresholdWindow()
+    scores = KINDS[kind](draw).astype(dtype)
+    for step in range(20):
+        scores += (WAYS[way](step) * draw.normal(size=len(scores))).astype(dtype)
+        magnitude, kept = np.abs(scores), kept_count(0.5, len(scores))
+        expected = np.sort(magnitude)[len(scores) - kept]
+        assert top_threshold(torch.from_numpy(magnitude), 0.5, window) == expected
+
+
+def test_where_a_threshold_hardly_moves_few_values_are_looked_through(monkeypatch):
+    draw, window = np.random.default_rng(0), ThresholdWindow()
+    scores = draw.random(40_000).astype(np.float32)
+    window.kth_smallest(scores, 20_000)
+    sizes = []
+    partition = np.partition
+    monkeypatch.setattr(
+        np,
+        "partition",
+        lambda values, place: (sizes.append(len(values)), partition(values, place))[1],
+    )
+    for _ in range(10):
+        scores += (1e-4 * draw.normal(size=len(scores))).astype(np.float32)
+        window.kth_smallest(scores, 20_000)
+    assert len(sizes) == 10
+    assert max(sizes) < 0.05 * len(scores)
+
+
+def test_a_window_knows_the_weights_that_a_task_may_not_use():
+    window = ThresholdWindow()
+    magnitude = torch.tensor([-torch.inf, 0.5, 0.25, -torch.inf])
+    for _ in range(3):
+        assert top_threshold(magnitude, 1 / 3, window) == 0.25
+        assert top_threshold(magnitude, 2 / 3, window) == -torch.inf

@@ -480,3 +480,13 @@ def test_a_mini_batch_is_not_the_data_itself():
     before = data[0][0].clone()
     next(iter(loader))[0].zero_()
     assert torch.equal(data[0][0], before)
+
+
+def test_classes_of_a_mini_batch_are_known_as_long_as_nobody_changes_its_targets():
+    loader = TensorLoader(TaskBalancedDataLoader(labelled(23, 2), batch_size=5), CPU, 2**20)
+    known = frozenset(int(sample[1]) for sample in labelled(23, 2))
+    for batch in loader:
+        assert loader.classes_of(batch[1]) == known
+        assert loader.classes_of(batch[1].clone()) is None
+        batch[1][0] += 1
+        assert loader.classes_of(batch[1]) is None

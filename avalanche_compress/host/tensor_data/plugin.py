@@ -98,6 +98,9 @@ class TensorLoader:
         labelled = all(_ends_with_task_labels(dataset) for dataset in datasets)
         labels = samples.columns[-1].unique().tolist() if labelled else []
         self._task: int | None = labels[0] if len(labels) == 1 else None
+        targets = samples.columns[0]
+        is_class = targets.dim() == 1 and targets.dtype == torch.int64
+        self._classes = frozenset(targets.unique().tolist()) if is_class else None
 
     def task_of(self, labels: Tensor) -> int | None:
         """The one task of a mini-batch, known without a look at its labels.
@@ -107,6 +110,14 @@ class TensorLoader:
             it.
         """
         return self._task if labels is self._batches.last_column else None
+
+    def classes_of(self, targets: Tensor) -> frozenset[int] | None:
+        """Of which classes all samples are, known without a look at a mini-batch's targets.
+
+        :param targets: the mini-batch's second tensor.
+        :return: None if targets are no class numbers, or not as this loader gave them.
+        """
+        return self._classes if self._batches.gave_targets(targets) else None
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -140,6 +151,15 @@ class _Batches:
         first = samples.inputs(torch.zeros(min(1, len(samples)), dtype=torch.int64))
         self._sample_bytes = first.numel() * first.element_size()
         self.last_column: Tensor | None = None
+        self._targets: tuple[Tensor, int] | None = None
+
+    def gave_targets(self, targets: Tensor) -> bool:
+        """Whether these are the last mini-batch's, as they were.
+
+        :param targets: its second tensor, or another.
+        """
+        given = self._targets
+        return given is not None and targets is given[0] and targets._version == given[1]
 
     def cut(self, sampler: Any) -> Iterator[list[Tensor]]:
         """The mini-batches of a sampler.
@@ -152,7 +172,7 @@ class _Batches:
             parts = [inputs, *(column.index_select(0, index) for column in self._columns)]
             # tensors of their own: what changes one in place is nothing to the others
             for batch in zip(*(part.unsafe_split(size) for part in parts)):
-                self.last_column = batch[-1]
+                self.last_column, self._targets = batch[-1], (batch[1], batch[1]._version)
                 yield list(batch)
 
     def _chunks(self, sampler: Any) -> Iterator[tuple[Tensor, int]]:

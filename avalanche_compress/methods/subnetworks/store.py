@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
+    ThresholdWindow,
     Values,
     decode_mask,
     encode_mask,
@@ -87,6 +88,7 @@ class MaskedStore(SubnetworkStore):
         self.register_buffer("_owner", owner, persistent=False)  # the sections tell
         self.scores = nn.Parameter(_initial_scores(scratch)) if scored else None
         self._bar: _Bar | None = None
+        self._window = ThresholdWindow()
         self._draft: _Draft | None = None
 
     @torch.no_grad()
@@ -160,7 +162,7 @@ class MaskedStore(SubnetworkStore):
     def weight(self) -> Tensor:
         if self.scores is None or self._mask is not None:
             return super().weight()
-        threshold = top_threshold(self._magnitude(), self._share())
+        threshold = top_threshold(self._magnitude(), self._share(), self._window)
         tensors = (self.frozen, self.trainable, self.scratch, self.scores)
         weight: Tensor = _ScoredWeight.apply(self.lifts_gradients, threshold, *tensors)
         return weight
