@@ -33,7 +33,7 @@ REG_SCOPES = ("all", "new")
 ENERGY_SCOPES = ("new", "cumulative")
 INITS = ("random", "orthogonal", "svd")
 
-_Penalty = tuple[float, Tensor, tuple[Tensor, Tensor]]
+_Penalty = tuple[Tensor, tuple[Tensor, Tensor]]
 _Bounds = dict[Tensor, OrthogonalityBound]
 
 
@@ -206,24 +206,24 @@ class FactorizationPlugin(ShapingPlugin):
         parameters, slopes = [], []
         with full_precision(total.device):
             for store, frozen in zip(factored_stores(network), self._frozen):
-                for weight, parameter, (value, slope) in self._penalties(store, frozen, bounds):
-                    total = torch.add(total, value, alpha=weight)
+                for parameter, (value, slope) in self._penalties(store, frozen, bounds):
+                    total = total + value
                     parameters.append(parameter)
-                    slopes.append(slope.mul_(weight))
+                    slopes.append(slope)
         return differentiable(total, parameters, slopes)
 
     def _penalties(
         self, store: FactoredStore, frozen: _Frozen, bounds: _Bounds | None
     ) -> Iterator[_Penalty]:
-        """Of one layer: what each is multiplied by, and what it is on; none if nothing trains."""
+        """Of one layer: what each is on, its value and its slope; none if nothing trains."""
         if not store.sigma.numel() or not store.scratch.requires_grad:
             return
         if self.lambda_orth:
             for side, rows in ((store.left, frozen.left), (store.right, frozen.right)):
-                yield self.lambda_orth, side, _orthogonality(side, rows, bounds)
+                yield side, _orthogonality(side, rows, bounds, self.lambda_orth)
         if self.lambda_sparse:
-            sparse = sparsity(store.sigma, self.sparsity, frozen.norms)
-            yield self.lambda_sparse, store.sigma, sparse
+            value, slope = sparsity(store.sigma, self.sparsity, frozen.norms)
+            yield store.sigma, (self.lambda_sparse * value, slope.mul_(self.lambda_sparse))
 
     def _frozen_of(self, store: FactoredStore) -> _Frozen:
         """What a layer's frozen terms add up to; those that were there before are not read again.
@@ -270,12 +270,13 @@ class FactorizationPlugin(ShapingPlugin):
 
 
 def _orthogonality(
-    side: Tensor, frozen: FrozenRows | None, bounds: _Bounds | None
+    side: Tensor, frozen: FrozenRows | None, bounds: _Bounds | None, weight: float
 ) -> tuple[Tensor, Tensor]:
     if bounds is None:
-        return orthogonality(side, frozen)
+        value, slope = orthogonality(side, frozen)
+        return weight * value, slope.mul_(weight)
     if side not in bounds:
-        bounds[side] = OrthogonalityBound(side, frozen)
+        bounds[side] = OrthogonalityBound(side, frozen, weight)
     return bounds[side].at(side)
 
 
