@@ -28,7 +28,7 @@ def pack_bits(codes: Tensor, width: int) -> Tensor:
         [33, 3]
     """
     _check_width(width)
-    numbers = _integers(codes)
+    numbers = integers(codes)
     if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < 1 << width:
         raise ValueError(
             f"codes span {int(numbers.min())}..{int(numbers.max())}, expected 0..{2**width - 1} "
@@ -95,10 +95,7 @@ def pack_mask(mask: Tensor) -> Tensor:
         >>> pack_mask(torch.tensor([True, False, True])).tolist()
         [5]
     """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"the mask is {mask.dtype}, expected torch.bool; compare it with zero.")
-    flat = mask.detach().cpu().reshape(-1).numpy()
-    return torch.from_numpy(np.packbits(flat, bitorder="little"))
+    return torch.from_numpy(np.packbits(booleans(mask), bitorder="little"))
 
 
 def unpack_mask(packed: Tensor, count: int) -> Tensor:
@@ -121,12 +118,29 @@ def unpack_mask(packed: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(data, count=count, bitorder="little").view(np.bool_))
 
 
+def booleans(mask: Tensor) -> np.ndarray:
+    """A mask as a flat array.
+
+    :param mask: bool tensor of any shape.
+    :raises ValueError: if it is not boolean.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask is {mask.dtype}, expected torch.bool; compare it with zero.")
+    flat: np.ndarray = mask.detach().cpu().reshape(-1).numpy()
+    return flat
+
+
 def _check_width(width: int) -> None:
     if not 1 <= width <= _WIDEST:
         raise ValueError(f"the width is {width} bits, expected 1 to {_WIDEST}; choose one of them.")
 
 
-def _integers(codes: Tensor) -> np.ndarray:
+def integers(codes: Tensor) -> np.ndarray:
+    """Codes as a flat array.
+
+    :param codes: integer tensor of any shape.
+    :raises ValueError: if they are no integers.
+    """
     if codes.is_floating_point() or codes.is_complex():
         raise ValueError(f"codes are {codes.dtype}, expected integers; convert them first.")
     return codes.detach().cpu().reshape(-1).numpy()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avalanche_compress.codec.bits import pack_bits, unpack_bits
+from avalanche_compress.codec.bits import integers, pack_bits, unpack_bits
 from avalanche_compress.codec.errors import CorruptStreamError
 
 _PACKED, _CODED = range(2)
@@ -52,19 +52,25 @@ def encode_codes(codes: Tensor, kinds: int) -> bytes:
     >>> len(encode_codes(codes, kinds=4)), len(pack_bits(codes, width=2))
     (245, 1000)
     """
-    packed = bytes([_PACKED]) + pack_bits(codes, code_width(kinds)).numpy().tobytes()
-    symbols = codes.detach().cpu().reshape(-1).numpy().astype(np.int32)
-    if not 1 < kinds <= _MOST_KINDS or not symbols.size:
-        return packed
-    if int(symbols.max()) >= kinds:
-        raise ValueError(f"a code is {int(symbols.max())}, expected 0..{kinds - 1}.")
+    width = code_width(kinds)
+    numbers = integers(codes)
+    if not 1 < kinds <= _MOST_KINDS or not numbers.size:
+        return _packed(codes, width)
+    lowest, highest = int(numbers.min()), int(numbers.max())
+    if not 0 <= lowest <= highest < kinds:
+        raise ValueError(f"codes span {lowest}..{highest}, expected 0..{kinds - 1}.")
+    symbols = numbers.astype(np.int32, copy=False)
     coder = constriction.stream.queue.RangeEncoder()
     counts = np.zeros(kinds, dtype=np.int64)
     for start, end in _blocks(symbols.size):
         coder.encode(symbols[start:end], _model(counts))
         counts += np.bincount(symbols[start:end], minlength=kinds)
     coded = bytes([_CODED]) + coder.get_compressed().astype("<u4").tobytes()
-    return coded if len(coded) < len(packed) else packed
+    return coded if len(coded) <= -(-symbols.size * width // 8) else _packed(codes, width)
+
+
+def _packed(codes: Tensor, width: int) -> bytes:
+    return bytes([_PACKED]) + pack_bits(codes, width).numpy().tobytes()
 
 
 def decode_codes(data: bytes, count: int, kinds: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from avalanche_compress.codec._bit_groups import decode_groups, encode_groups
-from avalanche_compress.codec.bits import pack_mask, unpack_mask
+from avalanche_compress.codec.bits import booleans, pack_mask, unpack_mask
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.stream import ByteReader
 
@@ -53,8 +53,7 @@ def encode_mask(mask: Tensor, context: Tensor | None = None) -> bytes:
         >>> len(encode_mask(mask, context=mask.int()))  # the context decides everything
         3
     """
-    raw = pack_mask(mask)
-    bits = mask.detach().cpu().reshape(-1).numpy()
+    bits = booleans(mask)
     groups = _groups(context, bits.size)
     ones = int(np.count_nonzero(bits))
     if ones == 0:
@@ -62,8 +61,9 @@ def encode_mask(mask: Tensor, context: Tensor | None = None) -> bytes:
     if ones == bits.size:
         return bytes([_ALL_ONE])
     coded = bytes([_CODED]) + encode_groups([bits[_positions(group)] for group in groups])
-    plain = bytes([_RAW]) + raw.numpy().tobytes()
-    return coded if len(coded) < len(plain) else plain
+    if len(coded) <= -(-bits.size // 8):
+        return coded
+    return bytes([_RAW]) + pack_mask(mask).numpy().tobytes()
 
 
 def decode_mask(data: bytes, count: int, context: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -192,7 +193,12 @@ class Codebook(Values):
     def write(self, writer: ByteWriter) -> None:
         writer.write_uint(self.centroids.numel())
         writer.write_tensor(self.centroids)
-        writer.write_tensor(pack_bits(self.codes, self.bits))
+        writer.write_raw(self._coded)
+
+    @cached_property
+    def _coded(self) -> bytes:
+        """The codes as they are written: they are asked for their length first."""
+        return pack_bits(self.codes, self.bits).numpy().tobytes()
 
     @classmethod
     def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Codebook:
@@ -249,7 +255,11 @@ class EntropyCoded(Codebook):
     def write(self, writer: ByteWriter) -> None:
         writer.write_uint(self.centroids.numel())
         writer.write_tensor(self.centroids)
-        writer.write_bytes(encode_codes(self.codes, self.centroids.numel()))
+        writer.write_bytes(self._coded)
+
+    @cached_property
+    def _coded(self) -> bytes:
+        return encode_codes(self.codes, self.centroids.numel())
 
     @classmethod
     def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> EntropyCoded:
