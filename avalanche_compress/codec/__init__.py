@@ -3,6 +3,7 @@
 from avalanche_compress.codec.allocation import Choice, allocate, smallest_total
 from avalanche_compress.codec.bits import pack_bits, pack_mask, unpack_bits, unpack_mask
 from avalanche_compress.codec.errors import CorruptStreamError
+from avalanche_compress.codec.finite import all_finite
 from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
 from avalanche_compress.codec.huffman import fused_mask_bits, huffman_bits
 from avalanche_compress.codec.kinds import (
@@ -70,6 +71,7 @@ __all__ = [
     "Steps",
     "ThresholdWindow",
     "Values",
+    "all_finite",
     "allocate",
     "break_even_rank",
     "bytes_tensor",

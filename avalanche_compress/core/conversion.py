@@ -15,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from avalanche_compress.codec import all_finite
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import NonFiniteError, UnsupportedModuleError, nearest
 
@@ -136,7 +137,7 @@ def check_values(model: nn.Module) -> None:
             if parameter is not None and is_lazy(parameter):
                 _check_tensor(f"{module_name} ({type(module).__name__})", name, parameter, True)
     for name, parameter in model.named_parameters():
-        if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+        if not parameter.is_meta and not all_finite(parameter):
             raise NonFiniteError(
                 f"{name} of the model holds NaN or infinite values before any training: build or "
                 "load it again."

@@ -13,6 +13,7 @@ from avalanche_compress.codec import (
     CorruptStreamError,
     Float,
     Values,
+    all_finite,
     read_values,
     skip_values,
     write_values,
@@ -40,7 +41,7 @@ class PrivateStore(Store):
 
     def check_commit(self) -> None:
         for place, name in zip(self.places, self.names):
-            if not bool(torch.isfinite(place.tensor).all()):
+            if not all_finite(place.tensor):
                 raise non_finite(name)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from avalanche_compress.codec import CorruptStreamError
+from avalanche_compress.codec import CorruptStreamError, all_finite
 from avalanche_compress.core.heads import resize_head
 from avalanche_compress.core.store import Place, non_finite
 from avalanche_compress.core.structure import Structure
@@ -87,7 +87,7 @@ class NetworkState(nn.Module):
             for name, parameter in store.named_parameters()
         )
         for name, tensor in (*self.backbone.named_parameters(), *stored, *private):
-            if not bool(torch.isfinite(tensor).all()):
+            if not all_finite(tensor):
                 return name
         return None
 
@@ -259,7 +259,7 @@ def restart_statistics(norm: _NormBase) -> None:
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.zero_()
     statistics = [t for t in (norm.running_mean, norm.running_var) if t is not None]
-    if not all(bool(torch.isfinite(t).all()) for t in statistics):
+    if not all(map(all_finite, statistics)):
         norm.reset_running_stats()
 
 
@@ -275,9 +275,7 @@ def reset_nonfinite(module: nn.Module, name: str) -> None:
     names = [
         name
         for name, parameter in module._parameters.items()
-        if parameter is not None
-        and parameter.requires_grad
-        and not bool(torch.isfinite(parameter).all())
+        if parameter is not None and parameter.requires_grad and not all_finite(parameter)
     ]
     if not names:
         return

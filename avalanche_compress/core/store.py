@@ -16,6 +16,7 @@ from avalanche_compress.codec import (
     CorruptStreamError,
     LowRankWeight,
     Values,
+    all_finite,
     bytes_tensor,
 )
 from avalanche_compress.errors import NonFiniteError, TaskStateError
@@ -412,7 +413,7 @@ class WeightStore(Store):
         :raises NonFiniteError: if a value that was trained is NaN or infinite, kept or not.
         """
         trained = [self.scratch, *self.parameters(), *self.kept_values()]
-        if not all(bool(torch.isfinite(v).all()) for v in trained):
+        if not all(map(all_finite, trained)):
             raise non_finite(self.name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

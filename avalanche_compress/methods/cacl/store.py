@@ -15,6 +15,7 @@ from avalanche_compress.codec import (
     CorruptStreamError,
     Factors,
     LowRankWeight,
+    all_finite,
     break_even_rank,
     factored_linear,
     pack_mask,
@@ -163,7 +164,7 @@ class FactoredStore(FactorStore):
 
         :raises NonFiniteError: if one is NaN or infinite.
         """
-        if not all(bool(torch.isfinite(part).all()) for part in self.terms):
+        if not all(map(all_finite, self.terms)):
             raise non_finite(self.name)
 
     @torch.no_grad()

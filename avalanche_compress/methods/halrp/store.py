@@ -14,6 +14,7 @@ from avalanche_compress.codec import (
     ByteReader,
     ByteWriter,
     CorruptStreamError,
+    all_finite,
     encode_mask,
     truncate_product,
 )
@@ -209,7 +210,7 @@ class PerturbedStore(BaseStore):
         :raises NonFiniteError: if a value is NaN or infinite; then nothing has changed.
         """
         parts = [part.to(self._frozen_base()) for part in (r, s, left, right)]
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
+        if not all(map(all_finite, parts)):
             raise non_finite(self.name)
         self._perturb(parts, dense=False)
 
