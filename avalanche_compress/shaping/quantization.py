@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from avalanche_compress.codec import (
+    Float,
     Half,
     Values,
     quantise_codebook,
@@ -38,15 +39,7 @@ from avalanche_compress.shaping.validation import (
     validation_of,
 )
 
-_QUANTISERS: dict[str, Callable[[Tensor, Any], Values]] = {
-    "kmeans": quantise_codebook,
-    "fixed_point": quantise_fixed_point,
-    "entropy": quantise_entropy,
-}
 _PURPOSE = "bits='auto'"
-_LEAST_BITS = {"kmeans": 1, "fixed_point": 2, "entropy": 1}
-_STEP = {"kmeans": 1, "fixed_point": 1, "entropy": 0.25}
-"""By how much the width changes that a search tries."""
 _LOST_ROW, _LOST_ROWS = 0.5, 0.1
 """Part of its square without which a row is lost, and of rows for which a layer is named."""
 _RARE_CODES = 2
@@ -55,6 +48,26 @@ _MOST_BITS = 16
 _VALUES_A_CENTROID = 16
 MATRIX = 2
 """Dimensions from which on a private tensor is rounded like a weight; others are halved."""
+
+
+class _Quantiser(NamedTuple):
+    """A way to replace values by codes.
+
+    :param codes: makes them, of values (n,) and bits.
+    :param least_bits: of a code.
+    :param step: by how much the width changes that a search tries.
+    """
+
+    codes: Callable[[Tensor, Any], Values]
+    least_bits: int = 1
+    step: float = 1
+
+
+_QUANTISERS = {
+    "kmeans": _Quantiser(quantise_codebook),
+    "fixed_point": _Quantiser(quantise_fixed_point, least_bits=2),
+    "entropy": _Quantiser(quantise_entropy, step=0.25),
+}
 
 
 class QuantizationOptions(TypedDict, total=False):
@@ -127,7 +140,7 @@ class QuantizationPlugin(ShapingPlugin):
         super().__init__()
         if self.method not in _QUANTISERS:
             raise TaskStateError(f"method={self.method!r} must be one of {sorted(_QUANTISERS)}.")
-        least = _LEAST_BITS[self.method]
+        least = self._quantiser.least_bits
         for name in ("bits", "max_bits", "private_bits"):
             width = getattr(self, name)
             if (name, width) in (("bits", "auto"), ("private_bits", None)):
@@ -149,6 +162,10 @@ class QuantizationPlugin(ShapingPlugin):
             )
 
     @property
+    def _quantiser(self) -> _Quantiser:
+        return _QUANTISERS[self.method]
+
+    @property
     def most_bits(self) -> int:
         """Bits that a value takes at most."""
         return self.bits if isinstance(self.bits, int) else self.max_bits
@@ -163,20 +180,16 @@ class QuantizationPlugin(ShapingPlugin):
             store.reserved_bits = min(self.most_bits + rare, _MOST_BITS)
 
     def shape(self, strategy: Strategy) -> None:
-        network = network_of(strategy)
-        layers = [
-            Layer(store, [values.clone() for values in store.kept_values()])
-            for store in network.weight_stores
-        ]
-        with torch.no_grad():
-            weights = [layer.store.weight().clone() for layer in layers]
+        stores = network_of(strategy).weight_stores
         if isinstance(self.bits, int):
-            self.quantise(layers, self.bits)
+            layers = [self._quantised(store, self.bits) for store in stores]
         else:
+            layers = [Layer.of(store) for store in stores]
             self._search(layers, strategy)
+            for layer in layers:
+                _warn_of_lost_rows(layer, layer.original_weight())
         if self.codebook_finetune_epochs:
             self._finetune(layers, strategy)
-        _warn_of_lost_rows(layers, weights)
 
     def finish(self, strategy: Strategy) -> None:
         if self.private_bits is not None:
@@ -185,7 +198,16 @@ class QuantizationPlugin(ShapingPlugin):
     def _private_codes(self, values: Tensor, bits: int) -> Values:
         # of few values a codebook takes more than their codes, and more than the values themselves
         codebook = values.numel() >= _VALUES_A_CENTROID * 2**bits
-        return _QUANTISERS[self.method if codebook else "fixed_point"](values, max(bits, 2))
+        quantiser = self._quantiser if codebook else _QUANTISERS["fixed_point"]
+        return quantiser.codes(values, max(bits, 2))
+
+    def _quantised(self, store: WeightStore, bits: int) -> Layer:
+        """A weight that is quantised at once; of no other one are the floats in memory."""
+        layer, weight = Layer.of(store), store.weight().detach().clone()
+        self.quantise([layer], bits)
+        _warn_of_lost_rows(layer, weight)
+        layer.originals.clear()
+        return layer
 
     def quantise(self, layers: Sequence[Layer], bits: float) -> None:
         """Let each layer keep codes of its float values.
@@ -198,7 +220,7 @@ class QuantizationPlugin(ShapingPlugin):
             layer.bits = bits
 
     def _codes(self, layer: Layer, values: Tensor, bits: float) -> Values:
-        codes = _QUANTISERS[self.method](values, bits)
+        codes = self._quantiser.codes(values, bits)
         if layer.store.counts_bits and codes.word_bits > layer.store.reserved_bits:
             return quantise_codebook(values, int(bits))
         return codes
@@ -214,7 +236,7 @@ class QuantizationPlugin(ShapingPlugin):
         :param comparison: with the float weights.
         :return: whether it is within the tolerances.
         """
-        for bits in range(_LEAST_BITS[self.method], self.max_bits + 1):
+        for bits in range(self._quantiser.least_bits, self.max_bits + 1):
             self.quantise(layers, bits)
             if comparison.accepts():
                 self._refine(layers, bits, comparison)
@@ -226,8 +248,8 @@ class QuantizationPlugin(ShapingPlugin):
 
         :param bits: that are within the tolerances.
         """
-        step = _STEP[self.method]
-        if bits == _LEAST_BITS[self.method] or step == 1:
+        _, least, step = self._quantiser
+        if bits == least or step == 1:
             return
         for part in range(1, round(1 / step)):
             self.quantise(layers, bits - 1 + part * step)
@@ -241,7 +263,7 @@ class QuantizationPlugin(ShapingPlugin):
         :param layers: quantised within the tolerances.
         :param comparison: with the float weights.
         """
-        least, step = _LEAST_BITS[self.method], _STEP[self.method]
+        _, least, step = self._quantiser
         candidates = [layer for layer in layers if layer.bits > least and layer.count]
         sensitivity = [self._lost_by_a_step(layer, comparison) for layer in candidates]
         # of layers that lose the same, the larger first: its bits weigh more
@@ -255,9 +277,9 @@ class QuantizationPlugin(ShapingPlugin):
 
     def _lost_by_a_step(self, layer: Layer, comparison: Comparison) -> Quality:
         """The layer's sensitivity: what is lost when it alone has a step of width less."""
-        self.quantise([layer], layer.bits - _STEP[self.method])
+        self.quantise([layer], layer.bits - self._quantiser.step)
         result = comparison.lost()
-        self.quantise([layer], layer.bits + _STEP[self.method])
+        self.quantise([layer], layer.bits + self._quantiser.step)
         return result
 
     def _finetune(self, layers: Sequence[Layer], strategy: Strategy) -> None:
@@ -307,6 +329,22 @@ class Layer:
         """How many values it keeps."""
         return sum(values.numel() for values in self.originals)
 
+    @classmethod
+    def of(cls, store: WeightStore) -> Layer:
+        """A weight that nobody has quantised yet.
+
+        :param store: of the open task.
+        """
+        return cls(store, [values.clone() for values in store.kept_values()])
+
+    @torch.no_grad()
+    def original_weight(self) -> Tensor:
+        """The weight with its float values, a copy; the store keeps its codes."""
+        self.store.keep_values([Float(values) for values in self.originals])
+        weight = self.store.weight().clone()
+        self.store.keep_values(self.values)
+        return weight
+
     def keep(self, values: list[Values]) -> None:
         """Let the store keep these values.
 
@@ -335,25 +373,25 @@ def keep_private(network: TaskNetwork, codes: Callable[[Tensor], Values]) -> Non
 
 
 @torch.no_grad()
-def _warn_of_lost_rows(layers: Sequence[Layer], weights: Sequence[Tensor]) -> None:
-    """Name layers whose codes are too coarse for many rows that are small beside others.
+def _warn_of_lost_rows(layer: Layer, weight: Tensor) -> None:
+    """Name a layer whose codes are too coarse for many rows that are small beside others.
 
     So it is with depthwise kernels, each of which has a scale of its own.
 
-    :param layers: quantised.
-    :param weights: of the layers, before.
+    :param layer: quantised.
+    :param weight: the layer's, before.
     """
-    for layer, weight in zip(layers, weights):
-        rows = weight.flatten(1) if weight.dim() > 1 else weight.reshape(-1, 1)
-        error = (layer.store.weight().reshape(rows.shape) - rows).square().sum(1)
-        lost = int((error > _LOST_ROW * rows.square().sum(1)).sum())
-        if lost > _LOST_ROWS * len(rows):
-            warnings.warn(
-                f"{lost} of {len(rows)} rows of {layer.store.name} lose more than half of what "
-                f"they are at {layer.bits:g} bits, as they are small beside others: give more bits "
-                f"or exclude={layer.store.name.removesuffix('.weight')!r}.",
-                stacklevel=2,
-            )
+    name = layer.store.name
+    rows = weight.flatten(1) if weight.dim() > 1 else weight.reshape(-1, 1)
+    error = (layer.store.weight().reshape(rows.shape) - rows).square().sum(1)
+    lost = int((error > _LOST_ROW * rows.square().sum(1)).sum())
+    if lost > _LOST_ROWS * len(rows):
+        warnings.warn(
+            f"{lost} of {len(rows)} rows of {name} lose more than half of what they are at "
+            f"{layer.bits:g} bits, as they are small beside others: give more bits or "
+            f"exclude={name.removesuffix('.weight')!r}.",
+            stacklevel=2,
+        )
 
 
 def _training_data(strategy: Strategy) -> DataLoader[Any]:
