@@ -1,7 +1,8 @@
 """How fast: epochs and steps against Naive's and plain ones, task inference, k-means, masks.
 
 Run ``python -m benchmarks.speed``, or with ``--quick``, which takes two or three minutes, for the
-epochs alone, or with ``--device cuda`` for what a GPU takes. Every figure is a median over
+epochs alone, or with ``--device cuda`` for what a GPU takes, or with ``--large`` for the ends of
+tasks, archives and memory of networks of 25 million parameters. Every other figure is a median over
 repetitions of this process's CPU time (on a GPU: of the time until it has done what was queued),
 and ratios compare runs that took turns in it, so that they hold when the machine's speed drifts or
 others use it too.
@@ -12,14 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from benchmarks.data.images import Images, load_mnist
+from benchmarks.speed import device, large
 from benchmarks.speed.arithmetic import (
     kmeans,
     mask_coding,
@@ -27,7 +31,6 @@ from benchmarks.speed.arithmetic import (
     task_inference,
     threshold,
 )
-from benchmarks.speed.device import section, table_of_rows
 from benchmarks.speed.figures import Figure, table_of
 from benchmarks.speed.training import (
     epochs,
@@ -60,13 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, default=4.0, metavar="N", help="of --device, about (default: 4)"
     )
+    parser.add_argument("--large", action="store_true", help="large networks, and nothing else")
+    for name, known in (("methods", large.METHODS), ("models", list(large.MODELS))):
+        what = f"{name} of --large (default: all)"
+        parser.add_argument(f"--{name}", nargs="+", choices=known, default=known, help=what)
     given = parser.parse_args(arguments)
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("this machine has no GPU that torch can use: --device cpu rehearses.")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if given.device is not None:
-        _on_device(given.device, given.minutes, given.json)
+        found = device.section(given.device, 60 * given.minutes)
+        _print_rows(found, device.table_of_rows, given.json)
+        return 0
+    if given.large:
+        _print_rows(large.section(given.methods, given.models), large.table_of_rows, given.json)
         return 0
     images = random_images() if given.data is None else load_mnist(given.data)
     kind = "random" if given.data is None else "MNIST"
@@ -77,12 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _on_device(device: str, minutes: float, file: Path | None) -> None:
-    """Print and write the rows of a device, backbone by backbone: whoever is stopped has some."""
+def _print_rows(
+    found: Iterable[list[Any]], table: Callable[[list[Any]], Table], file: Path | None
+) -> None:
+    """Print and write rows as they are found: whoever is stopped has some."""
     rows = []
-    for more in section(device, 60 * minutes):
+    for more in found:
         rows += more
-        Console(width=160).print(table_of_rows(more))
+        Console(width=160).print(table(more))
         if file is not None:
             file.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 

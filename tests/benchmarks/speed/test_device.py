@@ -56,7 +56,8 @@ def test_no_backbone_is_begun_when_the_time_is_over(monkeypatch):
 def test_the_command_writes_the_rows_of_a_device(monkeypatch, tmp_path, capsys):
     rows = [device.Row("plain loop", "mlp", 256, 40, 0.5, 20.0, 1.0)]
     given = []
-    monkeypatch.setattr(command, "section", lambda *args: given.append(args) or iter([rows, rows]))
+    found = iter([rows, rows])
+    monkeypatch.setattr(device, "section", lambda *args: given.append(args) or found)
     file = tmp_path / "speed.json"
     assert command.main(["--device", "cpu", "--minutes", "2", "--json", str(file)]) == 0
     assert given == [("cpu", 120.0)]
