@@ -41,9 +41,15 @@ def test_few_and_very_many_kinds_are_packed(kinds):
     assert torch.equal(decode_codes(encode_codes(codes, kinds), 200, kinds), codes.int())
 
 
-def test_a_code_outside_its_range_is_refused():
+@pytest.mark.parametrize("code", [3, -1, 2**32 + 1])
+def test_a_code_outside_its_range_is_refused(code):
     with pytest.raises(ValueError, match="expected 0"):
-        encode_codes(torch.tensor([3]), kinds=3)
+        encode_codes(torch.tensor([0, code]), kinds=3)
+
+
+def test_codes_that_are_no_integers_are_refused():
+    with pytest.raises(ValueError, match="expected integers"):
+        encode_codes(torch.tensor([0.5]), kinds=3)
 
 
 def test_every_damaged_byte_gives_codes_of_the_range_or_a_named_error():

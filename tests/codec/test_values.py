@@ -14,6 +14,7 @@ from avalanche_compress.codec import (
     Codebook,
     Constant,
     CorruptStreamError,
+    EntropyCoded,
     FixedPoint,
     Float,
     entries_of,
@@ -27,8 +28,28 @@ from avalanche_compress.codec import (
     unpack_bits,
     write_values,
 )
+from avalanche_compress.codec import values as values_module
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("kind", [Codebook, EntropyCoded])
+def test_codes_are_coded_once_to_choose_a_way_and_to_write_it(kind, monkeypatch):
+    coded = {"encode_codes": 0, "pack_bits": 0}
+    for name in coded:
+        function = getattr(values_module, name)
+
+        def counted(*given, name=name, function=function):
+            coded[name] += 1
+            return function(*given)
+
+        monkeypatch.setattr(values_module, name, counted)
+    book = kind(torch.randint(3, (500,), dtype=torch.int32), torch.tensor([-1.0, 0.0, 2.0]))
+    assert torch.equal(
+        read_values(ByteReader(written(book.smallest())), 500, torch.float32).decode(),
+        book.decode(),
+    )
+    assert max(coded.values()) == 1
 
 
 def written(values):

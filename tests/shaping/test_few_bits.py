@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -193,6 +194,36 @@ def test_depthwise_kernels_that_few_bits_lose_are_named(bits, lost):
     named = [str(w.message) for w in caught if "rows of kernels.weight lose" in str(w.message)]
     assert bool(named) == lost
     assert not named or "exclude='kernels'" in named[0]
+
+
+def test_a_search_names_them_too_and_leaves_the_codes_that_it_found(monkeypatch):
+    monkeypatch.setattr(Comparison, "__init__", lambda self, *given: None)
+    monkeypatch.setattr(Comparison, "accepts", lambda self: True)
+    torch.manual_seed(0)
+    plugin, network = QuantizationPlugin("auto"), TaskNetwork(Depthwise(), store=MaskedStore)
+    network.open(0, [0, 1])
+    with pytest.warns(UserWarning, match=r"rows of kernels.weight lose .* at 1 bits"):
+        plugin.shape(SimpleNamespace(model=network, network=network, plugins=[plugin]))
+    (store,) = network.weight_stores
+    assert len(store.weight().unique()) == 2
+    assert type(store._kept()).__name__ == "Codebook"
+
+
+@pytest.mark.parametrize("kind", [PackNet, CACL])
+def test_at_a_fixed_width_the_floats_of_one_layer_are_in_memory_at_a_time(kind, monkeypatch):
+    floats, others = [], []
+    layer_of = Layer.of
+
+    def watched(store):
+        others.append(sum(values() is not None for values in floats))
+        layer = layer_of(store)
+        floats.extend(map(weakref.ref, layer.originals))
+        return layer
+
+    monkeypatch.setattr(Layer, "of", watched)
+    train(kind, QuantizationPlugin(4), tasks=1)
+    assert len(others) > 1
+    assert set(others) == {0}
 
 
 @pytest.mark.parametrize("bits", [0, 17, "auto", 2.5])

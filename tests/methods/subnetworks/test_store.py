@@ -18,6 +18,7 @@ from avalanche_compress.codec import (
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import CapacityExhaustedError, NonFiniteError, TaskStateError
 from avalanche_compress.methods.subnetworks.store import MaskedStore
+from avalanche_compress.methods.subnetworks.subnetwork import values_where
 
 
 def store_of(rows=4, columns=6, scored=False, seed=0) -> MaskedStore:
@@ -32,6 +33,15 @@ def finish(store: MaskedStore, task: int) -> None:
 
 def random_mask(store: MaskedStore, density: float) -> torch.Tensor:
     return torch.rand(store.shape) < density
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_where_a_mask_is_set_are_those_that_an_index_gives(layout, dtype):
+    values = torch.randn(5, 4, 3, 3).to(dtype).to(memory_format=layout)
+    for mask in (torch.rand(5, 4, 3, 3) < 0.4, torch.zeros(5, 4, 3, 3).bool(), values > 0):
+        assert torch.equal(values_where(mask, values), values[mask])
+    assert values_where(torch.tensor(True), torch.tensor(2.0)).tolist() == [2.0]
 
 
 def test_score_gradients_are_those_of_the_public_code():
