@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 
-from avalanche_compress import ChannelsLastPlugin, TensorDataPlugin
+from avalanche_compress import AutocastPlugin, ChannelsLastPlugin, TensorDataPlugin
 from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream, nearest
 from benchmarks.runs import recipe
@@ -51,6 +51,7 @@ class Tuning:
     :param epochs: per task.
     :param data: folder of the data sets.
     :param out: folder of the store.
+    :param bf16: whether trials compute in bfloat16.
     """
 
     stream: str
@@ -60,6 +61,7 @@ class Tuning:
     epochs: int
     data: Path
     out: Path
+    bf16: bool = False
 
     def study_name(self, strategy: str) -> str:
         """A name that changes with whatever the trials come from.
@@ -68,6 +70,7 @@ class Tuning:
         """
         space = {name: r.model_dump() for name, r in recipe.search_space(strategy).items()}
         came_from = [space, recipe.arguments_of(strategy, self.stream), self.epochs, TUNING]
+        came_from += ["bf16"] * self.bf16
         text = json.dumps(came_from, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
         return f"{self.stream}-{strategy}-{self.tasks}tasks-seed{self.seed}-{fingerprint}"
@@ -81,7 +84,7 @@ def held_out_accuracy(strategy: str, tuning: Tuning, changes: dict[str, Any]) ->
     :param changes: other values than the recipe's.
     """
     entry = STREAMS[tuning.stream]
-    budget = dataclasses.replace(entry.budget, epochs=tuning.epochs)
+    budget = dataclasses.replace(entry.budget, epochs=tuning.epochs, bf16=tuning.bf16)
     held_out = 0.0 if STRATEGIES[strategy].holds_out else budget.validation_fraction
     random.seed(tuning.seed)
     np.random.seed(tuning.seed)
@@ -96,7 +99,7 @@ def held_out_accuracy(strategy: str, tuning: Tuning, changes: dict[str, Any]) ->
             tuning=TUNING,
         )
     )
-    plugins = [TensorDataPlugin(), ChannelsLastPlugin()]
+    plugins = [TensorDataPlugin(), ChannelsLastPlugin(), *[AutocastPlugin()] * tuning.bf16]
     settings = RunSettings(stream, entry.backbone, budget, tuning.seed, plugins)
     learner = recipe.build(strategy, settings, changes)
     for experience in stream.benchmark.train_stream:
@@ -236,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, metavar="N", help="default: the stream's")
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
     given = parser.parse_args(arguments)
     labelled = [name for name, entry in STRATEGIES.items() if "task" in entry.scenarios]
     for kind, names, known in (
@@ -254,7 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("tuning needs Optuna: pip install '.[tune]'.")
     epochs = given.epochs or STREAMS[given.stream].budget.epochs
     tasks = min(given.tasks, STREAMS[given.stream].tasks)
-    tuning = Tuning(given.stream, given.trials, tasks, given.seed, epochs, given.data, given.out)
+    tuning = Tuning(
+        given.stream, given.trials, tasks, given.seed, epochs, given.data, given.out, given.bf16
+    )
     calm()
     try:
         for strategy in given.strategies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from avalanche_compress import AutocastPlugin
 from benchmarks import tune
 from benchmarks.runs import recipe
 from benchmarks.runs.recipe import Range, RecipeError, search_space
@@ -120,7 +121,7 @@ def test_a_trial_trains_on_the_first_tasks(strategy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--strategies", "ewk"], "no strategy 'ewk'; the nearest is 'ewc'"),
+        (["--strategies", "ewk"], "no strategy with task labels 'ewk'; the nearest is 'ewc'"),
         (["--strategies", "ewc", "--trials", "0"], "--trials is 0"),
     ],
 )
@@ -129,3 +130,16 @@ def test_bad_arguments_end_with_code_2(arguments, message, capsys):
         tune.main(["--stream", "split_digits", *arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_trials_in_bfloat16_compute_so_and_are_of_a_study_of_their_own(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        recipe, "build", lambda strategy, settings, changes: seen.append(settings) or 1 / 0
+    )
+    arguments = ["--strategies", "naive", "--tasks", "1", "--epochs", "1"]
+    run(tmp_path, *arguments, trials=1)
+    run(tmp_path, *arguments, "--bf16", trials=1)
+    kinds = [[type(plugin) for plugin in settings.plugins] for settings in seen]
+    assert [AutocastPlugin in kind for kind in kinds] == [False, True]
+    assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path / NAME}")) == 2

@@ -41,7 +41,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return None, None, *torch._foreach_mul(ctx.saved_tensors, gradient)  # noqa: SLF001 - as optimisers
+        return None, None, *torch._foreach_mul(ctx.saved_tensors, gradient)
 
 
 @torch.no_grad()
