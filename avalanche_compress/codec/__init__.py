@@ -2,6 +2,7 @@
 
 from avalanche_compress.codec.allocation import Choice, allocate, smallest_total
 from avalanche_compress.codec.bits import pack_bits, pack_mask, unpack_bits, unpack_mask
+from avalanche_compress.codec.codebook import Codebook, EntropyCoded
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.finite import all_finite
 from avalanche_compress.codec.fixed_point import fixed_point, from_fixed_point
@@ -45,9 +46,7 @@ from avalanche_compress.codec.selection import (
 from avalanche_compress.codec.steps import Steps, quantise_steps
 from avalanche_compress.codec.stream import ByteReader, ByteWriter, bytes_tensor
 from avalanche_compress.codec.values import (
-    Codebook,
     Constant,
-    EntropyCoded,
     FixedPoint,
     Float,
     Half,

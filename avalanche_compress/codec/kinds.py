@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from avalanche_compress.codec.codebook import Codebook, EntropyCoded
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.masks import decode_mask, encode_mask
 from avalanche_compress.codec.steps import Steps
 from avalanche_compress.codec.stream import ByteReader, ByteWriter
 from avalanche_compress.codec.values import (
     FLOAT_WORD,
-    Codebook,
     Constant,
-    EntropyCoded,
     FixedPoint,
     Float,
     Half,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from avalanche_compress.codec.codebook import Codebook, EntropyCoded
 from avalanche_compress.codec.ecsq import quantise_at_rate
 from avalanche_compress.codec.fixed_point import fixed_point
 from avalanche_compress.codec.kmeans import kmeans_1d
-from avalanche_compress.codec.values import Codebook, EntropyCoded, FixedPoint
+from avalanche_compress.codec.values import FixedPoint
 
 _MOST_BITS = 16
 

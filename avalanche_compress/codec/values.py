@@ -5,14 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from avalanche_compress.codec.bits import pack_bits, unpack_bits
-from avalanche_compress.codec.codes import code_width, decode_codes, encode_codes
 from avalanche_compress.codec.errors import CorruptStreamError
 from avalanche_compress.codec.fixed_point import from_fixed_point
 from avalanche_compress.codec.stream import ByteReader, ByteWriter
@@ -20,7 +18,6 @@ from avalanche_compress.codec.stream import ByteReader, ByteWriter
 T = TypeVar("T")
 
 _MOST_BITS = 16
-_MOST_CENTROIDS = 1 << _MOST_BITS
 _LARGEST_ZIGZAG = 2032
 FLOAT_WORD = 32
 """Bits of a float where values of few bits lie side by side in words."""
@@ -122,7 +119,7 @@ class Float(Values):
     values: Tensor
 
     def __post_init__(self) -> None:
-        _check_flat("values", self.values)
+        check_flat("values", self.values)
 
     @property
     def bits(self) -> int:  # type: ignore[override]
@@ -152,129 +149,6 @@ class Float(Values):
 
 
 @dataclass(frozen=True, eq=False)
-class Codebook(Values):
-    """Values that are one of K centroids each: ``value_i = centroids[codes_i]``.
-
-    :param codes: int32 tensor, shape (n,), in ``0 .. K - 1``.
-    :param centroids: floating-point tensor, shape (K,).
-    :raises ValueError: if a shape is not flat or a code has no centroid.
-
-    Example::
-
-        >>> import torch
-        >>> from avalanche_compress.codec import Codebook
-        >>> book = Codebook(torch.tensor([0, 1, 1], dtype=torch.int32), torch.tensor([-1.0, 2.0]))
-        >>> book.bits, book.decode().tolist()
-        (1, [-1.0, 2.0, 2.0])
-        >>> book.parameter_gradient(torch.tensor([1.0, 2.0, 3.0])).tolist()
-        [1.0, 5.0]
-    """
-
-    codes: Tensor
-    centroids: Tensor
-
-    def __post_init__(self) -> None:
-        _check_flat("codes", self.codes)
-        _check_flat("centroids", self.centroids)
-        _check_span(self.codes, 0, self.centroids.numel() - 1)
-
-    @property
-    def bits(self) -> int:  # type: ignore[override]
-        """Bits per code: max(1, ceil(log2 K))."""
-        return code_width(self.centroids.numel())
-
-    def decode(self) -> Tensor:
-        """The values, shape (n,), in the dtype of the centroids; the same bits every time."""
-        return self.centroids.index_select(0, self.codes)  # a third of the time indexing takes
-
-    def words(self) -> Tensor:
-        return self.codes.long()
-
-    def write(self, writer: ByteWriter) -> None:
-        writer.write_uint(self.centroids.numel())
-        writer.write_tensor(self.centroids)
-        writer.write_raw(self._coded)
-
-    @cached_property
-    def _coded(self) -> bytes:
-        """The codes as they are written: they are asked for their length first."""
-        return pack_bits(self.codes, self.bits).numpy().tobytes()
-
-    @classmethod
-    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> Codebook:
-        centroids = cls._read_centroids(reader, count, dtype)
-        codes = _read_codes(reader, count, code_width(centroids.numel()))
-        return _built(lambda: cls(codes, centroids))
-
-    @classmethod
-    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
-        bits = code_width(cls._read_centroids(reader, count, dtype).numel())
-        reader.read_raw(_packed_size(bits, count))
-        return bits
-
-    @staticmethod
-    def _read_centroids(reader: ByteReader, count: int, dtype: torch.dtype) -> Tensor:
-        size = reader.read_uint()
-        if not (size <= _MOST_CENTROIDS and (size > 0 or count == 0)):
-            raise CorruptStreamError(f"a codebook of {size} centroids for {count} values")
-        return reader.read_tensor(dtype, (size,))
-
-    @property
-    def parameter(self) -> Tensor | None:
-        """The centroids."""
-        return self.centroids
-
-    def parameter_gradient(self, gradients: Tensor) -> Tensor:
-        """``dL/dc_k``, the sum of ``dL/dw_i`` over all i with code k, shape (K,).
-
-        :param gradients: dL/dw, (n,).
-        """
-        sums = gradients.new_zeros(self.centroids.numel())
-        return sums.index_add_(0, self.codes.long(), gradients)
-
-    def copy(self) -> Codebook:
-        return Codebook(self.codes, self.centroids.detach().clone())
-
-    def shortest(self) -> Values:
-        """Codes of equal length or at their entropy."""
-        ways = [kind(self.codes, self.centroids) for kind in (Codebook, EntropyCoded)]
-        return min(ways, key=size_of)
-
-    def smallest(self) -> Values:
-        """Floats, where they take no more bytes than codes and codebook.
-
-        >>> Codebook(torch.arange(2).int(), torch.tensor([1.5, 2.0])).smallest()
-        Float(values=tensor([1.5000, 2.0000]))
-        """
-        return min(Float(self.decode()), self.shortest(), key=size_of)
-
-
-class EntropyCoded(Codebook):
-    """A codebook whose codes are written at their entropy."""
-
-    def write(self, writer: ByteWriter) -> None:
-        writer.write_uint(self.centroids.numel())
-        writer.write_tensor(self.centroids)
-        writer.write_bytes(self._coded)
-
-    @cached_property
-    def _coded(self) -> bytes:
-        return encode_codes(self.codes, self.centroids.numel())
-
-    @classmethod
-    def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> EntropyCoded:
-        centroids = cls._read_centroids(reader, count, dtype)
-        codes = decode_codes(reader.read_bytes(), count, centroids.numel())
-        return _built(lambda: cls(codes, centroids))
-
-    @classmethod
-    def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
-        bits = code_width(cls._read_centroids(reader, count, dtype).numel())
-        reader.read_bytes()
-        return bits
-
-
-@dataclass(frozen=True, eq=False)
 class FixedPoint(Values):
     """Values that are multiples of a power of two: ``value_i = codes_i * 2**-fraction_bits``.
 
@@ -296,11 +170,11 @@ class FixedPoint(Values):
     fraction_bits: int
 
     def __post_init__(self) -> None:
-        _check_flat("codes", self.codes)
+        check_flat("codes", self.codes)
         if not 2 <= self.bits <= _MOST_BITS:
             raise ValueError(f"the word has {self.bits} bits, expected 2 to {_MOST_BITS}.")
         bound = 2 ** (self.bits - 1) - 1
-        _check_span(self.codes, -bound, bound)
+        check_span(self.codes, -bound, bound)
 
     def decode(self) -> Tensor:
         """The values, shape (n,), float32; the same bits every time."""
@@ -320,13 +194,13 @@ class FixedPoint(Values):
     @classmethod
     def read(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> FixedPoint:
         bits, fraction_bits = cls._read_word(reader)
-        codes = _read_codes(reader, count, bits) - (1 << (bits - 1))
-        return _built(lambda: cls(codes, bits, fraction_bits))
+        codes = read_codes(reader, count, bits) - (1 << (bits - 1))
+        return built(lambda: cls(codes, bits, fraction_bits))
 
     @classmethod
     def skip(cls, reader: ByteReader, count: int, dtype: torch.dtype) -> int:
         bits, _ = cls._read_word(reader)
-        reader.read_raw(_packed_size(bits, count))
+        reader.read_raw(packed_size(bits, count))
         return bits
 
     @staticmethod
@@ -414,13 +288,24 @@ class Constant(Values):
         return FLOAT_WORD
 
 
-def _read_codes(reader: ByteReader, count: int, bits: int) -> Tensor:
-    packed = reader.read_tensor(torch.uint8, (_packed_size(bits, count),))
-    return _built(lambda: unpack_bits(packed, bits, count))
+def read_codes(reader: ByteReader, count: int, bits: int) -> Tensor:
+    """Packed codes, int32 (n,).
+
+    :param reader: the section.
+    :param count: n.
+    :param bits: of each.
+    :raises CorruptStreamError: if the section does not fit.
+    """
+    packed = reader.read_tensor(torch.uint8, (packed_size(bits, count),))
+    return built(lambda: unpack_bits(packed, bits, count))
 
 
-def _built(build: Callable[[], T]) -> T:
-    """What ``build`` makes; what it refuses is damage here, not a caller's mistake."""
+def built(build: Callable[[], T]) -> T:
+    """What is made; what is refused is damage here, not a caller's mistake.
+
+    :param build: makes it.
+    :raises CorruptStreamError: if it is refused.
+    """
     try:
         return build()
     except ValueError as error:
@@ -437,18 +322,36 @@ def size_of(values: Values) -> int:
     return len(writer.getvalue())
 
 
-def _packed_size(bits: int, count: int) -> int:
+def packed_size(bits: int, count: int) -> int:
+    """Bytes of packed codes.
+
+    :param bits: of each.
+    :param count: how many.
+    """
     return (count * bits + 7) // 8
 
 
-def _check_flat(name: str, tensor: Tensor) -> None:
+def check_flat(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that is not flat.
+
+    :param name: for the message.
+    :param tensor: any.
+    :raises ValueError: if it has another number of dimensions than one.
+    """
     if tensor.dim() != 1:
         raise ValueError(
             f"{name} have shape {tuple(tensor.shape)}, expected one dimension; flatten them."
         )
 
 
-def _check_span(codes: Tensor, lowest: int, highest: int) -> None:
+def check_span(codes: Tensor, lowest: int, highest: int) -> None:
+    """Refuse codes that nothing stands for.
+
+    :param codes: any.
+    :param lowest: that there is.
+    :param highest: that there is.
+    :raises ValueError: if one is outside of these, or they are not int32.
+    """
     if codes.dtype != torch.int32:
         raise ValueError(f"codes are {codes.dtype}, expected torch.int32; convert them.")
     if not codes.numel():

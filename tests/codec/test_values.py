@@ -17,6 +17,7 @@ from avalanche_compress.codec import (
     EntropyCoded,
     FixedPoint,
     Float,
+    codebook,
     entries_of,
     fixed_point,
     kmeans_1d,
@@ -28,7 +29,6 @@ from avalanche_compress.codec import (
     unpack_bits,
     write_values,
 )
-from avalanche_compress.codec import values as values_module
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -37,13 +37,13 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 def test_codes_are_coded_once_to_choose_a_way_and_to_write_it(kind, monkeypatch):
     coded = {"encode_codes": 0, "pack_bits": 0}
     for name in coded:
-        function = getattr(values_module, name)
+        function = getattr(codebook, name)
 
         def counted(*given, name=name, function=function):
             coded[name] += 1
             return function(*given)
 
-        monkeypatch.setattr(values_module, name, counted)
+        monkeypatch.setattr(codebook, name, counted)
     book = kind(torch.randint(3, (500,), dtype=torch.int32), torch.tensor([-1.0, 0.0, 2.0]))
     assert torch.equal(
         read_values(ByteReader(written(book.smallest())), 500, torch.float32).decode(),
