@@ -98,8 +98,9 @@ class TaskLoss:
         :return: the latter a bool, or where it would have to be waited for, a bool tensor, scalar.
         """
         columns = self._columns(logits)
+        known: Known = True
         if classes is not None and self._holds(classes):
-            numbers, known = self._places(targets), True
+            numbers = self._places(targets)
         else:
             numbers, known = self._renumbered(targets, columns)
         loss = self._loss(columns, numbers)
