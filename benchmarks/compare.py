@@ -22,6 +22,7 @@ from benchmarks.choices import (
     SCENARIOS,
     TRACKING,
 )
+from benchmarks.runs.importing import importing
 from benchmarks.runs.stopping import exit_code, stopping
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: exit code, 0 only when every run finished.
     """
     try:
-        with stopping() as check_stop:  # what is imported takes seconds
+        with stopping() as check_stop, importing():  # which takes seconds
             options = parse(arguments)
             from benchmarks.runs.comparison import compare
 
@@ -121,7 +122,10 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--engine", choices=ENGINES, default="local")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="runs at a time (default and most: one a core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at a time, one a core at most (default: as many as memory has room for)",
     )
     parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster, or auto")
     parser.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.data.five_datasets import channel_copies, load_five_datasets
-from benchmarks.data.images import load_tiny_imagenet
+from benchmarks.data.images import load_tiny_imagenet, shared
 from benchmarks.data.pickled_images import load_cifar100, load_mini_imagenet
 from benchmarks.data.png_folders import load_omniglot_rotation
 from benchmarks.data.splits import Stream, StreamRequest, equal_groups, same_classes, split_classes
@@ -40,7 +40,7 @@ def split_cifar100(request: StreamRequest) -> Stream:
 
     In ``cifar-100-python``, which is downloaded when absent; 10 or 20 tasks in the literature.
     """
-    images = load_cifar100(request.data_dir)
+    images = shared(load_cifar100, request.data_dir)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -50,7 +50,7 @@ def cifar100_superclasses(request: StreamRequest) -> Stream:
     In ``cifar-100-python``, which is downloaded when absent.
     """
     groups = list(SUPERCLASSES.values())[: request.tasks]
-    return split_classes(request, load_cifar100(request.data_dir), groups)
+    return split_classes(request, shared(load_cifar100, request.data_dir), groups)
 
 
 def split_tiny_imagenet(request: StreamRequest, per_task: int = 5) -> Stream:
@@ -63,7 +63,7 @@ def split_tiny_imagenet(request: StreamRequest, per_task: int = 5) -> Stream:
     :param request: which stream it is.
     :param per_task: classes of each task.
     """
-    images = load_tiny_imagenet(request.data_dir, per_task * request.tasks, 32)
+    images = shared(load_tiny_imagenet, request.data_dir, per_task * request.tasks, 32)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -76,7 +76,7 @@ def split_tiny_imagenet_200(request: StreamRequest, size: int = 64) -> Stream:
     :param request: which stream it is.
     :param size: height and width of the images, 64 or 32.
     """
-    images = load_tiny_imagenet(request.data_dir, 200, size)
+    images = shared(load_tiny_imagenet, request.data_dir, 200, size)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -87,7 +87,7 @@ def five_datasets(request: StreamRequest) -> Stream:
     repeated in three channels. In the layout of torchvision and in ``notMNIST_small``; all but the
     last are downloaded when absent. See :func:`benchmarks.data.five_datasets.load_five_datasets`.
     """
-    sets = load_five_datasets(request.data_dir)[: request.tasks]
+    sets = shared(load_five_datasets, request.data_dir)[: request.tasks]
     return same_classes(request, [(images, channel_copies(images)) for images in sets])
 
 
@@ -98,7 +98,7 @@ def omniglot_rotation(request: StreamRequest) -> Stream:
     when absent. See :func:`benchmarks.data.png_folders.load_omniglot_rotation`, also for what WSN
     does otherwise.
     """
-    images = load_omniglot_rotation(request.data_dir, CHARACTERS_PER_TASK * request.tasks)
+    images = shared(load_omniglot_rotation, request.data_dir, CHARACTERS_PER_TASK * request.tasks)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -108,5 +108,5 @@ def mini_imagenet(request: StreamRequest) -> Stream:
     500 training and 100 test images a class; the bytes are 1.3 GB. In ``mini-imagenet``, which
     cannot be downloaded, see :func:`benchmarks.data.pickled_images.load_mini_imagenet`.
     """
-    images = load_mini_imagenet(request.data_dir)
+    images = shared(load_mini_imagenet, request.data_dir)
     return split_classes(request, images, equal_groups(images, request.tasks))

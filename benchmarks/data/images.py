@@ -10,7 +10,9 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,8 @@ from avalanche_compress.files import write_atomically
 
 Pixels = np.ndarray  # uint8 [examples, channels * height * width]
 Labels = np.ndarray  # int64 [examples]
+Arguments = TypeVarTuple("Arguments")
+T = TypeVar("T")
 Wanted = Callable[[str], bool]
 
 MNIST_FILES = (
@@ -72,6 +76,25 @@ def value_table(largest: int, mean: float, std: float) -> np.ndarray:
 def channel_tables(means: Sequence[float], stds: Sequence[float]) -> np.ndarray:
     """A table like :func:`value_table`'s for each channel, ``float32 [channels, 256]``."""
     return np.stack([value_table(255, mean, std) for mean, std in zip(means, stds)])
+
+
+def shared(load: Callable[[*Arguments], T], *args: *Arguments) -> T:
+    """What a loader reads; the last data set is kept, since the next run often wants the same.
+
+    Whoever gets it shares it with others and must not write into it.
+
+    :param load: reads a data set.
+    :param args: its arguments.
+
+    >>> shared(value_table, 255, 0.5, 0.5) is shared(value_table, 255, 0.5, 0.5)
+    True
+    """
+    return cast(T, _last(load, *args))
+
+
+@lru_cache(maxsize=1)  # no more, since some have gigabytes
+def _last(load: Callable[..., Any], *args: Any) -> Any:
+    return load(*args)
 
 
 def fetch(name: str, wanted: Sequence[Path], download: Callable[[], object], form: str) -> None:

@@ -19,7 +19,7 @@ from benchmarks.data.image_streams import (
     split_tiny_imagenet,
     split_tiny_imagenet_200,
 )
-from benchmarks.data.images import Images, load_mnist, value_table
+from benchmarks.data.images import Images, load_mnist, shared, value_table
 from benchmarks.data.splits import (
     Stream,
     StreamRequest,
@@ -71,6 +71,20 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class DataSize:
+    """How large a stream's data are, for an estimate of memory.
+
+    :param images: for training and test, of all tasks; those that tasks share count once.
+    :param task_images: for training, of the largest task.
+    :param shape: ``(channels, height, width)``.
+    """
+
+    images: int
+    task_images: int
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class StreamEntry:
     """How to build a registered stream, and what is spent on it by default.
 
@@ -79,6 +93,7 @@ class StreamEntry:
     :param budget: its default budget.
     :param tasks: how many it has by default.
     :param scenarios: those that it makes sense in.
+    :param size: of its data; None: not known.
     """
 
     build: Callable[[StreamRequest], Stream]
@@ -86,6 +101,7 @@ class StreamEntry:
     budget: Budget
     tasks: int
     scenarios: tuple[str, ...] = ("task",)
+    size: DataSize | None = None
 
 
 def build_stream(request: StreamRequest) -> Stream:
@@ -129,7 +145,7 @@ def load_digits(seed: int) -> Images:
 
 def split_digits(request: StreamRequest) -> Stream:
     """scikit-learn's digits, five tasks of two classes, see :func:`load_digits`."""
-    images = load_digits(request.seed)
+    images = shared(load_digits, request.seed)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -138,7 +154,7 @@ def permuted_digits(request: StreamRequest) -> Stream:
 
     Every task is permuted, the first too; see :func:`load_digits`.
     """
-    images = load_digits(request.seed)
+    images = shared(load_digits, request.seed)
     drawn = wsn_permutations(request.seed, request.tasks, 64)
     return same_classes(request, [(images, permutation) for permutation in drawn])
 
@@ -149,7 +165,7 @@ def recurring_digits(request: StreamRequest) -> Stream:
     Tasks 0 to 4 are five permutations, tasks 5 to 9 the same ones; the first time with one half of
     the training images, then with the other. See :func:`permuted_digits`.
     """
-    images = load_digits(request.seed)
+    images = shared(load_digits, request.seed)
     x, y = images.train
     halves = [replace(images, train=(x[start::2], y[start::2])) for start in range(2)]
     drawn = wsn_permutations(request.seed, request.tasks // 2, 64)
@@ -158,7 +174,7 @@ def recurring_digits(request: StreamRequest) -> Stream:
 
 def split_mnist(request: StreamRequest) -> Stream:
     """MNIST, five tasks of two digits or ten of one; in ``MNIST/raw``, downloaded when absent."""
-    images = load_mnist(request.data_dir)
+    images = shared(load_mnist, request.data_dir, 28)
     return split_classes(request, images, equal_groups(images, request.tasks))
 
 
@@ -168,7 +184,7 @@ def permuted_mnist(request: StreamRequest) -> Stream:
     Every task is permuted, the first too, by the seeds of the public WSN code. In ``MNIST/raw``,
     downloaded when absent.
     """
-    images = load_mnist(request.data_dir)
+    images = shared(load_mnist, request.data_dir, 28)
     drawn = wsn_permutations(request.seed, request.tasks, 784)
     return same_classes(request, [(images, permutation) for permutation in drawn])
 
@@ -181,50 +197,119 @@ def permuted_mnist_32(request: StreamRequest) -> Stream:
     holds the first images of the training set out; here they are drawn. In ``MNIST/raw``,
     downloaded when absent.
     """
-    grey = load_mnist(request.data_dir, size=32)
+    grey = shared(load_mnist, request.data_dir, 32)
     images = replace(grey, shape=(3, 32, 32))
     # The channels are equal before the permutation: number n is byte n modulo 1024 of the image.
     drawn = wsn_permutations(request.seed, max(request.tasks, 10), 3 * 1024)[: request.tasks]
     return same_classes(request, [(images, permutation % 1024) for permutation in drawn])
 
 
+_DIGITS, _MNIST, _CIFAR, _TINY = (1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64)
+
 STREAMS: dict[str, StreamEntry] = {
-    "split_digits": StreamEntry(split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS),
-    "permuted_digits": StreamEntry(permuted_digits, "mlp", Budget(8, 32, 2e-3), 10, SCENARIOS),
-    "recurring_digits": StreamEntry(recurring_digits, "mlp", Budget(8, 16, 2e-3), 10),
-    "split_mnist": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS),
-    "split_mnist_10": StreamEntry(split_mnist, "mlp", Budget(3, 64, 1e-3), 10, ("class",)),
-    "permuted_mnist": StreamEntry(permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10),
+    "split_digits": StreamEntry(
+        split_digits, "mlp", Budget(20, 16, 1e-3), 5, SCENARIOS, DataSize(1797, 254, _DIGITS)
+    ),
+    "permuted_digits": StreamEntry(
+        permuted_digits, "mlp", Budget(8, 32, 2e-3), 10, SCENARIOS, DataSize(1797, 1257, _DIGITS)
+    ),
+    "recurring_digits": StreamEntry(
+        recurring_digits, "mlp", Budget(8, 16, 2e-3), 10, size=DataSize(1797, 629, _DIGITS)
+    ),
+    "split_mnist": StreamEntry(
+        split_mnist, "mlp", Budget(3, 64, 1e-3), 5, SCENARIOS, DataSize(70000, 12665, _MNIST)
+    ),
+    "split_mnist_10": StreamEntry(
+        split_mnist, "mlp", Budget(3, 64, 1e-3), 10, ("class",), DataSize(70000, 6742, _MNIST)
+    ),
+    "permuted_mnist": StreamEntry(
+        permuted_mnist, "mlp", Budget(5, 10, 1e-3), 10, size=DataSize(70000, 60000, _MNIST)
+    ),
     "permuted_mnist_32": StreamEntry(
-        permuted_mnist_32, "lenet_bn", Budget(12, 128, 1e-3, 0.2, lr_decay=0.54), 5
+        permuted_mnist_32,
+        "lenet_bn",
+        Budget(12, 128, 1e-3, 0.2, lr_decay=0.54),
+        5,
+        size=DataSize(70000, 60000, _CIFAR),
     ),
     "split_cifar100_10": StreamEntry(
-        split_cifar100, "alexnet_wsn", Budget(200, 64, 1e-3, 0.05), 10, SCENARIOS
+        split_cifar100,
+        "alexnet_wsn",
+        Budget(200, 64, 1e-3, 0.05),
+        10,
+        SCENARIOS,
+        DataSize(60000, 5000, _CIFAR),
     ),
     "split_cifar100_20": StreamEntry(
-        split_cifar100, "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+        split_cifar100,
+        "cacl_net",
+        Budget(200, 64, 1e-3, 0.0),
+        20,
+        SCENARIOS,
+        DataSize(60000, 2500, _CIFAR),
     ),
     "cifar100_superclasses": StreamEntry(
-        cifar100_superclasses, "lenet_bn", Budget(20, 128, 1e-3, 0.2), 20, SCENARIOS
+        cifar100_superclasses,
+        "lenet_bn",
+        Budget(20, 128, 1e-3, 0.2),
+        20,
+        SCENARIOS,
+        DataSize(60000, 2500, _CIFAR),
     ),
     "split_tiny_imagenet": StreamEntry(
-        split_tiny_imagenet, "cacl_net", Budget(10, 64, 1e-3, 0.0), 20, SCENARIOS
+        split_tiny_imagenet,
+        "cacl_net",
+        Budget(10, 64, 1e-3, 0.0),
+        20,
+        SCENARIOS,
+        DataSize(55000, 2500, _CIFAR),
     ),
     "split_tiny_imagenet_10": StreamEntry(
-        split_tiny_imagenet_200, "tinynet", Budget(30, 64, 1e-3), 10, SCENARIOS
+        split_tiny_imagenet_200,
+        "tinynet",
+        Budget(30, 64, 1e-3),
+        10,
+        SCENARIOS,
+        DataSize(110000, 10000, _TINY),
     ),
     "split_tiny_imagenet_20": StreamEntry(
-        split_tiny_imagenet_200, "alexnet", Budget(50, 32, 1e-3), 20, SCENARIOS
+        split_tiny_imagenet_200,
+        "alexnet",
+        Budget(50, 32, 1e-3),
+        20,
+        SCENARIOS,
+        DataSize(110000, 5000, _TINY),
     ),
     "split_tiny_imagenet_40": StreamEntry(
-        split_tiny_imagenet_200, "tinynet", Budget(10, 10, 1e-3), 40, SCENARIOS
+        split_tiny_imagenet_200,
+        "tinynet",
+        Budget(10, 10, 1e-3),
+        40,
+        SCENARIOS,
+        DataSize(110000, 2500, _TINY),
     ),
-    "five_datasets": StreamEntry(five_datasets, "alexnet", Budget(12, 128, 1e-3, 0.2), 5),
+    "five_datasets": StreamEntry(
+        five_datasets,
+        "alexnet",
+        Budget(12, 128, 1e-3, 0.2),
+        5,
+        size=DataSize(318013, 73257, _CIFAR),
+    ),
     "omniglot_rotation": StreamEntry(
-        omniglot_rotation, "lenet_large", Budget(100, 64, 1e-3, 0.05), 100, SCENARIOS
+        omniglot_rotation,
+        "lenet_large",
+        Budget(100, 64, 1e-3, 0.05),
+        100,
+        SCENARIOS,
+        DataSize(96000, 720, _MNIST),
     ),
     "mini_imagenet": StreamEntry(
-        mini_imagenet, "cacl_net", Budget(200, 64, 1e-3, 0.0), 20, SCENARIOS
+        mini_imagenet,
+        "cacl_net",
+        Budget(200, 64, 1e-3, 0.0),
+        20,
+        SCENARIOS,
+        DataSize(60000, 2500, (3, 84, 84)),
     ),
 }
 """Streams by name; backbones and budgets are those of public codes where there are some:

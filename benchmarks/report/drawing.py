@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import stdev
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.figure import Figure, SubFigure
@@ -73,17 +75,20 @@ def save(figure: Figure, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = svg_of(figure)
     path.with_suffix(".svg").write_text(written, encoding="utf-8")
-    figure.savefig(path, dpi=150)
+    figure.dpi = 150
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(path)
     return written
 
 
 def svg_of(figure: Figure) -> str:
     """A figure as SVG, the same text for the same figure, in few bytes: letters are letters."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # everything has its place, which another pass would move
     written = io.BytesIO()
+    canvas: Any = FigureCanvasSVG(figure)
     with rc_context({"svg.hashsalt": "the same names every time", "svg.fonttype": "none"}):
-        figure.savefig(written, format="svg", metadata={"Date": None})
+        # the canvas draws once, with the layout; ``savefig`` draws twice, and would lay out before
+        canvas.print_svg(written, metadata={"Date": None})
+    figure.set_layout_engine("none")  # everything has its place, which another pass would move
     return compact(written.getvalue().decode("utf-8"))
 
 

@@ -27,6 +27,7 @@ from benchmarks.runs.engines import (
     run_in_processes,
     run_on_ray,
 )
+from benchmarks.runs.memory import available_bytes, run_bytes
 from benchmarks.runs.reading import ResultsError
 from benchmarks.runs.recipe import Changes, RecipeError, fingerprint, variant_of
 from benchmarks.runs.results import RunKey, RunResult, write_results
@@ -274,11 +275,35 @@ def checked(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Optio
         parser.error("--address is of a Ray cluster: give --engine ray as well.")
     if given.device == "cuda" and given.engine == "local" and not torch.cuda.is_available():
         parser.error("--device is cuda, but this machine has none: give cpu or auto.")
-    given.workers = min(given.workers or _cores(), _cores())
+    chosen_workers, given.workers = given.workers, _cores()
     given.device = _device(given.device)
     chosen = {name: value for name, value in vars(given).items() if name != "list"}
     lists = {name: list(dict.fromkeys(v)) for name, v in chosen.items() if isinstance(v, list)}
-    return Options(**{**chosen, **lists})
+    return _with_workers(Options(**{**chosen, **lists}), chosen_workers)
+
+
+def _with_workers(options: Options, chosen: int | None) -> Options:
+    """As many as were chosen, but not more than cores; without a choice as many as fit in memory.
+
+    Of a cluster the memory is not known.
+    """
+    most = min(chosen or _cores(), _cores())
+    need = max(
+        run_bytes(name, options.backbone or STREAMS[name].backbone, options.budget(name))
+        for name in options.streams
+    )
+    free = None if options.address else available_bytes()
+    fit = most if free is None else max(1, min(most, free // need))
+    if chosen is None:
+        return dataclasses.replace(options, workers=fit)
+    at_a_time = min(most, len(options.runs()))
+    if at_a_time > fit:
+        print(
+            f"warning: {at_a_time} runs at a time may need {at_a_time * need / 1e9:.1f} GB, but "
+            f"memory has room for {fit}: the system may kill workers; give --workers {fit}.",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(options, workers=most)
 
 
 def names() -> str:

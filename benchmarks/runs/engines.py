@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
@@ -102,8 +103,7 @@ class _Worker:
     @classmethod
     def start(cls, gpu: str | None) -> _Worker:
         """A new process that waits for jobs."""
-        # forked processes would share threads and locks that torch does not expect to share
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(_start_method(gpu))
         here, there = context.Pipe()
         process = context.Process(target=_work, args=(there, gpu), daemon=True)
         process.start()
@@ -117,6 +117,19 @@ class _Worker:
         if code < 0:
             return f"the worker was killed by signal {-code}"
         return f"the worker ended with exit code {code}"
+
+
+def _start_method(gpu: str | None) -> str:
+    """How a worker begins: forked off a server that has imported everything once, if it may be.
+
+    This process is never forked, since a worker would share threads and locks that torch does not
+    expect to share. The server has one thread and trains nothing; a GPU is for a process that is
+    its own from the beginning.
+    """
+    if gpu is not None or sys.platform != "linux":
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["benchmarks.runs.warm"])
+    return "forkserver"
 
 
 def _lost(job: Job, reason: str) -> Failure:

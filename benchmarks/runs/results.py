@@ -9,6 +9,7 @@ import platform
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -200,6 +201,11 @@ def _as_file_name(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of whatever the numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     import avalanche_compress
 
     found = {"python": platform.python_version()}

@@ -55,6 +55,23 @@ def tiny_mnist(tmp_path):
     return tmp_path
 
 
+def test_streams_that_follow_one_another_share_the_data_set(tmp_path, monkeypatch):
+    load, read = streams.load_digits, []
+
+    def counted(seed):
+        read.append(seed)
+        return load(seed)
+
+    monkeypatch.setattr(streams, "load_digits", counted)
+    first, second = split_digits(tmp_path, seed=3), split_digits(tmp_path, seed=3, held_out=0.1)
+    stream_of("permuted_digits", tmp_path, seed=3)
+    assert read == [3]
+    assert first.benchmark is not second.benchmark
+    split_digits(tmp_path, seed=4)
+    split_digits(tmp_path, seed=3)
+    assert read == [3, 4, 3]  # the last one is kept, no more
+
+
 def test_split_digits_is_five_tasks_of_two_remapped_classes(tmp_path):
     stream = split_digits(tmp_path, seed=0)
     assert stream.tasks == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]

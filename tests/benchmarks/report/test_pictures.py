@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from benchmarks_for_tests import make_result, reordered
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from benchmarks.report.drawing import FEW_LAYERS, save, styles_of, svg_of
 from benchmarks.report.groups import groups_of, groups_with, layer_means
@@ -81,6 +82,18 @@ def test_a_picture_is_written_as_png_and_the_same_as_svg_every_time(tmp_path):
     written = (tmp_path / "new" / "picture.svg").read_text(encoding="utf-8")
     assert ElementTree.fromstring(written).tag.endswith("svg")
     assert svg_of(heat_map(make_result())) == written
+
+
+def test_a_picture_is_drawn_once_for_each_of_its_files(tmp_path, monkeypatch):
+    draw, drawn = Figure.draw, []
+
+    def counted(figure, renderer):
+        drawn.append(figure)
+        draw(figure, renderer)
+
+    monkeypatch.setattr(Figure, "draw", counted)
+    save(heat_map(make_result()), tmp_path / "picture.png")
+    assert len(drawn) == 2
 
 
 def test_every_picture_takes_streams_scenarios_seeds_orders_and_many_strategies(tmp_path):

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,10 +48,14 @@ class Worker(threading.Thread):
 
 
 class Context:
-    """Stands for multiprocessing; remembers the GPU of each process that was started."""
+    """Stands for multiprocessing; remembers how each process was started, and its GPU."""
 
     def __init__(self):
-        self.gpus = []
+        self.methods, self.gpus = [], []
+
+    def __call__(self, method):
+        self.methods.append(method)
+        return self
 
     def Pipe(self):  # noqa: N802
         return multiprocessing.Pipe()
@@ -66,7 +72,7 @@ def started(monkeypatch, tmp_path):
 
     def run(device, gpus, visible=None, strategies=("naive", "lwf", "wsn"), workers=3):
         context = Context()
-        monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+        monkeypatch.setattr(multiprocessing, "get_context", context)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
@@ -77,6 +83,7 @@ def started(monkeypatch, tmp_path):
         ]
         outcomes = dict(engines.run_in_processes(jobs, Display(), workers))
         assert {job.key.strategy for job in outcomes} == set(strategies)
+        assert device == "cpu" or set(context.methods) == {"spawn"}  # CUDA wants it
         return outcomes, context.gpus
 
     return run
@@ -106,6 +113,29 @@ def test_the_process_after_one_that_died_gets_its_gpu(started):
     died = [outcome for outcome in outcomes.values() if isinstance(outcome, engines.Failure)]
     assert [failure.key.strategy for failure in died] == ["ewc"]
     assert died[0].reason == "the worker was killed by signal 9, twice"
+
+
+class Parents(Display):
+    """Remembers which process each worker was forked off, and whether that one had torch."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def task(self, key, task, accuracy):
+        for worker in multiprocessing.active_children():
+            parent = Path("/proc", Path("/proc", str(worker.pid), "stat").read_text().split()[3])
+            self.seen.add((parent, "libtorch" in (parent / "maps").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are spawned elsewhere")
+def test_workers_are_forked_off_one_process_that_has_imported_everything(tmp_path):
+    arguments = ["--strategies", "naive", "wsn", "--epochs", "1", "--out", str(tmp_path)]
+    parents = Parents()
+    outcomes = dict(engines.run_in_processes(compare.parse(arguments).jobs(), parents, 2))
+    assert not [outcome for outcome in outcomes.values() if isinstance(outcome, engines.Failure)]
+    ((parent, has_torch),) = parents.seen
+    assert has_torch
+    assert int(parent.name) != os.getpid()
 
 
 def kill_when_a_task_is_finished(progress, killed):
