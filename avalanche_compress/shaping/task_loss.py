@@ -68,8 +68,7 @@ class TaskLoss:
         ignored = _options_of(criterion).get("ignore_index", _IGNORED)
         self._ignored = ignored if isinstance(ignored, int) else _IGNORED
         self._ignores_own = self._ignored in self.classes
-        self._asked_of: frozenset[int] | None = None
-        self._held = False
+        self._plain = frozenset(() if self._ignores_own else self.classes)  # never ignored
         self._replaced = [
             (holder, name)
             for holder in _holders(criterion)
@@ -99,7 +98,7 @@ class TaskLoss:
         """
         columns = self._columns(logits)
         known: Known = True
-        if classes is not None and self._holds(classes):
+        if classes is not None and classes <= self._plain:
             numbers = self._places(targets)
         else:
             numbers, known = self._renumbered(targets, columns)
@@ -114,16 +113,6 @@ class TaskLoss:
         :param targets: as in a call.
         """
         return bool(self._renumbered(targets, self._columns(logits))[1])
-
-    def _holds(self, classes: frozenset[int]) -> bool:
-        """Whether targets of these classes need no further look; asked with the same at each step.
-
-        :param classes: numbers.
-        """
-        if classes is not self._asked_of:
-            self._asked_of = classes
-            self._held = not self._ignores_own and classes <= set(self.classes)
-        return self._held
 
     def _loss(self, columns: Tensor, targets: Any) -> Tensor:
         try:

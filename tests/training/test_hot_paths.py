@@ -22,10 +22,10 @@ from avalanche_compress.training.step_guard import StepGuard
 STORES = of_methods()
 
 
-def build(name, model, plugins=()):
+def build(name, model, plugins=(), **options):
     return OURS[name](
         model=model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2), train_mb_size=8,
-        train_epochs=3, evaluator=None, plugins=list(plugins),
+        train_epochs=3, evaluator=None, plugins=list(plugins), **options,
     )  # fmt: skip
 
 
@@ -61,15 +61,24 @@ class WatchReads(SupervisedPlugin):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_training_step_reads_only_whether_loss_and_targets_are_sound(name, monkeypatch):
+@pytest.mark.parametrize(
+    ("tensor_data", "readers"),
+    [
+        (True, {"is_finite"}),  # the loss; of targets and task labels the loader knows enough
+        (False, {"is_finite", "_own_numbers", "_training_loss", "forward"}),
+    ],
+)
+def test_a_training_step_reads_only_whether_loss_and_targets_are_sound(
+    name, tensor_data, readers, monkeypatch
+):
     watch = WatchReads()
-    strategy = build(name, mlp(), [watch])
+    strategy = build(name, mlp(), [watch], tensor_data=tensor_data)
     for read in WatchReads.NAMES:
         monkeypatch.setattr(Tensor, read, watch.watched(read))
     for experience in make_stream(tasks=2).train_stream:
         strategy.train(experience)
     assert watch.steps > 0
-    assert watch.readers == {"is_finite", "_own_numbers"}  # the loss and the targets
+    assert watch.readers == readers
 
 
 class FakeEvent:
