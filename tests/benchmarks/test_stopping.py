@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import compare
@@ -71,6 +72,22 @@ def test_a_comparison_that_is_stopped_says_in_one_line_how_to_go_on(
     assert "Traceback" not in said
     assert "same command again" in lines[-1]
     assert 0 < len(Store(tmp_path / NAME).results()) < 16  # of two streams
+
+
+def test_a_comparison_that_is_killed_leaves_no_worker_behind(started):
+    seeds = ["--seeds", *map(str, range(8))]
+    process = started("--strategies", "naive", "--epochs", "5", *seeds, "--workers", "2")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    deadline = time.monotonic() + 60
+    while alive := [worker for worker in workers if is_alive(worker)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def is_alive(process):
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from importlib import metadata
 
 import pytest
 
@@ -109,6 +110,14 @@ def test_versions_name_everything_the_numbers_depend_on():
     names = {"python", "torch", "torchvision", "avalanche-lib", "numpy", "avalanche_compress"}
     assert set(versions()) == names
     assert all(versions().values())
+
+
+def test_versions_are_looked_up_once_and_belong_to_whoever_asks(monkeypatch):
+    before = versions()
+    monkeypatch.setattr(metadata, "version", lambda name: pytest.fail(f"{name} is looked up"))
+    asked = versions()
+    asked["torch"] = "0.0"
+    assert versions() == before
 
 
 def test_the_processor_has_a_name_and_its_cores_are_counted():
