@@ -205,7 +205,12 @@ class Line(Display):
 def calm() -> None:
     """One thread, and nothing of the deprecations that Avalanche reports in every run."""
     warnings.simplefilter("ignore")
+    warnings.showwarning = _say_nothing  # Avalanche has its own shown again by a filter of its own
     torch.set_num_threads(1)
+
+
+def _say_nothing(*args: Any, **kwargs: Any) -> None:
+    """What becomes of a warning."""
 
 
 # --- Ray -----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -178,3 +179,16 @@ def test_a_run_whose_ray_worker_is_lost_goes_on_with_another(tmp_path):
     (whole,) = compare.parse([*arguments, "--out", str(tmp_path / "whole")]).jobs()
     ((_, expected),) = engines.run_here([whole], Display())
     assert differences([expected], [found]) == []
+
+
+def test_a_calm_process_says_nothing_of_what_avalanche_deprecates():
+    # a process of its own: pytest shows warnings in its own way
+    code = """
+import warnings
+from benchmarks.runs.engines import calm
+calm()
+warnings.simplefilter("once", DeprecationWarning)  # as Avalanche does at each deprecated call
+warnings.warn("old", DeprecationWarning)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "old" not in done.stderr
