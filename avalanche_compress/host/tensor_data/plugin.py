@@ -151,15 +151,15 @@ class _Batches:
         first = samples.inputs(torch.zeros(min(1, len(samples)), dtype=torch.int64))
         self._sample_bytes = first.numel() * first.element_size()
         self.last_column: Tensor | None = None
-        self._targets: tuple[Tensor, int] | None = None
+        self._targets: tuple[Tensor | None, int | None] = None, None
 
     def gave_targets(self, targets: Tensor) -> bool:
         """Whether these are the last mini-batch's, as they were.
 
         :param targets: its second tensor, or another.
         """
-        given = self._targets
-        return given is not None and targets is given[0] and targets._version == given[1]
+        given, version = self._targets
+        return targets is given and version is not None and _changes(targets) == version
 
     def cut(self, sampler: Any) -> Iterator[list[Tensor]]:
         """The mini-batches of a sampler.
@@ -172,7 +172,7 @@ class _Batches:
             parts = [inputs, *(column.index_select(0, index) for column in self._columns)]
             # tensors of their own: what changes one in place is nothing to the others
             for batch in zip(*(part.unsafe_split(size) for part in parts)):
-                self.last_column, self._targets = batch[-1], (batch[1], batch[1]._version)
+                self.last_column, self._targets = batch[-1], (batch[1], _changes(batch[1]))
                 yield list(batch)
 
     def _chunks(self, sampler: Any) -> Iterator[tuple[Tensor, int]]:
@@ -189,6 +189,11 @@ class _Batches:
         batches = 1 if batch_bytes % ALIGNMENT else max(1, CHUNK_BYTES // batch_bytes)
         for index in order.split(size * batches):
             yield index, size
+
+
+def _changes(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _draws_at_once(sampler: Any) -> bool:
