@@ -60,6 +60,6 @@ register_method(
         partial(MaskedStore, scored=True),
         small={"density": 0.5},
         variants={"wide": {"density": 0.4}, "prototype": {"task_inference": "prototype"}},
-        recipes=["wsn_4bit"],
+        recipes=["wsn_4bit", "wsn_sparse"],
     )
 )
