@@ -31,6 +31,7 @@ from benchmarks.speed.arithmetic import (
     task_inference,
     threshold,
 )
+from benchmarks.speed.bare import bare_steps
 from benchmarks.speed.figures import Figure, table_of
 from benchmarks.speed.training import (
     epochs,
@@ -101,7 +102,7 @@ def _print_rows(
 
 
 def quick(images: Images, kind: str) -> list[Figure]:
-    """Epochs at batch 10, the papers', and at batch 256, and what an evaluation costs.
+    """Epochs at batch 10, the papers', and at batch 256, evaluations, and steps of bare loops.
 
     :param images: to train on.
     :param kind: what they are, in a word.
@@ -111,6 +112,8 @@ def quick(images: Images, kind: str) -> list[Figure]:
         *epochs(images, kind, batch=256, rounds=5, count=20_000),
         evaluation("mlp", 1),
         evaluation("mlp", 256),
+        *bare_steps(batch=10, batches=200, rounds=7),
+        *bare_steps(batch=256, batches=20, rounds=7),
     ]
 
 
