@@ -13,11 +13,12 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from benchmarks.choices import FIRST_STREAMS, RULES
 from benchmarks.data.streams import STREAMS
 from benchmarks.report.statistics import sign_flip_p
+from benchmarks.report.tables import number_cell
 from benchmarks.runs.backbones import BACKBONES
 from benchmarks.runs.comparison import Options, compare
 from benchmarks.runs.engines import calm
@@ -125,7 +126,7 @@ def table(rows: Sequence[Row]) -> str:
             row.strategy,
             row.variant,
             str(len(row.accuracies)),
-            _spread(row.accuracies),
+            number_cell(row.accuracies).text,
             f"{mean(row.sizes):,.0f}",
             *_compared(row),
         ]
@@ -138,12 +139,7 @@ def _compared(row: Row) -> list[str]:
         return ["-", "-", "-"]
     p = sign_flip_p(row.gains)
     said = "-" if p is None else f"{p:.3f}"
-    return [_spread(row.gains, "+"), said, f"{mean(row.sizes_changed):+.1f}"]
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):{sign}.2f}{deviation}"
+    return [number_cell(row.gains, sign="+").text, said, f"{mean(row.sizes_changed):+.1f}"]
 
 
 def options_of(given: argparse.Namespace) -> Options:

@@ -1,6 +1,6 @@
 """The tables and pictures of a comparison, and the command that writes them again.
 
-Run ``python -m benchmarks.report results.sqlite [MORE ...] [--stream NAME ...] [--out DIR]`` to
+Run ``python -m benchmarks.report results.sqlite [MORE ...] [--streams NAME ...] [--out DIR]`` to
 draw them again, or for several comparisons together; ``results.json`` is read as well.
 """
 
@@ -106,11 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="results.sqlite")
-    parser.add_argument("--stream", nargs="+", metavar="NAME", help="default: all that were run")
+    parser.add_argument("--streams", nargs="+", metavar="NAME", help="default: all that were run")
     parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR")
     given = parser.parse_args(arguments)
     try:
-        _write(given.files, given.stream, given.out)
+        _write(given.files, given.streams, given.out)
     except (ResultsError, OSError) as error:
         parser.error(str(error))
     print((given.out / "table.md").read_text(encoding="utf-8"))

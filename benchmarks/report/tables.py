@@ -408,16 +408,20 @@ def percent_cell(values: Sequence[float | None]) -> Cell:
     return number_cell([100 * value for value in values if value is not None])
 
 
-def number_cell(values: Sequence[float], digits: int = 2) -> Cell:
+def number_cell(values: Sequence[float], digits: int = 2, sign: str = "") -> Cell:
     """Mean and, of several, sample deviation; a dash of none.
 
-    >>> number_cell([90, 94]).text, number_cell([2.25], digits=1).text
-    ('92.00 ± 2.83', '2.2')
+    :param values: any number of them.
+    :param digits: after the point.
+    :param sign: ``"+"`` to write it before what is not negative.
+
+    >>> number_cell([90, 94]).text, number_cell([2.25], digits=1, sign="+").text
+    ('92.00 ± 2.83', '+2.2')
     """
     if not values:
         return NOTHING
     # Adding 0 turns a rounded -0.00 into 0.00.
-    text = f"{round(mean(values), digits) + 0.0:.{digits}f}"
+    text = f"{round(mean(values), digits) + 0.0:{sign}.{digits}f}"
     if len(values) > 1:
         text += f" ± {stdev(values):.{digits}f}"
     return Cell(text, mean(values))

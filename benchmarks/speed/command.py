@@ -41,6 +41,9 @@ from benchmarks.speed.training import (
     steps,
 )
 
+WIDTH = 160
+"""Of tables, in characters."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table.
@@ -83,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = random_images() if given.data is None else load_mnist(given.data)
     kind = "random" if given.data is None else "MNIST"
     figures = quick(images, kind) if given.quick else everything(images, kind)
-    Console().print(table_of(figures))
+    Console(width=WIDTH).print(table_of(figures))
     if given.json is not None:
         given.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
     return 0
@@ -96,7 +99,7 @@ def _print_rows(
     rows = []
     for more in found:
         rows += more
-        Console(width=160).print(table(more))
+        Console(width=WIDTH).print(table(more))
         if file is not None:
             file.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 

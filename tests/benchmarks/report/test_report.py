@@ -89,7 +89,7 @@ def test_one_streams_tables_come_out_of_a_store_of_many(tmp_path, capsys):
         error.parent.mkdir(exist_ok=True)
         error.write_text(f"Traceback\nValueError: {stream} went wrong\n\n")
     out = tmp_path / "drawn"
-    assert main([str(store.path), "--stream", "split_mnist", "--out", str(out)]) == 0
+    assert main([str(store.path), "--streams", "split_mnist", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "### split_mnist: 2 tasks, mlp, 20 epochs" in printed
     assert "### split_mnist (quick): 2 tasks, mlp, 2 epochs" in printed
@@ -110,4 +110,4 @@ def test_a_failure_is_the_last_line_of_its_traceback(tmp_path):
 
 def test_nothing_to_report_is_said(tmp_path):
     with pytest.raises(SystemExit):
-        main([str(tmp_path / NAME), "--stream", "split_mnist", "--out", str(tmp_path)])
+        main([str(tmp_path / NAME), "--streams", "split_mnist", "--out", str(tmp_path)])
