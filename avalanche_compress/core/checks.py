@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -14,23 +13,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from avalanche_compress.core.answers import Run, alike, answer, differ
 from avalanche_compress.core.deferred import DeferredWeight
 from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure, independent_copy
 from avalanche_compress.core.substitution import Substitution, forget_derived
 from avalanche_compress.errors import (
     CapacityExhaustedError,
-    NonFiniteError,
     TaskAlreadyLearnedError,
     TaskStateError,
     UnsupportedModuleError,
 )
 
 _MOST_NAMES = 4
-ROUNDING = 0.75
-"""This part of a type's digits must agree where one weight is evaluated twice: sums of some
-thousand terms may have been added up in another order (6e-6 of the largest logit in float32)."""
-Run = Callable[[nn.Module], Tensor]
 Tensors = Sequence["tuple[Place, Tensor]"]
 
 
@@ -135,7 +130,7 @@ class FirstStep:
         :param run: has a model answer the step's mini-batch.
         """
         tensors = [*weights, *((place, tensor.clone()) for place, tensor in private)]
-        self._before = tensors, _answer(self._structure.copy(tensors)[0], run)
+        self._before = tensors, answer(self._structure.copy(tensors)[0], run)
 
     def check(self, task: int, weights: Tensors, private: Tensors, run: Run) -> None:
         """Refuse the model if a finished task would not answer as it does now.
@@ -150,7 +145,10 @@ class FirstStep:
         found = [
             _reassembled(self._structure.differences(self._heads)) or self._growing(task),
             _moving(self._changed_static()),
-            self._outside(tensors, run) or self._drifting(tensors, run) or self._elsewhere(run),
+            self._moving_by_mode()
+            or self._outside(tensors, run)
+            or self._drifting(tensors, run)
+            or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
         ]
         if any(found):
@@ -185,6 +183,15 @@ class FirstStep:
             "weights of its own"
         )
 
+    def _moving_by_mode(self) -> str:
+        names = self._structure.moved_by_modes() if self._is_first_task else []
+        if not names:
+            return ""
+        return (
+            f"train() and eval() change {_few(names)}, as layers do that merge an adapter into "
+            "their weight, so that an evaluation would change the task: switch the merging off"
+        )
+
     def _outside(self, tensors: Tensors, run: Run) -> str:
         names = self._structure.changed_attributes()
         if not names:
@@ -202,8 +209,8 @@ class FirstStep:
         if not self._is_first_task:
             return ""
         model = self._structure.copy(tensors)[0]
-        first = _answer(model, run)
-        if first is None or _alike(first, run(model)):
+        first = answer(model, run)
+        if first is None or alike(first, run(model)):
             return ""
         return (
             "a second evaluation of the same samples answers otherwise than the first, so that no "
@@ -214,8 +221,8 @@ class FirstStep:
     def _elsewhere(self, run: Run) -> str:
         """Has a copy with the tensors of before the step answer again."""
         tensors, before = self._before
-        after = None if before is None else _answer(self._structure.copy(tensors)[0], run)
-        if before is None or after is None or _alike(before, after):
+        after = None if before is None else answer(self._structure.copy(tensors)[0], run)
+        if before is None or after is None or alike(before, after):
             return ""
         return (
             "its answers depend on something outside of its modules (an attribute of a class, a "
@@ -276,100 +283,6 @@ def check_structure(task: int, structure: Structure, heads: Sequence[nn.Module])
     found = _reassembled(structure.differences(heads))
     if found:
         raise UnsupportedModuleError(f"task {task} cannot be kept: {found}.")
-
-
-def check_answers(
-    task: int, expected: Tensor, logits: Tensor, logits_nearby: Callable[[], Tensor]
-) -> None:
-    """Refuse a task whose bytes do not answer as the network does.
-
-    They may differ by rounding, which deep models with norms of little variance make larger (3e-5
-    of logits below 1 was seen): by ten times as much as the last bits of the weights decide.
-
-    :param task: about to be finished.
-    :param expected: logits of the network.
-    :param logits: of the task as its bytes are read.
-    :param logits_nearby: gives those of the task with weights that are :func:`nudged`.
-    :raises NonFiniteError: if the network's are NaN or infinite.
-    :raises TaskStateError: if they differ.
-    """
-    if not bool(expected.isfinite().all()):
-        raise NonFiniteError(
-            f"task {task} is not finished: in evaluation the model answers the last training "
-            "mini-batch with NaN or infinite logits. Its training has diverged, or its norms' "
-            "statistics are of too few values: lower the learning rate, clip gradients, or take "
-            "larger mini-batches, and train the task again."
-        )
-    gap = _gap(logits, expected)
-    if gap > _rounding(expected) and not gap <= 10 * _gap(logits_nearby(), logits) < math.inf:
-        raise TaskStateError(
-            f"task {task} is not finished: read back from its bytes it answers the last training "
-            f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}). "
-            "Something that the model computes with is outside its parameters and buffers, or was "
-            "changed after its store had kept it."
-        )
-
-
-def nudged(weight: Tensor) -> Tensor:
-    """A weight whose entries are off by the rounding of their mean magnitude, up or down.
-
-    :param weight: any; the signs are the same each time.
-
-    >>> 0 < (nudged(torch.ones(100)) - 1).abs().max() < 2e-7
-    tensor(True)
-    """
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, weight.shape, generator=generator).to(weight) * 2 - 1
-    return weight + signs * weight.abs().mean() * torch.finfo(weight.dtype).eps
-
-
-def _rounding(logits: Tensor) -> float:
-    """By how much two evaluations of one task may differ."""
-    scale = float(logits.abs().max()) if logits.numel() else 0.0
-    digits: float = torch.finfo(logits.dtype).eps ** ROUNDING
-    return digits * scale
-
-
-def _alike(logits: Tensor, others: Tensor) -> bool:
-    """Whether two evaluations of one task are equal but for roundings; NaN is as NaN."""
-    gap = _gap(logits, others)
-    return gap == 0 or gap <= _rounding(logits)
-
-
-def differ(one: nn.Module, other: nn.Module, run: Run) -> bool:
-    """Whether two models answer a mini-batch differently.
-
-    A model that does not answer twice alike is given ten times its own deviation.
-
-    :param one: any.
-    :param other: one that answers by other attributes.
-    :param run: has a model answer it.
-    """
-    first, second = _answer(one, run), _answer(other, run)
-    if first is None or second is None:
-        return first is not second
-    if _gap(first, second) == 0:
-        return False
-    again = _answer(one, run)
-    return again is None or not _gap(first, second) <= 10 * _gap(first, again)
-
-
-def _answer(model: nn.Module, run: Run) -> Tensor | None:
-    try:
-        return run(model)
-    except Exception:  # whatever the model raises: it may lack what another one has
-        return None
-
-
-def _gap(logits: Tensor, expected: Tensor) -> float:
-    """The largest difference of two answers; infinite where they cannot be compared."""
-    if logits.shape != expected.shape or logits.dtype != expected.dtype:
-        return math.inf
-    unequal = (logits != expected) & ~(logits.isnan() & expected.isnan())
-    if not bool(unequal.any()):
-        return 0.0
-    gap = float((logits - expected)[unequal].abs().max())
-    return math.inf if math.isnan(gap) else gap
 
 
 def _outline(model: nn.Module) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from avalanche_compress.core.answers import check_answers, nudged
 from avalanche_compress.core.batches import mapped
-from avalanche_compress.core.checks import FirstStep, check_answers, nudged
+from avalanche_compress.core.checks import FirstStep
 from avalanche_compress.core.deferred import DeferredWeight, full_precision
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore

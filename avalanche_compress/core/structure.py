@@ -133,6 +133,19 @@ class Structure:
             found += [f"{names[id(twin)]}.{name}".lstrip(".") for name in changed]
         return found
 
+    def moved_by_modes(self) -> list[str]:
+        """Parameters that ``train()`` and ``eval()`` change themselves, by dotted name."""
+        if all(type(module).train is nn.Module.train for module in self._modules):
+            return []
+        model = independent_copy(self._modules[0])[0]
+        then = {}
+        for name, own in model.named_parameters():
+            if own.is_floating_point():  # what is merged may start as zeros
+                own.data.mul_(1.5).add_(0.01)
+            then[name] = own.detach().clone()
+        now = dict(model.train().named_parameters())
+        return [name for name, own in then.items() if not torch.equal(own, now[name])]
+
     def changed_attributes(self) -> list[str]:
         """Plain attributes and buffers that no archive holds of other values, by dotted name."""
         twin_of, found = self._twin_of(), []

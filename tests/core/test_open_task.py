@@ -389,6 +389,39 @@ def test_a_model_whose_evaluations_differ_is_refused():
         learn(network, torch.randn(8, 6), 0)
 
 
+class Merging(nn.Linear):
+    """Adds a change of its weight to it in evaluation, as layers with adapters do."""
+
+    def __init__(self, merges):
+        super().__init__(6, 6)
+        self.change, self.merges, self.merged = nn.Parameter(torch.zeros(6, 6)), merges, False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merges and self.merged == mode:
+            self.weight.data += (-1 if mode else 1) * self.change.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        if self.merged:
+            return super().forward(x)
+        return nn.functional.linear(x, self.weight + self.change, self.bias)
+
+
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_layer_that_merges_a_change_into_its_weight_in_evaluation_is_refused(merges):
+    network, x = TaskNetwork(nn.Sequential(Merging(merges), *mlp())), torch.randn(8, 6)
+    if merges:
+        with pytest.raises(UnsupportedModuleError, match=r"eval\(\) change '0.weight'"):
+            learn(network, x, 0)
+        return
+    learn(network, x, 0)
+    before = logits_of(network, x, 0)
+    learn(network, x, 1)
+    assert torch.equal(logits_of(network, x, 0), before)
+
+
 def test_models_that_draw_random_numbers_in_evaluation_are_not_taken_for_drifting():
     class Noisy(nn.Module):
         def forward(self, x):
