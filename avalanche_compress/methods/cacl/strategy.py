@@ -65,6 +65,6 @@ register_method(
             "each_step": {"reg_interval": 1},
             "4bit": {"plugins": [partial(QuantizationPlugin, 4)]},
         },
-        recipes=["cacl_8bit", "cacl_4bit", "cacl_small", "cacl_sparse"],
+        recipes=["cacl_8bit", "cacl_4bit", "cacl_small"],
     )
 )
