@@ -49,7 +49,7 @@ ABLATIONS: dict[str, Ablation] = {
     "sparsity": Ablation(
         "cacl",
         [
-            {},
+            {"lambda_sparse": 0.1},
             {"lambda_sparse": 0.0},
             {"lambda_sparse": 0.4},
             {"lambda_sparse": 0.0, "energy": 0.05},
