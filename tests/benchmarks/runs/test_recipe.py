@@ -36,7 +36,8 @@ def test_every_recipe_is_of_a_registered_strategy_and_valid_on_every_stream():
     for path in recipe.FOLDER.iterdir():
         assert path.suffix == ".yaml"
         assert path.stem in STRATEGIES
-        assert any([arguments_of(path.stem, stream) for stream in STREAMS])
+        known = [arguments_of(path.stem, stream) for stream in STREAMS]
+        assert any(known)
 
 
 @pytest.mark.parametrize("epochs", range(1, 60))
