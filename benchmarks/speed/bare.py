@@ -1,7 +1,7 @@
 """Steps of bare loops whose weights are composed by hand: what a method's arithmetic alone takes.
 
-No framework, no callbacks, no checks, no penalties, and thresholds that are given: what no
-implementation of the method on torch's own kernels is faster than, unless it leaves out arithmetic.
+No framework, no callbacks, no checks, no penalties, and thresholds that are given. The weights are
+written out here, and are not the package's, so that they do not change with what they are beside.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from avalanche_compress.codec import break_even_rank
 from benchmarks.speed.figures import Figure, figure_of, seconds_of
+from benchmarks.speed.training import CLASSES, adam, random_samples
 
 LAYERS = ((784, 100), (100, 100))
-CLASSES = 10
 THRESHOLD = 0.5
 _LIFT = torch.tensor(1e-13)
 """Keeps squared gradients away from 0, whose root takes long on a CPU."""
@@ -158,7 +158,7 @@ def bare_steps(batch: int, batches: int, rounds: int) -> list[Figure]:
     :param batches: steps in a round.
     :param rounds: epochs that are timed, and one more to warm up.
     """
-    x, y = torch.randn(batch * batches, LAYERS[0][0]), torch.randint(CLASSES, (batch * batches,))
+    x, y = random_samples(LAYERS[0][:1], batch * batches)
     trained = {name: _trained(_Network(kind), x, y, batch) for name, kind in BARE.items()}
     seconds: dict[str, list[float]] = {name: [] for name in BARE}
     for _ in range(rounds + 1):
@@ -170,8 +170,7 @@ def bare_steps(batch: int, batches: int, rounds: int) -> list[Figure]:
 
 
 def _trained(network: _Network, x: Tensor, y: Tensor, batch: int) -> Callable[[], None]:
-    parameters = [own for own in network.parameters() if own.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    optimizer = adam(network)
 
     def epoch() -> None:
         for index in torch.randperm(len(x)).split(batch):

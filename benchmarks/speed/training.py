@@ -197,7 +197,7 @@ def plain_task(x: Tensor, y: Tensor, batch: int, backbone: str) -> Callable[[], 
 
     def train() -> None:
         model = BACKBONES[backbone](SHAPES[backbone], CLASSES, False).to(x.device)
-        optimizer = _adam(model)
+        optimizer = adam(model)
         for _ in range(EPOCHS):
             for index in torch.randperm(len(x)).to(x.device).split(batch):
                 optimizer.zero_grad()
@@ -221,7 +221,7 @@ def learner(name: str, backbone: str, batch: int, device: str = "cpu") -> tuple[
     timer = EpochTimer(clock_of(device))
     strategy = OURS.get(name, Naive)(
         model=model,
-        optimizer=_adam(model),
+        optimizer=adam(model),
         train_mb_size=batch,
         train_epochs=EPOCHS,
         device=torch.device(device),
@@ -231,7 +231,11 @@ def learner(name: str, backbone: str, batch: int, device: str = "cpu") -> tuple[
     return strategy, timer
 
 
-def _adam(model: nn.Module) -> torch.optim.Optimizer:
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that all train with.
+
+    :param model: what it trains.
+    """
     return torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
 
