@@ -45,8 +45,8 @@ def save_archive(network: TaskNetwork, path: FileLike) -> int:
         mode.
     :return: bytes written.
     :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
-    :raises ArchiveError: if a task has a label or classes that no archive holds (see
-        :data:`~avalanche_compress.sections.MOST_CLASSES`), a store is none that
+    :raises ArchiveError: if it is no :class:`TaskNetwork`, a task has a label or classes that no
+        archive holds (see :data:`~avalanche_compress.sections.MOST_CLASSES`), a store is none that
         :func:`load_archive` could build again, or the open file takes text; the previous file is
         as it was.
     """
@@ -69,6 +69,10 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     >>> len(archive_bytes(network)) < 1000
     True
     """
+    if not isinstance(network, TaskNetwork):
+        raise ArchiveError(
+            f"{type(network).__name__} is no TaskNetwork: of a strategy it is strategy.network."
+        )
     try:
         content = {
             "tasks": _write_tasks(network),
@@ -109,7 +113,8 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
         fingerprints, and a warning tells where they do not fit.
     :return: the network, in evaluation mode; it can learn further tasks.
     :raises ArchiveError: if the file is truncated, altered, of a newer format (the message says
-        which release reads it), of another model, or of another base that it does not hold.
+        which release reads it), of another model, or of another base that it does not hold; or if
+        ``build_model`` is no function that gives one.
     :raises FileNotFoundError: if there is none.
     """
     name = name_of(path)
@@ -183,8 +188,16 @@ def _build_network(
                 f"unknown way, and {error}"
             ) from error
 
+    model = None
+    if callable(build_model) and not isinstance(build_model, nn.Module):
+        model = build_model()
+    if not isinstance(model, nn.Module):
+        raise ArchiveError(
+            f"{source} is not read: build_model={type(build_model).__name__} must be a function "
+            "without arguments that gives a new nn.Module, such as its class or lambda: model."
+        )
     try:
-        network = TaskNetwork(build_model(), store, compressed=set(kinds), **options)
+        network = TaskNetwork(model, store, compressed=set(kinds), **options)
     except UnsupportedModuleError as error:
         raise ArchiveError(f"{source} was made for another model: {error}") from error
     ours, theirs = _layout(network), manifest["weights"]

@@ -695,6 +695,17 @@ def test_errors_of_build_model_are_the_users(example, tmp_path):
         load_archive(tmp_path / "file", build)
 
 
+@pytest.mark.parametrize("build", [mlp(), None, lambda: None, lambda: nn.Linear])
+def test_what_gives_no_model_is_refused(build, example, tmp_path):
+    assert "must be a function" in refused(tmp_path / "file", example[2], build)
+
+
+def test_what_is_no_network_is_not_saved(tmp_path):
+    with pytest.raises(ArchiveError, match="Sequential is no TaskNetwork"):
+        save_archive(mlp(), tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
 # ---------------------------------------------------------------- failed writes
 
 

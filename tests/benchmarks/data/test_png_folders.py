@@ -78,10 +78,10 @@ def turned(image, angle):
     return np.asarray(image.rotate(90 * angle))
 
 
-def test_drawings_are_divided_by_255(tmp_path):
+def test_strokes_are_1_on_a_ground_of_0(tmp_path):
     write_omniglot(tmp_path)
     data = load_omniglot_rotation(tmp_path, 24)
-    assert np.allclose(data.values, np.arange(256) / 255)
+    assert np.allclose(data.values, 1 - np.arange(256) / 255)
 
 
 def test_fewer_characters_than_asked_for_are_named(tmp_path):
