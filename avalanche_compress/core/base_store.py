@@ -91,6 +91,11 @@ class BaseStore(FactorStore):
             content = content._replace(rank=0)
         super().accept(task, content)
 
+    def forget(self) -> None:
+        super().forget()
+        if not self.base_is_given:
+            self.base = None
+
     @torch.no_grad()
     def committed(self, task: int) -> Tensor:
         position = self.position_of(task)

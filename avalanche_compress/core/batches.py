@@ -162,11 +162,19 @@ def first_inputs(dataset: Any, count: int = 2) -> Any:
 
     :param dataset: of an experience.
     :param count: how many, if there are so many.
+    :raises TrainingDataError: if they are no tensors.
     """
     data = dataset.eval() if hasattr(dataset, "eval") else dataset
     samples = [data[index] for index in range(min(count, len(data)))]
     collate = getattr(data, "collate_fn", None) or torch.utils.data.default_collate
-    return collate(samples)[0]
+    try:
+        return collate(samples)[0]
+    except TypeError as error:
+        raise TrainingDataError(
+            "the training data give no tensors when they are read without random transforms, which "
+            "statistics and held-out samples need: give the benchmark an eval_transform=, as for "
+            f"its test data ({error})."
+        ) from error
 
 
 def size_of(x: Any) -> int:

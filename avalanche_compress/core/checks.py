@@ -87,6 +87,11 @@ class ReadsPastAttributes(TorchFunctionMode):
         return self._spans[index][2]
 
 
+def _state_of(tensor: Tensor) -> tuple[int, int]:
+    """What is another one once a tensor has been written into, whatever it holds then."""
+    return tensor.data_ptr(), tensor._version  # noqa: SLF001 - torch has no public name
+
+
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Addresses of a tensor's first byte and of the one behind its last, if it has memory."""
     try:
@@ -147,7 +152,7 @@ class FirstStep:
             _moving(self._changed_static()),
             self._moving_by_mode()
             or self._outside(tensors, run)
-            or self._drifting(tensors, run)
+            or self._drifting(weights, private, run)
             or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
         ]
@@ -205,11 +210,26 @@ class FirstStep:
             f"its module out of compression with {_exclude(names)}"
         )
 
-    def _drifting(self, tensors: Tensors, run: Run) -> str:
+    def _drifting(self, weights: Tensors, private: Tensors, run: Run) -> str:
         if not self._is_first_task:
             return ""
-        model = self._structure.copy(tensors)[0]
+        model, parts = self._structure.copy([*weights, *private])
+        name_of = {id(part): name for name, part in model.named_modules()}
+        twins = [(parts[id(module)], name) for (module, name), _ in weights]
+        before = [_state_of(getattr(*twin)) for twin in twins]
         first = answer(model, run)
+        names = [
+            f"{name_of[id(module)]}.{name}"
+            for (module, name), state in zip(twins, before)
+            if _state_of(getattr(module, name)) != state
+        ]
+        if names:
+            return (
+                f"its evaluation changes {_few(names)} in place, as an embedding does that has a "
+                "max_norm=, and what finished tasks answer would change with it: let the forward "
+                "pass compute with a changed copy, or keep the module out of compression with "
+                f"{_exclude(names)}"
+            )
         if first is None or alike(first, run(model)):
             return ""
         return (

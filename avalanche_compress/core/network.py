@@ -250,17 +250,27 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             mini-batch of training as the task does; then nothing has changed.
         :raises UnsupportedModuleError: if modules came or went; then nothing has changed.
         :raises NonFiniteError: if a weight or an answer is NaN or infinite; nothing has changed.
+            After any other error, an interruption or a lack of memory, say, the finished tasks are
+            those from before; once stores had begun to take the open task, it is dropped.
         """
-        task = self._require_open()
+        task, finished = self._require_open(), len(self.classes)
         check_structure(task, self._structure, self.heads)
         self._static.check(task)
         stores = [self.private, *self.weight_stores]
         for store in stores:
             store.check_commit()
         sections = self._open.encode(task, partial(self._run, task))
-        for store, section in zip(stores, sections):
-            store.restore(task, section)
-        self.classes[task] = self._open_classes
+        try:
+            for store, section in zip(stores, sections):
+                store.restore(task, section)
+            self.classes[task] = self._open_classes
+        except BaseException:
+            self.classes.pop(task, None)
+            for store in stores:
+                store.keep_first(finished)
+            self.views.clear()
+            self.discard()
+            raise
         self.known_train_tasks_labels.add(task)
         self.open_task = None
         self._open.restart()

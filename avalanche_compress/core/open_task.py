@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -373,6 +373,22 @@ class Recomputed(torch.autograd.Function):
         with torch.enable_grad():
             weight = ctx.compose()
         create = torch.is_grad_enabled()
-        return None, *torch.autograd.grad(
-            weight, ctx.parts, gradient, create_graph=create, allow_unused=True
-        )
+        with _without_hooks(ctx.parts):  # they are called when the gradients arrive
+            return None, *torch.autograd.grad(
+                weight, ctx.parts, gradient, create_graph=create, allow_unused=True
+            )
+
+
+@contextmanager
+def _without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """While it lasts, gradients do not call the hooks that are registered on parameters."""
+    found = [part._backward_hooks for part in parameters]  # noqa: SLF001 - no public name
+    hooks = [registered for registered in found if registered]
+    known = [dict(registered) for registered in hooks]
+    for registered in hooks:
+        registered.clear()
+    try:
+        yield
+    finally:
+        for registered, before in zip(hooks, known):
+            registered.update(before)

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -225,11 +226,21 @@ class Store(nn.Module, ABC):
         try:
             self.restore_all({int(t): data.cpu().numpy().tobytes() for t, data in state.items()})
         except CorruptStreamError:
-            self.forget()
-            for task, section in before.items():
-                self.defer(task, section)
-            self.read_on(taken)
+            self._set_back(before, taken)
             raise
+
+    def keep_first(self, count: int) -> None:
+        """Have no finished tasks but the first ones, whatever an interruption left half done.
+
+        :param count: how many.
+        """
+        self._set_back(dict(islice(self.sections.items(), count)), min(self._taken, count))
+
+    def _set_back(self, sections: Mapping[int, bytes], taken: int) -> None:
+        self.forget()
+        for task, section in sections.items():
+            self.defer(task, section)
+        self.read_on(taken)
 
     def restore_all(self, sections: Mapping[int, bytes]) -> None:
         """Replace all finished tasks.

@@ -11,7 +11,7 @@ from torch import Tensor
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.low_rank import DTYPES
-from avalanche_compress.inference.rule import Classes, Kept, Rule, misfit
+from avalanche_compress.inference.rule import Classes, Kept, Rule, check_width, misfit
 
 MEANS, NUMBERS, SCATTER, SCALE = "ridge.means", "ridge.numbers", "ridge.scatter", "ridge.scale"
 
@@ -82,6 +82,7 @@ class RidgeRule(Rule):
         before = 0.0
         for kept in earlier:
             if SCATTER in kept:
+                check_width(self.name, len(scatter), kept[MEANS].shape[-1])
                 total = sum(float(_counts(other).sum()) for other in earlier)
                 scatter = scatter + _symmetric(kept[SCATTER], kept[SCALE]) * total
                 before = total

@@ -140,6 +140,21 @@ def misfit(rule: str, task: int, reason: str) -> TaskInferenceError:
     )
 
 
+def check_width(rule: str, found: int, expected: int) -> None:
+    """Refuse features that are not as many as those of earlier tasks.
+
+    :param rule: name of the rule.
+    :param found: features of a sample of the newest task.
+    :param expected: of the tasks before.
+    :raises TaskInferenceError: if they differ.
+    """
+    if found != expected:
+        raise TaskInferenceError(
+            f"{rule!r} finds {found} features in a sample where earlier tasks' have {expected}: "
+            "give all tasks inputs of one size, or take a layer that has one, as '@head' does."
+        )
+
+
 def of_all_logits(score: Callable[[Tensor], Tensor], answers: Answers) -> Tensor:
     """A score of every task's logits; of all at once where heads are alike.
 

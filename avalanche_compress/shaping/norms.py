@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -121,15 +120,17 @@ def estimate_norms(model: nn.Module, passes: Iterable[Callable[[], Any]]) -> Non
 def _shuffled_batches(dataset: Any, size: int) -> Iterator[tuple[Any, Tensor]]:
     """Inputs and task labels, transformed as for evaluation, in an order that is always the same.
 
-    Data that lie class by class would give batches that are unlike each other. Batches are about
-    equally large, so that none is small.
+    Data that lie class by class would give batches that are unlike each other. No batch has more
+    than one sample more than another, so that none is small.
 
     :param dataset: one of Avalanche's.
     :param size: least number of samples in a batch, if there are so many.
     """
     count = len(dataset)
+    number = max(1, count // size)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    size = math.ceil(count / max(1, count // size))
     labels = torch.tensor(list(getattr(dataset, "targets_task_labels", [0] * count)))
-    batches = iterate_batches(dataset.subset(order.tolist()).eval(), size)
-    yield from zip((x for x, _ in batches), labels[order].split(size))
+    larger = count % number * (count // number + 1)  # samples in batches of one more
+    for part, each in ((order[:larger], count // number + 1), (order[larger:], count // number)):
+        batches = iterate_batches(dataset.subset(part.tolist()).eval(), each)
+        yield from zip((x for x, _ in batches), labels[part].split(each))

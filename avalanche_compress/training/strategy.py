@@ -327,6 +327,7 @@ class CompressedStrategy(ResumableTraining):
         fine, known = self.guard.is_finite(self.loss), self._targets_are_known
         self.guard.expect(fine if known is True else fine & known, self._loss_error)
         super().backward()
+        self.network.end_substitution()  # plugins find gradients at the modules' own weights
 
     def optimizer_step(self) -> None:
         """Change the weights, unless the loss was NaN or infinite.

@@ -389,6 +389,39 @@ def test_a_model_whose_evaluations_differ_is_refused():
         learn(network, torch.randn(8, 6), 0)
 
 
+class OnSphere(nn.Linear):
+    """Rows of length 1, which the forward pass sees to."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.copy_(nn.functional.normalize(self.weight, dim=1))
+        return super().forward(x)
+
+
+class OnSphereByData(nn.Linear):
+    def forward(self, x):
+        self.weight.data = nn.functional.normalize(self.weight.data, dim=1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("layer", [OnSphere, OnSphereByData])
+def test_a_forward_pass_that_changes_its_weight_in_place_is_refused(layer, kind):
+    network = TaskNetwork(nn.Sequential(layer(6, 6), *mlp()), STORES[kind])
+    with pytest.raises(UnsupportedModuleError, match=r"evaluation changes '0\.weight' in place"):
+        learn(network, torch.randn(8, 6), 0)
+
+
+def test_an_embedding_that_shortens_its_rows_is_refused_and_may_be_excluded():
+    def model():
+        return nn.Sequential(nn.Embedding(30, 6, max_norm=1.0), nn.Flatten(), *mlp())
+
+    x = torch.arange(8).unsqueeze(1)
+    with pytest.raises(UnsupportedModuleError, match="max_norm="):
+        learn(TaskNetwork(model()), x, 0)
+    learn(TaskNetwork(model(), exclude=("0",)), x, 0)
+
+
 class Merging(nn.Linear):
     """Adds a change of its weight to it in evaluation, as layers with adapters do."""
 

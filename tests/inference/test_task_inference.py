@@ -31,6 +31,7 @@ from avalanche_compress import (
 )
 from avalanche_compress.metrics import stored_bytes
 from benchmarks.stress.examples import build_model, inputs
+from tests.core.test_views import STORES
 
 ARCHIVES = Path(__file__).parent.parent / "archives"
 RULES = ["entropy", "energy", "prototype", "gaussian", "triangular", "ridge", "triangular@first"]
@@ -328,6 +329,21 @@ def test_the_entropy_of_one_class_is_refused():
     with pytest.raises(TaskInferenceError, match="one class"):
         infer(network, torch.zeros(2, 4), "entropy")
     assert infer(network, torch.zeros(2, 4), "energy").tasks.tolist() == [0, 0]
+
+
+def test_tasks_whose_inputs_have_other_sizes_have_no_ridge_over_the_first_layer():
+    layers = [nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
+    network = TaskNetwork(nn.Sequential(*layers), STORES["lora"])
+    inference = TaskInference("ridge@first")
+    for task, size in enumerate([8, 10]):
+        network.open(task, [0, 1])
+        network.commit()
+        batches = [(torch.randn(6, 1, size, size), torch.arange(6) % 2)]
+        if task:
+            with pytest.raises(TaskInferenceError, match=r"128 features .* have 72"):
+                inference.collect(network, task, batches)
+        else:
+            inference.collect(network, task, batches)
 
 
 @pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])

@@ -7,9 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training import Naive
 from streams_for_tests import make_stream
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from avalanche_compress import (
     HALRP,
@@ -20,6 +22,7 @@ from avalanche_compress import (
     load_training_state,
     save_archive,
 )
+from avalanche_compress.shaping import norms
 from avalanche_compress.shaping.norms import NormPlugin, estimate_norms
 
 
@@ -76,6 +79,20 @@ def test_statistics_are_the_means_of_the_batches_by_numpy():
     np.testing.assert_allclose(model[2].running_var.numpy(), variance, rtol=1e-5)
     assert model[2].momentum == 0.1
     assert model.training
+
+
+@pytest.mark.parametrize(("count", "size"), [(130, 64), (4226, 64), (7, 2), (3, 8), (65, 64)])
+def test_batches_are_equally_large_and_of_all_samples_once(count, size):
+    labels = torch.zeros(count, dtype=torch.long)
+    samples = TensorDataset(torch.arange(count), labels)
+    samples.targets = labels.tolist()
+    data = as_classification_dataset(samples)
+    batches = list(norms._shuffled_batches(data, size))
+    sizes = [len(x) for x, _ in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(size, count)
+    assert [len(tasks) for _, tasks in batches] == sizes
+    assert sorted(torch.cat([x for x, _ in batches]).tolist()) == list(range(count))
 
 
 @pytest.mark.parametrize("kind", [PackNet, AdaQPackNet, HALRP])

@@ -17,6 +17,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
 from avalanche.training import Naive
 from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
+from PIL import Image
 from streams_for_tests import (
     OURS,
     check_old_logits_stay,
@@ -28,11 +29,11 @@ from streams_for_tests import (
 )
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchvision.transforms import ToTensor
 
 from avalanche_compress import (
     WSN,
     CapacityExhaustedError,
-    LoRA,
     MaskedStore,
     MaskingPlugin,
     PackNet,
@@ -41,9 +42,12 @@ from avalanche_compress import (
     TaskNetwork,
     TaskStateError,
     TinySubNets,
+    TrainingDataError,
     UnsupportedModuleError,
     ValidationDataError,
     ValidationPlugin,
+    load_archive,
+    save_archive,
 )
 from avalanche_compress.codec import kept_count
 from avalanche_compress.core.registry import method_named
@@ -551,7 +555,104 @@ def test_a_model_with_layers_without_a_shape_is_refused_by_name(name):
         OURS[name](model=model, optimizer=optimizer, evaluator=None)
 
 
-def test_a_loader_that_does_not_know_its_length_is_trained_on():
+class ChangesGradients(SupervisedPlugin):
+    """Works on the gradient of a layer's weight between backward pass and step."""
+
+    def __init__(self, layer, change):
+        super().__init__()
+        self.layer, self.change = layer, change
+
+    def before_update(self, strategy, **kwargs):
+        self.change(self.layer.weight)
+
+
+@pytest.mark.parametrize("name", ["packnet", "wsn", "halrp"])
+def test_a_plugin_finds_gradients_at_a_layers_own_weight(name):
+    torch.manual_seed(0)
+    model = mlp()
+    before = model[1].weight.detach().clone()
+    strategy = OURS[name](
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        plugins=[ChangesGradients(model[1], lambda weight: weight.grad.zero_())],
+        evaluator=None,
+    )
+    strategy.train(make_stream(1).train_stream[0])
+    assert not torch.equal(model[3].weight, 0 * model[3].weight)
+    assert torch.equal(model[1].weight, before)
+
+
+def test_hooks_on_parameters_are_called_once_a_step_from_the_first_one_on():
+    calls = []
+    torch.manual_seed(0)
+    model = mlp()
+    strategy = PackNet(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        train_mb_size=15,
+        prune_proportion=0.0,
+        evaluator=None,
+    )
+    model[1].weight.register_hook(lambda gradient: calls.append(gradient))
+    strategy.train(make_stream(1).train_stream[0])
+    assert len(calls) == strategy.clock.train_iterations == 4
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_interruption_while_a_task_is_kept_leaves_the_tasks_before(name, tmp_path, monkeypatch):
+    stream = make_stream(3)
+    strategy = build_ours(name)
+    strategy.train(stream.train_stream[0])
+    before = logits(strategy.model, stream.test_stream, [0])
+    stores = strategy.network.weight_stores
+    takes = type(stores[1]).accept
+
+    def interrupted(store, task, content):
+        takes(store, task, content)
+        if store is stores[1]:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(stores[1]), "accept", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.train(stream.train_stream[1])
+    assert strategy.network.tasks == [0]
+    assert all(list(store.sections) == [0] for store in stores)
+    for experience in stream.train_stream[1:]:
+        strategy.train(experience)
+    after = logits(strategy.model, stream.test_stream, [0, 1, 2])
+    assert torch.equal(before[0], after[0])
+    save_archive(strategy.model, tmp_path / "archive")
+    loaded = logits(load_archive(tmp_path / "archive", mlp), stream.test_stream, [0, 1, 2])
+    assert all(map(torch.equal, after, loaded))
+
+
+def build_ours(name):
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return OURS[name](
+        model=model, optimizer=optimizer, train_mb_size=20, train_epochs=2, evaluator=None
+    )
+
+
+def test_images_that_only_training_transforms_make_tensors_are_refused_by_name():
+    class Images(torch.utils.data.Dataset):
+        targets = (0, 1, 0, 1)
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return Image.new("L", (8, 8), index), self.targets[index]
+
+    stream = nc_benchmark(Images(), Images(), 1, task_labels=True, train_transform=ToTensor())
+    with pytest.raises(TrainingDataError, match="eval_transform="):
+        build_ours("packnet").train(stream.train_stream[0])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_loader_that_does_not_know_its_length_is_trained_on(name):
     class OfUnknownLength(IterableDataset):
         def __init__(self, dataset):
             self.dataset = dataset
@@ -559,14 +660,12 @@ def test_a_loader_that_does_not_know_its_length_is_trained_on():
         def __iter__(self):
             return (self.dataset[index] for index in range(len(self.dataset)))
 
-    class Streaming(LoRA):
-        def make_train_dataloader(self, **kwargs):
-            self.dataloader = DataLoader(OfUnknownLength(self.adapted_dataset), batch_size=16)
+    def streaming(**kwargs):
+        strategy.dataloader = DataLoader(OfUnknownLength(strategy.adapted_dataset), batch_size=16)
 
-    model = mlp()
-    strategy = Streaming(
-        model=model, optimizer=torch.optim.Adam(model.parameters()), evaluator=None
-    )
-    strategy.train(make_stream(1).train_stream[0])
-    assert strategy.network.tasks == [0]
+    strategy = build_ours(name)
+    strategy.make_train_dataloader = streaming
+    for experience in make_stream(2).train_stream:
+        strategy.train(experience)
+    assert strategy.network.tasks == [0, 1]
     assert strategy.clock.train_iterations > 0

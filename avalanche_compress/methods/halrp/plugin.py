@@ -244,10 +244,18 @@ class PerturbationPlugin(FromBasePlugin):
             self._prune(strategy)
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
-        if not self._perturbed:
-            done, steps = strategy.clock.train_epoch_iterations, len(strategy.dataloader)
-            if strategy.clock.train_exp_epochs + done / steps >= self.warmup(strategy.train_epochs):
-                self._perturb(strategy)
+        part = self.warmup(strategy.train_epochs) - strategy.clock.train_exp_epochs
+        if self._perturbed or part >= 1:
+            return
+        try:
+            steps = len(strategy.dataloader)
+        except TypeError as error:
+            raise TaskStateError(
+                "a task's warm-up ends within an epoch, of which the loader does not know the "
+                "steps: train for two epochs or more, with warmup_epochs= a whole number."
+            ) from error
+        if strategy.clock.train_epoch_iterations / steps >= part:
+            self._perturb(strategy)
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))
