@@ -287,3 +287,15 @@ def _join(module_name: str, name: str) -> str:
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def store_key(name: str) -> str:
+    """A weight's name as a key of a ModuleDict, where no dots may be and some words are taken.
+
+    :param name: dotted name.
+
+    >>> store_key("body.0.weight")
+    'body/0/weight'
+    """
+    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
 from avalanche_compress.core.checks import check_capacity, check_label, check_structure
-from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors
+from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors, store_key
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.head_finding import HeadFinding
 from avalanche_compress.core.heads import (
@@ -30,7 +30,7 @@ from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import counters, reset_nonfinite, restart_statistics
 from avalanche_compress.core.static import StaticTensors
-from avalanche_compress.core.store import Place, WeightStore, store_key
+from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.views import Views
@@ -253,23 +253,17 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             After any other error, an interruption or a lack of memory, say, the finished tasks are
             those from before; once stores had begun to take the open task, it is dropped.
         """
-        task, finished = self._require_open(), len(self.classes)
+        task = self._require_open()
         check_structure(task, self._structure, self.heads)
         self._static.check(task)
-        stores = [self.private, *self.weight_stores]
-        for store in stores:
-            store.check_commit()
         sections = self._open.encode(task, partial(self._run, task))
         try:
-            for store, section in zip(stores, sections):
-                store.restore(task, section)
+            self._open.keep(task, sections)
             self.classes[task] = self._open_classes
         except BaseException:
             self.classes.pop(task, None)
-            for store in stores:
-                store.keep_first(finished)
-            self.views.clear()
-            self.discard()
+            self._open.take_back(finished=len(self.classes))
+            self.open_task = None
             raise
         self.known_train_tasks_labels.add(task)
         self.open_task = None

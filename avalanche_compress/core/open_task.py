@@ -19,7 +19,7 @@ from avalanche_compress.core.deferred import DeferredWeight, full_precision
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
 from avalanche_compress.core.static import StaticTensors
-from avalanche_compress.core.store import Place, WeightStore
+from avalanche_compress.core.store import Place, Store, WeightStore
 from avalanche_compress.core.structure import Structure
 from avalanche_compress.core.substitution import (
     Completion,
@@ -141,9 +141,11 @@ class OpenTask:
         :param call: runs the model.
         :return: of the private tensors, then of each weight.
         :raises TaskStateError: if they answer the last mini-batch of training otherwise.
-        :raises NonFiniteError: if the task answers it with NaN or infinite logits.
+        :raises NonFiniteError: if a value is NaN or infinite, or a logit of that mini-batch.
         """
-        stores, x = [self._private, *self._stores], self._last_inputs
+        stores, x = self._all_stores(), self._last_inputs
+        for store in stores:
+            store.check_commit()
         self.end_substitution()
         expected = None
         if x is not None:
@@ -158,6 +160,28 @@ class OpenTask:
                 lambda: self._answer(x, call, self._view_of(sections, nudged)),
             )
         return sections
+
+    def keep(self, task: int, sections: Sequence[bytes]) -> None:
+        """Have the task's stores keep it.
+
+        :param task: in training.
+        :param sections: of :meth:`encode`.
+        """
+        for store, section in zip(self._all_stores(), sections):
+            store.restore(task, section)
+
+    def take_back(self, finished: int) -> None:
+        """Undo what :meth:`keep` had begun; the open task is forgotten.
+
+        :param finished: tasks that were finished before.
+        """
+        for store in self._all_stores():
+            store.keep_first(finished)
+        self._views.clear()
+        self.restart()
+
+    def _all_stores(self) -> list[Store]:
+        return [self._private, *self._stores]
 
     def _weights(self) -> list[tuple[Place, Tensor]]:
         """The compressed weights of the task, whole and without gradients, by place."""

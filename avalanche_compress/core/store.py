@@ -6,7 +6,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -226,19 +225,18 @@ class Store(nn.Module, ABC):
         try:
             self.restore_all({int(t): data.cpu().numpy().tobytes() for t, data in state.items()})
         except CorruptStreamError:
-            self._set_back(before, taken)
+            self.sections, self._taken = before, taken
+            self.keep_first(len(before))
             raise
 
     def keep_first(self, count: int) -> None:
-        """Have no finished tasks but the first ones, whatever an interruption left half done.
+        """Have no finished tasks but the first ones, whatever was left half done after them.
 
         :param count: how many.
         """
-        self._set_back(dict(islice(self.sections.items(), count)), min(self._taken, count))
-
-    def _set_back(self, sections: Mapping[int, bytes], taken: int) -> None:
+        sections, taken = list(self.sections.items())[:count], min(self._taken, count)
         self.forget()
-        for task, section in sections.items():
+        for task, section in sections:
             self.defer(task, section)
         self.read_on(taken)
 
@@ -445,15 +443,3 @@ def non_finite(name: str) -> NonFiniteError:
         f"{name} holds NaN or infinite values and only finite ones can be kept: train the task "
         "again with a smaller learning rate or gradient clipping."
     )
-
-
-def store_key(name: str) -> str:
-    """A weight's name as a key of a ModuleDict, where no dots may be and some words are taken.
-
-    :param name: dotted name.
-
-    >>> store_key("body.0.weight")
-    'body/0/weight'
-    """
-    key = name.replace("%", "%25").replace("/", "%2F").replace(".", "/")
-    return f"{key}/" if hasattr(nn.ModuleDict, key) else key

@@ -245,17 +245,16 @@ class PerturbationPlugin(FromBasePlugin):
 
     def before_training_iteration(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         part = self.warmup(strategy.train_epochs) - strategy.clock.train_exp_epochs
-        if self._perturbed or part >= 1:
-            return
-        try:
-            steps = len(strategy.dataloader)
-        except TypeError as error:
-            raise TaskStateError(
-                "a task's warm-up ends within an epoch, of which the loader does not know the "
-                "steps: train for two epochs or more, with warmup_epochs= a whole number."
-            ) from error
-        if strategy.clock.train_epoch_iterations / steps >= part:
-            self._perturb(strategy)
+        if not self._perturbed and part < 1:
+            try:
+                steps = len(strategy.dataloader)
+            except TypeError as error:
+                raise TaskStateError(
+                    "a task's warm-up ends within an epoch, whose steps the loader does not know: "
+                    "train for two epochs or more, with a whole number of warmup_epochs=."
+                ) from error
+            if strategy.clock.train_epoch_iterations / steps >= part:
+                self._perturb(strategy)
 
     def before_backward(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         strategy.loss = strategy.loss + self.penalty(network_of(strategy))
