@@ -215,7 +215,10 @@ class FirstStep:
             return ""
         model, parts = self._structure.copy([*weights, *private])
         name_of = {id(part): name for name, part in model.named_modules()}
-        twins = [(parts[id(module)], name) for (module, name), _ in weights]
+        places = [
+            place for place, _ in [*weights, *private] if place.name in place.module._parameters
+        ]
+        twins = [(parts[id(module)], name) for module, name in places]
         before = [_state_of(getattr(*twin)) for twin in twins]
         first = answer(model, run)
         names = [
@@ -227,8 +230,7 @@ class FirstStep:
             return (
                 f"its evaluation changes {_few(names)} in place, as an embedding does that has a "
                 "max_norm=, and what finished tasks answer would change with it: let the forward "
-                "pass compute with a changed copy, or keep the module out of compression with "
-                f"{_exclude(names)}"
+                "pass compute with a changed copy"
             )
         if first is None or alike(first, run(model)):
             return ""
