@@ -152,7 +152,7 @@ class FirstStep:
             _moving(self._changed_static()),
             self._moving_by_mode()
             or self._outside(tensors, run)
-            or self._drifting(weights, private, run)
+            or self._drifting(tensors, run)
             or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
         ]
@@ -210,15 +210,14 @@ class FirstStep:
             f"its module out of compression with {_exclude(names)}"
         )
 
-    def _drifting(self, weights: Tensors, private: Tensors, run: Run) -> str:
+    def _drifting(self, tensors: Tensors, run: Run) -> str:
         if not self._is_first_task:
             return ""
-        model, parts = self._structure.copy([*weights, *private])
+        model, parts = self._structure.copy(tensors)
         name_of = {id(part): name for name, part in model.named_modules()}
-        places = [
-            place for place, _ in [*weights, *private] if place.name in place.module._parameters
+        twins = [
+            (parts[id(module)], name) for (module, name), _ in tensors if name in module._parameters
         ]
-        twins = [(parts[id(module)], name) for module, name in places]
         before = [_state_of(getattr(*twin)) for twin in twins]
         first = answer(model, run)
         names = [
