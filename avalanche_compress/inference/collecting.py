@@ -14,7 +14,7 @@ from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.features import Features
-from avalanche_compress.inference.rule import Kept, Rule
+from avalanche_compress.inference.rule import Kept, Rule, check_width
 from avalanche_compress.inference.unknown import thresholds
 
 EVERY = 10
@@ -42,14 +42,21 @@ class Collection:
     :param features: are gathered.
     :param network: has learned the task.
     :param task: its label.
+    :param earlier: what is kept of the tasks before.
     :param calibrates: whether some samples are not gathered but calibrated with.
     """
 
     def __init__(
-        self, rule: Rule, features: Features, network: TaskNetwork, task: int, calibrates: bool
+        self,
+        rule: Rule,
+        features: Features,
+        network: TaskNetwork,
+        task: int,
+        earlier: Sequence[Kept],
+        calibrates: bool,
     ):
         self._rule, self._features, self._network = rule, features, network
-        self._task, self._calibrates = task, calibrates
+        self._task, self._earlier, self._calibrates = task, earlier, calibrates
         self._tasks = network.tasks[: network.tasks.index(task) + 1]
         self._classes = torch.tensor(network.classes_of(task))
         self._references = list(rule.references(len(self._tasks) - 1))
@@ -63,7 +70,8 @@ class Collection:
 
         :param x: ``(N, ...)``.
         :param targets: ``(N,)``, class numbers.
-        :raises TaskInferenceError: if one is not a class of the task.
+        :raises TaskInferenceError: if one is not a class of the task, or the samples have other
+            features than those of earlier tasks.
         """
         positions = self._positions(targets)
         held_out = self._held_out(positions)
@@ -88,10 +96,9 @@ class Collection:
         if bool(wanted.any()):
             self._calibrating.append(self._ask(rows_of(x, wanted)))
 
-    def finish(self, earlier: Sequence[Kept], refuses: bool) -> Kept:
+    def finish(self, refuses: bool) -> Kept:
         """What is kept of the task.
 
-        :param earlier: what is kept of the tasks before.
         :param refuses: whether thresholds are kept by which samples can be refused.
         :raises TaskInferenceError: if there were no samples.
         """
@@ -103,14 +110,14 @@ class Collection:
         answers = Answers.joined(calibrating)
         kept: Kept = {}
         if self._references:
-            kept = self._rule.keep(self._gathered, earlier)
-            kept.update(self._rule.calibrate(answers, [*earlier, kept]))
+            kept = self._rule.keep(self._gathered, self._earlier)
+            kept.update(self._rule.calibrate(answers, [*self._earlier, kept]))
         if not refuses:
             return kept
         classes = {task: self._network.classes_of(task) for task in self._tasks}
         older = [
             {n: statistics[n] for n in statistics if n not in self._rule.newest}
-            for statistics in earlier
+            for statistics in self._earlier
         ]
         decoded = self._rule.decode([*older, kept], classes, torch.device("cpu"))
         novelty = self._rule.novelty(answers, decoded, len(self._tasks) - 1)
@@ -129,6 +136,7 @@ class Collection:
     def _gather(self, answers: Answers, positions: Tensor, wanted: Tensor) -> None:
         if not self._gathered:
             widths = [answers.features(reference).shape[1] for reference in self._references]
+            check_width(self._rule, widths[0], self._earlier)
             classes = len(self._classes)
             self._gathered = [self._rule.gathering(classes, width) for width in widths]
         for gathering, reference in zip(self._gathered, self._references):

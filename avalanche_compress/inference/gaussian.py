@@ -76,6 +76,9 @@ class GaussianRule(Rule):
     def gathering(self, classes: int, width: int) -> Moments:
         return Moments(classes, width)
 
+    def width(self, kept: Kept) -> int | None:
+        return kept[f"{self.name}.vectors"].shape[-1]
+
     def keep(self, gathered: Sequence[Moments], earlier: Sequence[Kept]) -> Kept:
         stored = [store(fit(sums, self.rank), DTYPES[self.dtype]) for sums in gathered]
         numbers, _, vectors = self.kept

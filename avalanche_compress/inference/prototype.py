@@ -37,6 +37,9 @@ class PrototypeRule(Rule):
     def gathering(self, classes: int, width: int) -> Moments:
         return Moments(classes, width, diagonal=True)
 
+    def width(self, kept: Kept) -> int | None:
+        return kept[VARIANCE].numel()
+
     def keep(self, gathered: Sequence[Moments], earlier: Sequence[Kept]) -> Kept:
         means, variance = prototypes(gathered[0])
         return {MEANS: means.flatten(), VARIANCE: variance}

@@ -11,7 +11,7 @@ from torch import Tensor
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.low_rank import DTYPES
-from avalanche_compress.inference.rule import Classes, Kept, Rule, check_width, misfit
+from avalanche_compress.inference.rule import Classes, Kept, Rule, misfit
 
 MEANS, NUMBERS, SCATTER, SCALE = "ridge.means", "ridge.numbers", "ridge.scatter", "ridge.scale"
 
@@ -76,13 +76,15 @@ class RidgeRule(Rule):
     def gathering(self, classes: int, width: int) -> WithinClasses:
         return WithinClasses(classes, width, self.random_features)
 
+    def width(self, kept: Kept) -> int | None:
+        return int(kept[NUMBERS][-1]) or kept[MEANS].shape[-1]
+
     def keep(self, gathered: Sequence[WithinClasses], earlier: Sequence[Kept]) -> Kept:
         (sums,) = gathered
         means, scatter = sums.means(), sums.scatter()
         before = 0.0
         for kept in earlier:
             if SCATTER in kept:
-                check_width(self.name, len(scatter), kept[MEANS].shape[-1])
                 total = sum(float(_counts(other).sum()) for other in earlier)
                 scatter = scatter + _symmetric(kept[SCATTER], kept[SCALE]) * total
                 before = total

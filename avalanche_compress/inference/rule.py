@@ -70,6 +70,13 @@ class Rule:
         """
         raise NotImplementedError
 
+    def width(self, kept: Kept) -> int | None:
+        """The d of :meth:`gathering`, of a task that is kept; None if inputs may have any size.
+
+        :param kept: of the task.
+        """
+        return None
+
     def keep(self, gathered: Sequence[Any], earlier: Sequence[Kept]) -> Kept:
         """What is kept of a task.
 
@@ -140,18 +147,20 @@ def misfit(rule: str, task: int, reason: str) -> TaskInferenceError:
     )
 
 
-def check_width(rule: str, found: int, expected: int) -> None:
-    """Refuse features that are not as many as those of earlier tasks.
+def check_width(rule: Rule, found: int, earlier: Sequence[Kept]) -> None:
+    """Refuse features that are not as many as those of the tasks before.
 
-    :param rule: name of the rule.
-    :param found: features of a sample of the newest task.
-    :param expected: of the tasks before.
-    :raises TaskInferenceError: if they differ.
+    :param rule: that gathers them.
+    :param found: d of a sample.
+    :param earlier: what is kept of the tasks before.
+    :raises TaskInferenceError: if theirs was another.
     """
-    if found != expected:
+    expected = {rule.width(kept) for kept in earlier} - {None, found}
+    if expected:
         raise TaskInferenceError(
-            f"{rule!r} finds {found} features in a sample where earlier tasks' have {expected}: "
-            "give all tasks inputs of one size, or take a layer that has one, as '@head' does."
+            f"{rule.name!r} finds {found} features in a sample where earlier tasks' have "
+            f"{expected.pop()}: give all tasks inputs of one size, or take a layer that has one, "
+            "as '@head' does."
         )
 
 

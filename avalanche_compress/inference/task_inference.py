@@ -10,7 +10,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.core.batches import first_tensor
+from avalanche_compress.core.batches import first_inputs, first_tensor, moved_to
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskInferenceError
@@ -18,7 +18,7 @@ from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.choice import choose, spread_chosen
 from avalanche_compress.inference.collecting import Collection, thresholds_name
 from avalanche_compress.inference.features import HEAD, Features
-from avalanche_compress.inference.rule import Kept, Rule
+from avalanche_compress.inference.rule import Kept, Rule, check_width
 from avalanche_compress.inference.rules import BATCH, DEFAULT, rule_of
 from avalanche_compress.inference.unknown import check_rate, threshold_at
 from avalanche_compress.metrics.task_identity import REFUSED
@@ -146,6 +146,25 @@ class TaskInference:
         self.rule.check_classes(task, classes)
 
     @torch.no_grad()
+    def check_experience(self, network: TaskNetwork, experience: Any) -> None:
+        """Refuse samples that :meth:`collect` could not add to those of the finished tasks.
+
+        :param network: any.
+        :param experience: of Avalanche, the first samples of which are looked at.
+        :raises TaskInferenceError: if they have other features than those of earlier tasks, or
+            nothing is kept of those.
+        """
+        if not self.needs_statistics:
+            return
+        self._check_kept(network)
+        if network.tasks:
+            x = moved_to(first_inputs(experience.dataset), network.head.weight.device)
+            with evaluating(network):
+                _, features = self.features(network, x, network.tasks[-1])
+            kept = [self._kept(network, task) for task in network.tasks]
+            check_width(self.rule, features.shape[1], kept)
+
+    @torch.no_grad()
     def __call__(self, network: TaskNetwork, x: Tensor) -> Inferred:
         """Logits of samples of unknown tasks.
 
@@ -220,14 +239,14 @@ class TaskInference:
         before = network.tasks[: network.tasks.index(task)]
         self._check_kept(network, before)
         self._check_new(network, task)
-        collection = Collection(self.rule, self.features, network, task, not held_out)
+        earlier = [self._kept(network, other) for other in before]
+        collection = Collection(self.rule, self.features, network, task, earlier, not held_out)
         with evaluating(network):
             for x, targets, *_ in batches:
                 collection.add(x, targets)
             for x, targets, *_ in held_out:
                 collection.add_held_out(x, targets)
-        earlier = [self._kept(network, other) for other in before]
-        kept = collection.finish(earlier, self.unknown is not None)
+        kept = collection.finish(self.unknown is not None)
         named = {self._stored_name(name): tensor for name, tensor in kept.items()}
         network.statistics.setdefault(task, {}).update(named)
         for other in before:

@@ -378,6 +378,8 @@ class CompressedStrategy(ResumableTraining):
         """Refuse an experience that cannot be trained on, before anything has changed."""
         self.network.check_experience(self.experience)
         self.follow_heads(lambda network: network.find_heads_in(self.experience))
+        if self.task_inference is not None:
+            self.task_inference.check_experience(self.network, self.experience)
 
     def epochs_begin(self) -> None:
         """Refuse a criterion that cannot do with the task's classes; forget other tasks' epochs."""

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from avalanche_compress import (
     WSN,
     PackNet,
+    RidgeRule,
     TaskAlreadyLearnedError,
     TaskInference,
     TaskInferenceError,
@@ -31,7 +32,6 @@ from avalanche_compress import (
 )
 from avalanche_compress.metrics import stored_bytes
 from benchmarks.stress.examples import build_model, inputs
-from tests.core.test_views import STORES
 
 ARCHIVES = Path(__file__).parent.parent / "archives"
 RULES = ["entropy", "energy", "prototype", "gaussian", "triangular", "ridge", "triangular@first"]
@@ -331,19 +331,35 @@ def test_the_entropy_of_one_class_is_refused():
     assert infer(network, torch.zeros(2, 4), "energy").tasks.tolist() == [0, 0]
 
 
-def test_tasks_whose_inputs_have_other_sizes_have_no_ridge_over_the_first_layer():
+def of_any_size():
     layers = [nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
-    network = TaskNetwork(nn.Sequential(*layers), STORES["lora"])
-    inference = TaskInference("ridge@first")
-    for task, size in enumerate([8, 10]):
-        network.open(task, [0, 1])
-        network.commit()
-        batches = [(torch.randn(6, 1, size, size), torch.arange(6) % 2)]
-        if task:
-            with pytest.raises(TaskInferenceError, match=r"128 features .* have 72"):
-                inference.collect(network, task, batches)
-        else:
-            inference.collect(network, task, batches)
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize(
+    "rule", ["ridge", "gaussian", "triangular", "prototype", RidgeRule(random_features=50)]
+)
+def test_inputs_of_another_size_are_refused_before_training_and_before_they_are_summed(rule):
+    sizes = [8, 10]
+    tensors = [(torch.randn(6, 1, size, size), torch.arange(6) % 2) for size in sizes]
+    stream = tensors_benchmark(tensors, tensors, task_labels=[0, 1])
+    strategy = make(model=of_any_size(), task_inference=TaskInference(rule, features="first"))
+    first, second = stream.train_stream
+    strategy.train(first)
+    before = [parameter.clone() for parameter in strategy.model.parameters()]
+    with pytest.raises(TaskInferenceError, match=r"128 features .* have 72: give all tasks"):
+        strategy.train(second)
+    network = strategy.network
+    assert network.open_task is None
+    assert all(map(torch.equal, before, strategy.model.parameters()))
+
+    network.open(1, [0, 1])
+    network.commit()
+    with pytest.raises(TaskInferenceError, match=r"128 features .* have 72: give all tasks"):
+        strategy.task_inference.collect(network, 1, [tensors[1]])
+    at_head = make(model=of_any_size(), task_inference="triangular")
+    at_head.train([first, second])
+    assert at_head.network.tasks == [0, 1]
 
 
 @pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])
