@@ -58,10 +58,13 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "ranks": Ablation("halrp", [{}, {"importance": "uniform"}, {"rank_method": "flat"}]),
     "norms": Ablation("tinysubnets", [{}, {"estimate_norms": False}]),
+    "norms-pruned": Ablation("packnet", [{}, {"estimate_norms": False}]),
+    "norms-2bit": Ablation("ada_qpacknet", [{"bits": 2}, {"bits": 2, "estimate_norms": False}]),
+    "norms-4bit": Ablation("ada_qpacknet", [{"bits": 4}, {"bits": 4, "estimate_norms": False}]),
 }
-"""Ablations by name; ``norms`` is for networks that have some."""
+"""Ablations by name; those of ``norms`` are for networks that have some."""
 
-_DEFAULT = [name for name in ABLATIONS if name != "norms"]
+_DEFAULT = [name for name in ABLATIONS if not name.startswith("norms")]
 
 
 @dataclass(frozen=True)
