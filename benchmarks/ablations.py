@@ -39,13 +39,21 @@ class Ablation:
     variants: Sequence[Changes]
 
 
+ESTIMATED: list[Changes] = [{"estimate_norms": True}, {"estimate_norms": False}]
+
 ABLATIONS: dict[str, Ablation] = {
-    "sharing": Ablation("tinysubnets", [{}, {"sharing": "similar"}, {"sharing": "none"}]),
+    "sharing": Ablation(
+        "tinysubnets", [{"sharing": "all"}, {"sharing": "similar"}, {"sharing": "none"}]
+    ),
     "densities": Ablation(
         "ada_qpacknet",
-        [{}, {"density": {"drawn_from": [0.15, 0.35]}}, {"density": {"searched_in": [0.15, 0.35]}}],
+        [
+            {"density": 0.25},
+            {"density": {"drawn_from": [0.15, 0.35]}},
+            {"density": {"searched_in": [0.15, 0.35]}},
+        ],
     ),
-    "bits": Ablation("ada_qpacknet", [{}, {"bits": 2}, {"bits": 3}, {"bits": 4}]),
+    "bits": Ablation("ada_qpacknet", [{"bits": "auto"}, {"bits": 2}, {"bits": 3}, {"bits": 4}]),
     "sparsity": Ablation(
         "cacl",
         [
@@ -56,13 +64,17 @@ ABLATIONS: dict[str, Ablation] = {
             {"lambda_sparse": 0.0, "energy": 0.1},
         ],
     ),
-    "ranks": Ablation("halrp", [{}, {"importance": "uniform"}, {"rank_method": "flat"}]),
-    "norms": Ablation("tinysubnets", [{}, {"estimate_norms": False}]),
-    "norms-pruned": Ablation("packnet", [{}, {"estimate_norms": False}]),
-    "norms-2bit": Ablation("ada_qpacknet", [{"bits": 2}, {"bits": 2, "estimate_norms": False}]),
-    "norms-4bit": Ablation("ada_qpacknet", [{"bits": 4}, {"bits": 4, "estimate_norms": False}]),
+    "ranks": Ablation(
+        "halrp",
+        [{"importance": "mean_sq"}, {"importance": "uniform"}, {"rank_method": "flat"}],
+    ),
+    "norms": Ablation("tinysubnets", ESTIMATED),
+    "norms-pruned": Ablation("packnet", ESTIMATED),
+    "norms-2bit": Ablation("ada_qpacknet", [{"bits": 2, **norms} for norms in ESTIMATED]),
+    "norms-4bit": Ablation("ada_qpacknet", [{"bits": 4, **norms} for norms in ESTIMATED]),
 }
-"""Ablations by name; those of ``norms`` are for networks that have some."""
+"""Ablations by name; those of ``norms`` are for networks that have some. A first variant says what
+its recipe says, so that its runs stand beside those of the recipe and not in their place."""
 
 _DEFAULT = [name for name in ABLATIONS if not name.startswith("norms")]
 
