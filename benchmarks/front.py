@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         stored = [run for file in given.files for run in read_runs(file)]
         runs = stored if given.files else read_records(RECORDS)
+        runs = [run for run in runs if not run.variant]
         runs = [run for run in runs if given.streams is None or run.stream in given.streams]
         check_together(runs)
         paragraphs = fronts(groups_of(runs), given.out)

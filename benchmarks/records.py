@@ -10,7 +10,11 @@ by two comments::
 
 The first names the stream, then fields of :class:`~benchmarks.runs.results.RunResult` with the
 values that the table's runs may have, and the tables that are shown of them, if not all; what
-stands between the two is replaced.
+stands between the two is replaced. Variants of recipes, which ``python -m benchmarks.ablations``
+runs, have tables of their own, where ``show`` names the ablations::
+
+    <!-- ablation: permuted_digits epochs=8 show=bits,ranks -->
+    <!-- end -->
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from benchmarks.data.streams import nearest
 from benchmarks.report.command import SUBJECTS, markdown_tables
 from benchmarks.report.groups import groups_of
 from benchmarks.report.tables import TABLES
+from benchmarks.report.variants import ABLATIONS, rows_of
+from benchmarks.report.variants import table as ablation_table
 from benchmarks.runs.reading import ResultsError, check_together, parse, result_of
 from benchmarks.runs.results import RunResult, write_text
 from benchmarks.runs.store import Store, in_order
@@ -34,8 +40,8 @@ RECORDS = Path(__file__).parent / "records.jsonl"
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "RESULTS.md", ROOT / "README.md", ROOT / "docs" / "choose.md")
 
-_TABLE = re.compile(r"<!-- table: (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL)
-_START = "<!-- table:"
+_TABLE = re.compile(r"<!-- (?P<kind>table|ablation): (?P<runs>.*?) -->\n.*?<!-- end -->", re.DOTALL)
+_START = re.compile("<!-- (?:table|ablation):")
 
 
 class RecordsError(ResultsError):
@@ -82,10 +88,9 @@ def merge(kept: Iterable[RunResult], new: Iterable[RunResult]) -> list[RunResult
     """The runs of both; of one run with the same epochs the new result, whatever its recipe.
 
     :param kept: earlier records.
-    :param new: what is to be taken over; runs that ``--quick`` cut down are not, and neither are
-        variants of recipes.
+    :param new: what is to be taken over; runs that ``--quick`` cut down are not.
     """
-    full = [run for run in new if not run.quick and not run.variant]
+    full = [run for run in new if not run.quick]
     return in_order({(run.key, run.epochs): run for run in [*kept, *full]}.values())
 
 
@@ -101,52 +106,73 @@ def write_tables(text: str, records: Sequence[RunResult]) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        chosen, subjects = _select(found["runs"], records)
-        tables = markdown_tables(chosen, subjects)
-        return f"{_START} {found['runs']} -->\n\n{tables}\n<!-- end -->"
+        kind, what = found["kind"], found["runs"]
+        mark = f"<!-- {kind}: {what} -->"
+        chosen, shown = _select(what, mark, records, kind == "ablation")
+        if kind == "ablation":
+            _check_names(mark, "ablations", shown, ABLATIONS)
+            tables = _ablations(mark, shown, chosen)
+        else:
+            _check_names(mark, "tables", shown, TABLES)
+            tables = markdown_tables(chosen, shown or SUBJECTS)
+        return f"{mark}\n\n{tables}\n<!-- end -->"
 
-    if len(_TABLE.findall(text)) != text.count(_START):
-        raise RecordsError(f"each {_START} ... --> needs a line, and an <!-- end --> of its own.")
+    if len(_TABLE.findall(text)) != len(_START.findall(text)):
+        raise RecordsError(
+            "each <!-- table: ... --> and <!-- ablation: ... --> needs a line, and an "
+            "<!-- end --> of its own."
+        )
     return _TABLE.sub(table, text)
 
 
-def _select(what: str, records: Sequence[RunResult]) -> tuple[list[RunResult], Sequence[str]]:
-    """What a mark such as ``split_digits epochs=20 show=results`` names: runs, and tables."""
+def _select(
+    what: str, mark: str, records: Sequence[RunResult], variants: bool
+) -> tuple[list[RunResult], Sequence[str]]:
+    """What ``split_digits epochs=20 show=results`` names: runs, and what is shown of them."""
     stream, *conditions = what.split()
-    subjects: Sequence[str] = SUBJECTS
-    found = [run for run in records if run.stream == stream]
+    shown: Sequence[str] = ()
+    found = [run for run in records if run.stream == stream and bool(run.variant) == variants]
     for condition in conditions:
         name, _, values = condition.partition("=")
         chosen = tuple(values.split(","))
         if name == "show":
-            _check_names(what, "tables", chosen, TABLES)
-            subjects = chosen
+            shown = chosen
         else:
-            _check_names(what, "runs", [name], [field.name for field in fields(RunResult)])
+            _check_names(mark, "runs", [name], [field.name for field in fields(RunResult)])
             found = [run for run in found if str(getattr(run, name)) in chosen]
     if not found:
-        raise RecordsError(f"{_START} {what} -->: there are no such runs in the records.")
-    _check_recipes(what, found)
-    return found, subjects
+        raise RecordsError(f"{mark}: there are no such runs in the records.")
+    _check_recipes(mark, found)
+    return found, shown
 
 
-def _check_names(what: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
+def _ablations(mark: str, names: Sequence[str], runs: Sequence[RunResult]) -> str:
+    """The table of ablations, of runs that differ in their variants and seeds alone."""
+    if not names:
+        raise RecordsError(f"{mark}: show= names no ablation, there are {', '.join(ABLATIONS)}.")
+    groups = groups_of(runs)
+    if len(groups) > 1:
+        kinds = "; ".join(group.title for group in groups)
+        raise RecordsError(f"{mark}: choose runs of one kind, there are {kinds}.")
+    return ablation_table([row for name in names for row in rows_of(ABLATIONS[name], runs)]) + "\n"
+
+
+def _check_names(mark: str, kind: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise RecordsError(
-                f"{_START} {what} -->: {kind} have no {name!r}; the nearest is "
-                f"{nearest(name, known)!r}."
+                f"{mark}: {kind} have no {name!r}; the nearest is {nearest(name, known)!r}."
             )
 
 
-def _check_recipes(what: str, runs: Sequence[RunResult]) -> None:
+def _check_recipes(mark: str, runs: Sequence[RunResult]) -> None:
     """A mean over two recipes is of neither."""
     for group in groups_of(runs):
         for label, same in group.strategies.items():
             recipes = sorted({run.recipe for run in same})
             if len(recipes) > 1:
                 raise RecordsError(
-                    f"{_START} {what} -->: {label} on {group.name} has runs of {len(recipes)} "
+                    f"{mark}: {label} on {group.name} has runs of {len(recipes)} "
                     f"recipes: choose with recipe={','.join(recipes)}, or run all with one."
                 )
 
@@ -189,7 +215,7 @@ def _take_over(
         write_records(records, kept)
     for path, text in texts.items():
         write_text(path, text)
-    tables = sum(text.count(_START) for text in texts.values())
+    tables = sum(len(_START.findall(text)) for text in texts.values())
     return f"{len(records)} runs in {kept}, {tables} tables in {_names(documents)}"
 
 

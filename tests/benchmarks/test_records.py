@@ -80,7 +80,7 @@ def test_a_new_run_changes_its_own_line_only(tmp_path):
 
 def test_runs_that_were_cut_down_are_not_taken_over_and_other_epochs_stand_beside():
     assert merge(RUNS, [make_result(quick=True, epochs=2)]) == RUNS
-    assert merge(RUNS, [make_result(variant="bits 4")]) == RUNS
+    assert len(merge(RUNS, [make_result(variant="bits 4")])) == len(RUNS) + 1
     assert len(merge(RUNS, [make_result(epochs=2)])) == len(RUNS) + 1
 
 
@@ -183,6 +183,46 @@ def test_marks_that_mean_nothing_are_refused_before_anything_is_written(
     assert message in capsys.readouterr().err
     assert document.read_text() == text
     assert not records.exists()
+
+
+VARIANTS = [
+    make_result("ada_qpacknet", variant=variant, seed=seed, accuracy=accuracy + 0.02 * seed)
+    for variant, accuracy in [("bits auto", 0.9), ("bits 2", 0.8), ("bits 4", 0.91)]
+    for seed in (0, 1)
+]
+
+
+def test_variants_have_a_table_of_their_own_and_are_in_no_other():
+    text = "<!-- table: split_digits -->\n<!-- end -->\n"
+    alone = write_tables(text, RUNS)
+    text += "<!-- ablation: split_digits show=bits -->\n<!-- end -->"
+    written = write_tables(text, [*RUNS, *VARIANTS])
+    assert written.startswith(alone)
+    rows = [line for line in written.splitlines() if line.startswith("| ada_qpacknet |")]
+    assert [row.split(" | ")[1] for row in rows] == ["bits auto", "bits 2", "bits 4"]
+    assert "| -10.00 ± 0.00 | 0.500 |" in rows[1]
+    assert write_tables(written, [*RUNS, *VARIANTS]) == written
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ("split_digits show=bit", "ablations have no 'bit'; the nearest is 'bits'"),
+        ("split_digits show=bits variant=", "no such runs"),
+        ("split_digits", "show= names no ablation"),
+    ],
+)
+def test_a_mark_of_ablations_that_means_nothing_is_refused(mark, message):
+    with pytest.raises(RecordsError, match=message):
+        write_tables(f"<!-- ablation: {mark} -->\n<!-- end -->", VARIANTS)
+
+
+def test_an_ablation_is_of_runs_of_one_length():
+    runs = [*VARIANTS, make_result("ada_qpacknet", variant="bits 2", epochs=2)]
+    text = "<!-- ablation: split_digits show=bits -->\n<!-- end -->"
+    with pytest.raises(RecordsError, match="choose runs of one kind"):
+        write_tables(text, runs)
+    assert write_tables(text.replace("digits", "digits epochs=20"), runs)
 
 
 @pytest.mark.parametrize("line", ["{", '{"strategy": "naive"}', '{"unknown": 1}'])
