@@ -22,7 +22,7 @@ from benchmarks.runs.engines import calm
 from benchmarks.runs.recipe import Changes
 from benchmarks.runs.store import NAME, Store
 
-_DEFAULT = [name for name in ABLATIONS if not name.startswith("norms")]
+_DEFAULT = ["sharing", "densities", "bits", "sparsity", "ranks"]
 
 
 def options_of(given: argparse.Namespace) -> Options:

@@ -25,6 +25,11 @@ class Ablation:
 
 
 ESTIMATED: list[Changes] = [{"estimate_norms": True}, {"estimate_norms": False}]
+OPTIMIZERS: list[Changes] = [
+    {"optimizer.name": "adam"},
+    {"optimizer.name": "sgd", "optimizer.lr": 0.01},
+    {"optimizer.name": "sgd", "optimizer.lr": 0.1},
+]
 
 ABLATIONS: dict[str, Ablation] = {
     "sharing": Ablation(
@@ -57,6 +62,8 @@ ABLATIONS: dict[str, Ablation] = {
     "norms-pruned": Ablation("packnet", ESTIMATED),
     "norms-2bit": Ablation("ada_qpacknet", [{"bits": 2, **norms} for norms in ESTIMATED]),
     "norms-4bit": Ablation("ada_qpacknet", [{"bits": 4, **norms} for norms in ESTIMATED]),
+    "sgd": Ablation("naive", OPTIMIZERS),
+    "sgd-joint": Ablation("joint", OPTIMIZERS),
 }
 """Ablations by name; those of ``norms`` are for networks that have some. A first variant says what
 its recipe says, so that its runs stand beside those of the recipe and not in their place."""
