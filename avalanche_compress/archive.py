@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
@@ -28,8 +27,6 @@ from avalanche_compress.sections import (
     write_task_sections,
 )
 
-_MOST_NAMES = 4
-
 
 def save_archive(network: TaskNetwork, path: FileLike) -> int:
     """Write the finished tasks of a network to one compressed file.
@@ -46,7 +43,7 @@ def save_archive(network: TaskNetwork, path: FileLike) -> int:
     :return: bytes written.
     :raises OSError: naming the path, if it cannot be written; the previous file is as it was.
     :raises ArchiveError: if it is no :class:`TaskNetwork`, a task has a label or classes that no
-        archive holds (see :data:`~avalanche_compress.sections.MOST_CLASSES`), a store is none that
+        archive holds (:data:`~avalanche_compress.core.heads.MOST_CLASSES`), a store is none that
         :func:`load_archive` could build again, or the open file takes text; the previous file is
         as it was.
     """
@@ -90,6 +87,7 @@ def archive_bytes(network: TaskNetwork) -> bytes:
     return pack(manifest, content)
 
 
+@torch.inference_mode(False)  # whoever loads it to answer may go on to train it
 def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNetwork:
     """Read a network back; the logits of its tasks are bit-identical to those that were saved.
 
@@ -129,7 +127,7 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     for store in network.weight_stores:
         store.check_built()
     _fill_static(network, static)
-    _compare_constants(name, network, manifest.get("constants", {}))
+    network.compare_constants(name, manifest.get("constants", {}))
     return network.eval()
 
 
@@ -213,20 +211,6 @@ def _build_network(
             "or number types differ from those of build_model()."
         )
     return network
-
-
-def _compare_constants(source: str, network: TaskNetwork, trained: dict[str, int]) -> None:
-    """Warn of tensors that no archive holds, and that the model has of other values now."""
-    built = network.constants()
-    names = [name for name, mark in trained.items() if built.get(name, mark) != mark]
-    if names:
-        found = ", ".join(map(repr, names[:_MOST_NAMES]))
-        warnings.warn(
-            f"build_model() gives {found} other values than the model had that was trained, which "
-            f"are not in {source}: if answers depend on that, they differ. Draw it from a seed of "
-            "its own in the constructor, or make it a buffer (register_buffer) before training.",
-            stacklevel=3,
-        )
 
 
 # ---------------------------------------------------------------------------- content

@@ -9,15 +9,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from avalanche_compress.codec import ByteReader, ByteWriter, CorruptStreamError
+from avalanche_compress.core.heads import too_wide
 from avalanche_compress.core.statistics import read_statistics, write_statistics
-
-MOST_CLASSES = 1 << 20
-"""Class numbers are below this: a row of logits is as long as the largest one."""
-ANY_CLASSES = 1 << 16
-"""Class numbers below this may have any gaps."""
-ROOM_FOR_CLASSES = 16
-"""Others are below so many times the number of classes that the tasks have: a row of logits takes
-memory for each number up to the largest."""
 
 
 class TaskSections(NamedTuple):
@@ -43,7 +36,7 @@ def write_task_sections(
     """
     tasks = list(tasks)
     writer = ByteWriter()
-    check_width([classes for _, classes, _, _ in tasks])
+    _check_width([classes for _, classes, _, _ in tasks])
     writer.write_uint(len(tasks))
     for task, classes, statistics, sections in tasks:
         _check_task(task, classes)
@@ -83,7 +76,7 @@ def read_task_sections(content: bytes | memoryview, stores: int) -> list[TaskSec
         sections = [reader.read_bytes() for _ in range(stores)]
         tasks.append(TaskSections(label, classes, statistics, size, sections))
     reader.finish()
-    check_width([task.classes for task in tasks])
+    _check_width([task.classes for task in tasks])
     return tasks
 
 
@@ -118,19 +111,10 @@ def read_shared_sections(content: bytes | memoryview, stores: int) -> list[bytes
     return sections
 
 
-def check_width(classes: Iterable[Sequence[int]]) -> None:
-    """Refuse rows of logits by far wider than all classes together: a file is small, they are not.
-
-    :param classes: the class numbers of each task.
-    :raises CorruptStreamError: if one is too large.
-    """
-    numbers = list(classes)
-    count, highest = sum(map(len, numbers)), max((task[-1] for task in numbers if task), default=0)
-    if highest >= max(ANY_CLASSES, ROOM_FOR_CLASSES * count):
-        raise CorruptStreamError(
-            f"the class number {highest} and {count} classes in all: numbers from {ANY_CLASSES} on "
-            f"are below {ROOM_FOR_CLASSES} times the classes"
-        )
+def _check_width(classes: Sequence[Sequence[int]]) -> None:
+    reason = too_wide(classes)
+    if reason:
+        raise CorruptStreamError(reason)
 
 
 def _read_label(reader: ByteReader) -> int:
@@ -153,5 +137,3 @@ def _check_task(task: int, classes: Sequence[int]) -> None:
         raise CorruptStreamError(f"a task labelled {task}, which does not fit 64 bits")
     if not classes or list(classes) != sorted(set(classes)):
         raise CorruptStreamError(f"a task of the classes {list(classes[:20])}")
-    if classes[-1] >= MOST_CLASSES:
-        raise CorruptStreamError(f"the class number {classes[-1]}, of {MOST_CLASSES} at most")

@@ -46,7 +46,7 @@ def fused_mask_bits(masks: Tensor, group: int = 7) -> int:
     ...                               [0, 1, 0, 0, 0, 0, 0, 1]]).bool())
     16
     """
-    powers = 2 ** torch.arange(group)
+    powers = 2 ** torch.arange(group, device="cpu")
     return sum(
         huffman_bits((part.long() * powers[: len(part), None]).sum(0))
         for part in masks.flatten(1).split(group)

@@ -177,7 +177,7 @@ def _decode(data: bytes, count: int, context: Tensor | None) -> tuple[Tensor, li
     if kind not in (_ALL_ZERO, _ALL_ONE):
         raise CorruptStreamError(f"the kind of mask is {kind}, expected 0 to 3; data is damaged.")
     reader.finish()
-    return torch.full((count,), kind == _ALL_ONE), []
+    return torch.full((count,), kind == _ALL_ONE, device="cpu"), []
 
 
 def _groups(context: Tensor | None, count: int) -> list[np.ndarray]:

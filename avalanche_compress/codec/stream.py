@@ -37,7 +37,7 @@ def bytes_tensor(data: bytes) -> Tensor:
     (tensor([97, 98], dtype=torch.uint8), torch.Size([0]))
     """
     if not data:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
@@ -195,7 +195,7 @@ class ByteReader:
             raise CorruptStreamError(
                 f"a boolean is stored as {int(raw.max())}, expected 0 or 1; the data is damaged."
             )
-        tensor = torch.empty(tuple(shape), dtype=wire)
+        tensor = torch.empty(tuple(shape), dtype=wire, device="cpu")
         np.copyto(tensor.view(-1).numpy(), raw)
         return tensor.bool() if dtype == torch.bool else tensor.view(dtype)
 

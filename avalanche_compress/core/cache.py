@@ -48,7 +48,9 @@ class RowCache:
         """
         if self._rows is None:
             # filled, or the system would give the memory page by page as rows come
-            self._rows = torch.empty(self._most, self._length, dtype=torch.uint8).fill_(0)
+            self._rows = torch.empty(
+                self._most, self._length, dtype=torch.uint8, device="cpu"
+            ).fill_(0)
         self._newest = max(self._newest, position)
         if position not in self._row_of:
             self._row_of[position] = self._free_row()

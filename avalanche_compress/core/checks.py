@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +15,14 @@ from torch.utils._pytree import tree_leaves
 
 from avalanche_compress.core.answers import Run, alike, answer, differ
 from avalanche_compress.core.deferred import DeferredWeight
+from avalanche_compress.core.heads import too_wide
 from avalanche_compress.core.store import Place, WeightStore
 from avalanche_compress.core.structure import Structure, independent_copy
 from avalanche_compress.core.substitution import Substitution, forget_derived
 from avalanche_compress.errors import (
     CapacityExhaustedError,
     TaskAlreadyLearnedError,
+    TaskLabelError,
     TaskStateError,
     UnsupportedModuleError,
 )
@@ -137,13 +139,16 @@ class FirstStep:
         tensors = [*weights, *((place, tensor.clone()) for place, tensor in private)]
         self._before = tensors, answer(self._structure.copy(tensors)[0], run)
 
-    def check(self, task: int, weights: Tensors, private: Tensors, run: Run) -> None:
+    def check(
+        self, task: int, weights: Tensors, private: Tensors, run: Run, others: Sequence[Run]
+    ) -> None:
         """Refuse the model if a finished task would not answer as it does now.
 
         :param task: in training.
         :param weights: compressed ones that it computes with, by place.
         :param private: all else that the task has for itself, by place.
         :param run: has a model answer the step's mini-batch.
+        :param others: have a model answer inputs unlike it.
         :raises UnsupportedModuleError: naming all that was found.
         """
         tensors = [*weights, *private]
@@ -152,7 +157,7 @@ class FirstStep:
             _moving(self._changed_static()),
             self._moving_by_mode()
             or self._outside(tensors, run)
-            or self._drifting(tensors, run)
+            or self._drifting(tensors, run, others)
             or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
         ]
@@ -210,7 +215,7 @@ class FirstStep:
             f"its module out of compression with {_exclude(names)}"
         )
 
-    def _drifting(self, tensors: Tensors, run: Run) -> str:
+    def _drifting(self, tensors: Tensors, run: Run, others: Sequence[Run]) -> str:
         if not self._is_first_task:
             return ""
         model, parts = self._structure.copy(tensors)
@@ -231,12 +236,18 @@ class FirstStep:
                 "max_norm=, and what finished tasks answer would change with it: let the forward "
                 "pass compute with a changed copy"
             )
-        if first is None or alike(first, run(model)):
+        if first is None:
             return ""
+        again = alike(first, run(model))
+        for other in others:
+            answer(model, other)
+        if again and alike(first, run(model)):
+            return ""
+        after = ", after one of other samples," if again else ""
         return (
-            "a second evaluation of the same samples answers otherwise than the first, so that no "
-            "answer could be kept: let evaluation change nothing that answers depend on, and draw "
-            "random numbers by torch"
+            f"a second evaluation of the same samples{after} answers otherwise than the first, so "
+            "that no answer could be kept: let evaluation change nothing that answers depend on, "
+            "and draw random numbers by torch"
         )
 
     def _elsewhere(self, run: Run) -> str:
@@ -365,6 +376,44 @@ def check_label(task: int, finished: Sequence[int], open_task: int | None) -> No
             "commit() to keep it or discard() to drop it. (A plain Avalanche strategy needs a "
             "MaskingPlugin or QuantizationPlugin, which commits after each experience.)"
         )
+
+
+def check_classes(task: int, numbers: Sequence[int], finished: Iterable[Sequence[int]]) -> None:
+    """Refuse classes that no row of logits has a place for, and what no archive would hold.
+
+    :param task: its label.
+    :param numbers: its class numbers, ascending.
+    :param finished: those of the finished tasks.
+    :raises TaskLabelError: if there are none, or one is negative or too large, or the label is.
+    """
+    if not numbers or numbers[0] < 0:
+        raise TaskLabelError(
+            f"task {task} has the classes {list(numbers)}, and one class number or more from 0 on "
+            "were expected: pass those of its targets."
+        )
+    if not -(1 << 63) <= task < 1 << 63:
+        raise TaskLabelError(f"the label {task} does not fit 64 bits: give the task another one.")
+    reason = too_wide([*finished, numbers])
+    if reason:
+        raise TaskLabelError(
+            f"task {task} has {reason}, since a row of logits takes memory for each number up to "
+            "the largest: number the classes of the stream from 0 on."
+        )
+
+
+def check_heads(heads: Mapping[str, nn.Linear]) -> None:
+    """Refuse heads that cannot be trained.
+
+    :param heads: the layers that give the logits, by name.
+    :raises UnsupportedModuleError: naming a frozen one.
+    """
+    for name, head in heads.items():
+        if not head.weight.requires_grad:
+            raise UnsupportedModuleError(
+                f"the head {name!r} is frozen, and every task trains one of its own: let it be "
+                f"trained (model.get_submodule({name!r}).requires_grad_()), or put a layer behind "
+                "it that gives the logits."
+            )
 
 
 def check_capacity(task: int, finished: Sequence[int], stores: Sequence[WeightStore]) -> None:

@@ -159,7 +159,7 @@ def padding_rows(tensors: Tensors) -> dict[Place, Tensor]:
             continue
         index = getattr(place.module, "padding_idx", None)
         if index is not None and not bool(place.tensor[index].any()):
-            rows[place] = torch.tensor([index % len(place.tensor)])
+            rows[place] = torch.tensor([index % len(place.tensor)], device="cpu")
     return rows
 
 

@@ -21,6 +21,7 @@ UNCHANGEABLE = (
     *(torch.dtype, torch.device, torch.Size),
 )
 """Types of values that copies may share."""
+_VALUES = frozenset({type(None), bool, int, float, complex, str, bytes})
 _OF_EVERY_MODULE = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl")
 _OF_RECURRENT_LAYERS = ("_flat_weights", "_flat_weight_refs")
 _COMPUTING_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
@@ -130,6 +131,15 @@ def slot_of(module: nn.Module, name: str) -> Tensor | None:
     return module._buffers.get(name) if tensor is None else tensor
 
 
+def holds_values(container: Any) -> bool:
+    """Whether a container, a vocabulary say, holds numbers and text alone, nothing to look into.
+
+    :param container: a mapping, or a list or the like.
+    """
+    entries = container.values() if isinstance(container, Mapping) else container
+    return _VALUES.issuperset(map(type, entries))
+
+
 def release_hooks(module: nn.Module) -> None:
     """Let a copied module have hooks of its own, the same as the original's so far.
 
@@ -161,6 +171,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if isinstance(value, (FunctionType, MethodType, weakref.ref)):
         return _remapped(value, memo)
+    if type(value) in (list, dict, tuple, set) and holds_values(value):
+        return memo.setdefault(id(value), type(value)(value))
     if type(value) is list:
         made: Any = memo.setdefault(id(value), [])
         made.extend(_copied(entry, memo) for entry in value)

@@ -347,4 +347,6 @@ def _spread(entries: Tensor, shape: Shape, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return entries.view(shape)
-    return torch.zeros(shape, dtype=entries.dtype).masked_scatter_(mask.view(shape), entries)
+    return torch.zeros(shape, dtype=entries.dtype, device="cpu").masked_scatter_(
+        mask.view(shape), entries
+    )

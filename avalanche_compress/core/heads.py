@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,13 @@ PER_CLASS = ("weight", "bias")
 """A head's parameters that have a row for each class; others, such as a scale, are as they are."""
 MASKED_LOGIT = -1000.0
 """Logit of a class that is not the task's, as in Avalanche's classifiers."""
+MOST_CLASSES = 1 << 20
+"""Class numbers are below this: a row of logits is as long as the largest one."""
+ANY_CLASSES = 1 << 16
+"""Class numbers below this may have any gaps."""
+ROOM_FOR_CLASSES = 16
+"""Others are below so many times the number of classes that the tasks have: a row of logits takes
+memory for each number up to the largest."""
 
 
 class HeadAdapter(nn.Linear):
@@ -190,6 +197,23 @@ def layers_behind(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
             "one whose outputs are the logits, so that every task can have a head of its own."
         )
     return found
+
+
+def too_wide(classes: Iterable[Sequence[int]]) -> str | None:
+    """Why rows of logits would be by far wider than all classes together; None if they are not.
+
+    :param classes: the class numbers of each task, ascending.
+    """
+    numbers = list(classes)
+    count, highest = sum(map(len, numbers)), max((task[-1] for task in numbers if task), default=0)
+    if highest >= MOST_CLASSES:
+        return f"the class number {highest}, of {MOST_CLASSES} at most"
+    if highest < max(ANY_CLASSES, ROOM_FOR_CLASSES * count):
+        return None
+    return (
+        f"the class number {highest} and {count} classes in all: numbers from {ANY_CLASSES} on are "
+        f"below {ROOM_FOR_CLASSES} times the classes"
+    )
 
 
 def spread_logits(logits: Tensor, classes: Sequence[int], width: int = 0) -> Tensor:

@@ -11,8 +11,8 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from avalanche_compress.core import checks
 from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
-from avalanche_compress.core.checks import check_capacity, check_label, check_structure
 from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors, store_key
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.head_finding import HeadFinding
@@ -31,12 +31,11 @@ from avalanche_compress.core.registry import store_of_kind
 from avalanche_compress.core.state import counters, reset_nonfinite, restart_statistics
 from avalanche_compress.core.static import StaticTensors
 from avalanche_compress.core.store import Place, WeightStore
-from avalanche_compress.core.structure import Structure
+from avalanche_compress.core.structure import Structure, make_contiguous
 from avalanche_compress.core.substitution import Completion
 from avalanche_compress.core.views import Views
 from avalanche_compress.errors import (
     CompressError,
-    TaskLabelError,
     TaskStateError,
     TrainingDataError,
     UnsupportedModuleError,
@@ -112,8 +111,8 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             for parent, name, classifier in replaced:
                 parent._modules[name] = classifier
             raise
-        lists = {"exclude": list(exclude), "include": list(include)}
-        self.options: dict[str, Any] = {"head": head, **lists}
+        make_contiguous(model)
+        self.options: dict[str, Any] = {"head": head, "exclude": [*exclude], "include": [*include]}
         self.backbone = model
         self._takes_task = isinstance(model, MultiTaskModule)
         self._call = Caller(model)
@@ -184,12 +183,12 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         :raises CapacityExhaustedError: if no weights are left for it.
         :raises CorruptStreamError: if a finished task is damaged (see :meth:`verify`).
         """
-        check_label(task, self.tasks, self.open_task)
+        checks.check_label(task, self.tasks, self.open_task)
         self.private.read_on()
         for store in self.weight_stores:
             store.read_on()
             store.check_open(self.tasks if reusable is None else reusable)
-        check_capacity(task, self.tasks, self.weight_stores)
+        checks.check_capacity(task, self.tasks, self.weight_stores)
 
     def check_experience(self, experience: Any) -> None:
         """Refuse an experience that cannot be trained on, before anything has changed.
@@ -205,7 +204,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
                 "the experience has no samples, and a task is learned from one at least: leave it "
                 "out of the stream."
             )
-        check_label(self.task_of(experience), self.tasks, self.open_task)
+        checks.check_label(self.task_of(experience), self.tasks, self.open_task)
 
     def open(self, task: int, classes: Iterable[int]) -> None:
         """Start training a task; one that was open under the same label is dropped.
@@ -215,18 +214,16 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         :raises TaskAlreadyLearnedError: if the task is finished.
         :raises TaskStateError: if another task is open.
         :raises CapacityExhaustedError: if no weights are left for it.
-        :raises TaskLabelError: if there are no classes, or one of them is negative.
+        :raises TaskLabelError: if there are no classes, or one is negative or too large to be kept.
+        :raises UnsupportedModuleError: if a head is frozen.
         """
         reusable, self._planned_reuse = self._planned_reuse, None
         numbers = tuple(sorted({int(c) for c in classes}))
-        if not numbers or numbers[0] < 0:
-            raise TaskLabelError(
-                f"task {task} has the classes {list(numbers)}, and one class number or more from "
-                "0 on were expected: pass those of its targets."
-            )
+        checks.check_classes(task, numbers, self.classes.values())
         self.check_open(task, reusable)
+        checks.check_heads(dict(zip(self.head_names, self.heads)))
         self.check_frozen()
-        check_structure(task, self._structure, self.heads)
+        checks.check_structure(task, self._structure, self.heads)
         self._open.restart()
         if not self.classes:
             self._structure.retake()
@@ -254,7 +251,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
             those from before; once stores had begun to take the open task, it is dropped.
         """
         task = self._require_open()
-        check_structure(task, self._structure, self.heads)
+        checks.check_structure(task, self._structure, self.heads)
         self._static.check(task)
         sections = self._open.encode(task, partial(self._run, task))
         try:

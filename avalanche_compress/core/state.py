@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from avalanche_compress.codec import CorruptStreamError, all_finite
 from avalanche_compress.core.heads import resize_head
 from avalanche_compress.core.store import Place, non_finite
-from avalanche_compress.core.structure import Structure
+from avalanche_compress.core.structure import Structure, constants_of, contiguous
 from avalanche_compress.errors import TaskStateError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from avalanche_compress.core.store import WeightStore
     from avalanche_compress.core.views import Views
 
+_MOST_NAMES = 4
 Self = TypeVar("Self", bound="NetworkState")
 
 
@@ -118,6 +119,24 @@ class NetworkState(nn.Module):
         """Fingerprints of the tensors that a model has besides its parameters and buffers."""
         return self._structure.constants()
 
+    def compare_constants(self, source: str, trained: Mapping[str, int]) -> None:
+        """Warn of tensors that no file holds, and that the model has of other values now.
+
+        :param source: that was read.
+        :param trained: fingerprints that stand in it.
+        """
+        built = self.constants()
+        names = [name for name, mark in trained.items() if built.get(name, mark) != mark]
+        if names:
+            found = ", ".join(map(repr, names[:_MOST_NAMES]))
+            warnings.warn(
+                f"the model has other values in {found} than the one that was trained, which are "
+                f"not in {source}: if answers depend on that, they differ. Draw it from a seed "
+                "of its own in the constructor, make it a buffer (register_buffer), or register "
+                "the layer (nn.ModuleList) before training.",
+                stacklevel=3,
+            )
+
     def check_frozen(self) -> None:
         """Refuse to train what was frozen when the model was converted, which all tasks share.
 
@@ -140,6 +159,7 @@ class NetworkState(nn.Module):
             "head_rows": self.head.weight.shape[0],
             "max_class_label": self.max_class_label,
             "static_marks": dict(self._static.marks),
+            "constants": self.constants(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -179,6 +199,7 @@ class NetworkState(nn.Module):
                 f"the state is damaged, and the network is as it was: {error}"
             ) from error
         self.end_substitution()
+        self.compare_constants("the state", state_dict["_extra_state"].get("constants", {}))
         result = super().load_state_dict(state_dict, *args, **kwargs)
         self._structure.retake()  # the buffers that all tasks share are the state's
         return result
@@ -195,7 +216,7 @@ class NetworkState(nn.Module):
         self.views.clear()
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
-        moved = fn(torch.empty(0, dtype=self.head.weight.dtype))
+        moved = fn(torch.empty(0, dtype=self.head.weight.dtype, device="cpu"))
         if self.classes and moved.is_meta:
             raise TaskStateError(
                 f"on the device 'meta' tensors have no values, and the tasks {self.tasks} would be "
@@ -209,9 +230,13 @@ class NetworkState(nn.Module):
             )
         self.views.clear()
         self.end_substitution()
-        result: Self = super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def move(tensor: Tensor) -> Tensor:
+            return contiguous(fn(tensor))
+
+        result: Self = super()._apply(move, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.classes:
-            self._structure.move(fn)
+            self._structure.move(move)
         else:
             self.remember_static()
         return result
@@ -233,6 +258,14 @@ class NetworkState(nn.Module):
     def end_substitution(self) -> None:
         """See :meth:`OpenTask.end_substitution`."""
         self._open.end_substitution()
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        for tensor in constants_of(self.backbone.modules()):
+            if not tensor.is_leaf:  # such as the weight that torch's old weight_norm has computed
+                memo[id(tensor)] = tensor.detach().clone()
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         self.end_substitution()  # before the modules are copied: what is computed cannot be

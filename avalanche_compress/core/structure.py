@@ -16,6 +16,7 @@ from avalanche_compress.core.copying import (
     UNCHANGEABLE,
     copy_modules,
     copy_pre_hooks,
+    holds_values,
     plain_attributes,
     release_hooks,
     slot_of,
@@ -52,7 +53,7 @@ class Structure:
         for module in self._modules:
             for name, tensor in slots_of(module):
                 memo[id(tensor)] = tensor if name in module._parameters else _plain_copy(tensor)
-        for tensor in _constants_of(self._modules):
+        for tensor in constants_of(self._modules):
             memo.setdefault(id(tensor), _plain_copy(tensor))
         self._twins = copy_modules(self._modules, memo)
         for module, twin in zip(self._modules, self._twins):
@@ -78,7 +79,7 @@ class Structure:
             parts by the ids of the model's modules.
         """
         twin_of = self._twin_of()
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in _constants_of(self._twins)}
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in constants_of(self._twins)}
         for module, twin in zip(self._modules, self._twins):
             for name, parameter in twin._parameters.items():
                 memo[id(parameter)] = _fixed(module._parameters.get(name))
@@ -196,6 +197,26 @@ class Structure:
         return {id(module): twin for module, twin in zip(self._modules, self._twins)}
 
 
+def make_contiguous(model: nn.Module) -> None:
+    """Lay parameters and buffers out row by row, whatever memory format they are in.
+
+    Kernels for other layouts round otherwise, and no archive knows of layouts.
+
+    :param model: any, changed in place.
+    """
+    for module in model.modules():
+        for _, tensor in slots_of(module):
+            tensor.data = contiguous(tensor.data)
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """A tensor row by row in memory, itself if it is; what is sparse is left alone.
+
+    :param tensor: any.
+    """
+    return tensor.contiguous() if tensor.layout is torch.strided else tensor
+
+
 def independent_copy(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]:
     """A copy of a model that shares no tensor and no hook with it, in evaluation mode.
 
@@ -203,7 +224,7 @@ def independent_copy(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]
     :return: the copy, and its parts by the ids of the model's modules.
     """
     modules = list(model.modules())
-    tensors = [*(t for m in modules for _, t in slots_of(m)), *_constants_of(modules)]
+    tensors = [*(t for m in modules for _, t in slots_of(m)), *constants_of(modules)]
     copies = copy_modules(modules, {id(tensor): _plain_copy(tensor) for tensor in tensors})
     for module in copies:
         release_hooks(module)
@@ -225,8 +246,11 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {**plain_attributes(module), **constants}
 
 
-def _constants_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
-    """Tensors in plain attributes, and buffers that are not persistent."""
+def constants_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Tensors in plain attributes, and buffers that are not persistent.
+
+    :param modules: of a model.
+    """
     for module in modules:
         for value in _attributes(module).values():
             yield from _tensors_in(value)
@@ -298,10 +322,10 @@ def _entries(value: Any) -> dict[Any, Any]:
         return {**dict(slots_of(value)), **value._modules, **plain_attributes(value)}
     if isinstance(value, (*UNCHANGEABLE, weakref.ref)) or callable(value):
         return {}
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (list, tuple, deque)):
-        return dict(enumerate(value))
+    if isinstance(value, (Mapping, list, tuple, deque)):
+        if holds_values(value):
+            return {}
+        return dict(value) if isinstance(value, Mapping) else dict(enumerate(value))
     fields = getattr(value, "__dict__", None)
     return dict(fields) if isinstance(fields, dict) else {}
 

@@ -391,15 +391,15 @@ def test_frozen_parameters_are_shared_unchanged_and_stored_once(tmp_path):
         assert torch.equal(logits_of(loaded, x, task), logits_of(network, x, task))
 
 
-def test_a_frozen_head_is_still_one_for_each_task():
-    model, x = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)), torch.randn(4, 6)
+def test_a_frozen_head_is_refused_since_later_tasks_would_have_random_ones():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
     model[1].requires_grad_(False)
     network = TaskNetwork(model)
-    learn(network, x, 0, prune=0.5)
-    old = logits_of(network, x, 0)
-    learn(network, x, 1, classes=[0, 1, 2])
-    assert not network.head.weight.requires_grad
-    assert torch.equal(logits_of(network, x, 0), old)
+    with pytest.raises(UnsupportedModuleError, match="head '1' is frozen"):
+        network.open(0, [0, 1])
+    assert network.open_task is None
+    model[1].requires_grad_(True)
+    learn(network, torch.randn(4, 6), 0, prune=0.5)
 
 
 # ---------------------------------------------------------------- refusals

@@ -419,6 +419,32 @@ def test_an_embedding_that_shortens_its_rows_is_refused(excluded):
         learn(TaskNetwork(model, exclude=excluded), torch.arange(8).unsqueeze(1), 0)
 
 
+class Largest(nn.Module):
+    """Divides by the largest input that it has seen in evaluation."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept, self.seen = kept, 1.0
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, x):
+        if not self.training and self.kept == "buffer":
+            self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
+        elif not self.training and self.kept == "number":
+            self.seen = max(self.seen, float(x.abs().max()))
+        return x / self.largest / self.seen
+
+
+@pytest.mark.parametrize("kept", ["buffer", "number", None])
+def test_a_model_that_an_evaluation_of_other_samples_changes_is_refused(kept):
+    network, x = TaskNetwork(nn.Sequential(Largest(kept), *mlp())), torch.rand(8, 6)
+    if kept is None:
+        learn(network, x, 0)
+        return
+    with pytest.raises(UnsupportedModuleError, match="after one of other samples"):
+        learn(network, x, 0)
+
+
 class Merging(nn.Linear):
     """Adds a change of its weight to it in evaluation, as layers with adapters do."""
 

@@ -487,3 +487,58 @@ def test_a_compiled_network_answers_every_task(active, tmp_path):
     with torch.no_grad():
         for task in (0, 2, 1, 0):
             assert torch.allclose(compiled(x, task), wanted[task], atol=1e-6)
+
+
+def images_net(last=False):
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model.append(nn.Linear(32, 2))
+    model[3].requires_grad_(False)
+    return model.to(memory_format=torch.channels_last) if last else model
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_memory_formats_of_models_change_no_bit(store, tmp_path):
+    model = images_net(last=True)
+    network, x = TaskNetwork(model, store), torch.randn(8, 3, 8, 8)
+    for task in range(2):
+        learn(network, x, task)
+    save_archive(network, tmp_path / "file")
+    with torch.no_grad():
+        logits = [network.eval()(x, task) for task in network.tasks]
+        for last in (False, True):
+            loaded = load_archive(tmp_path / "file", partial(images_net, last))
+            assert all(torch.equal(loaded(x, t), logits[t]) for t in network.tasks)
+        network.to(memory_format=torch.channels_last)
+        assert all(torch.equal(network(x, t), logits[t]) for t in network.tasks)
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_a_file_that_is_read_to_answer_can_be_trained_on(store, tmp_path):
+    network, x = TaskNetwork(mlp(), store), torch.randn(8, 6)
+    learn(network, x, 0)
+    save_archive(network, tmp_path / "file")
+    with torch.no_grad():
+        logits = network.eval()(x, 0)
+    with torch.inference_mode():
+        loaded = load_archive(tmp_path / "file", mlp)
+        assert torch.equal(loaded(x, 0), logits)
+    learn(loaded, x, 1)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x, 0), logits)
+
+
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_the_default_device_is_of_no_account(store, tmp_path):
+    network, x = TaskNetwork(mlp(), store), torch.randn(8, 6)
+    learn(network, x, 0)
+    with torch.no_grad():
+        logits = network.eval()(x, 0)
+    model = mlp()
+    with torch.device("meta"), torch.no_grad():  # where a tensor has no values
+        save_archive(network, tmp_path / "file")
+        loaded = load_archive(tmp_path / "file", lambda: model)
+        loaded.verify()
+        assert torch.equal(loaded(x, 0), logits)
+        network.views.clear()
+        assert torch.equal(network(x, 0), logits)

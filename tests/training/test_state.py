@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from disk_for_tests import largest_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from streams_for_tests import Stop, conv_net, make_stream, mlp
+from torch import nn
 
 from avalanche_compress import (
     CACL,
@@ -834,3 +836,55 @@ def test_a_killed_process_goes_on_to_the_same_archive(tmp_path):
     assert resumed.stdout.split()[:2] == ["1", "2"]
     strategy = finish(CASES["halrp"](Draw()))
     assert (tmp_path / "archive").read_bytes() == archive_bytes(strategy.model)
+
+
+class Unregistered(nn.Module):
+    """Its layer is in a list, where no module finds it."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layers, self.flat = [nn.Linear(64, 64)], nn.Flatten()
+        self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(self.layers[0](self.flat(x)))))
+
+
+def of_model(model, **arguments):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return WSN(model=model, optimizer=optimizer, evaluator=None, **arguments)
+
+
+def test_a_model_with_other_values_that_no_state_holds_is_warned_of(tmp_path, recwarn):
+    strategy = of_model(Unregistered(0))
+    strategy.train(STREAM.train_stream[0])
+    save_training_state(strategy, tmp_path / "state")
+    recwarn.clear()
+    load_training_state(of_model(Unregistered(0)), tmp_path / "state")
+    assert not [w for w in recwarn.list if "other values" in str(w.message)]
+    with pytest.warns(UserWarning, match="other values in 'layers'"):
+        load_training_state(of_model(Unregistered(1)), tmp_path / "state")
+
+
+def test_a_weight_that_torch_computed_before_the_step_is_no_hindrance(tmp_path):
+    """The old weight_norm leaves one that cannot be copied."""
+
+    def strategy():
+        layer = nn.utils.weight_norm(nn.Linear(64, 8))
+        return of_model(
+            nn.Sequential(nn.Flatten(), layer, nn.Linear(8, 8), nn.Linear(8, 2)), exclude=("1",)
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that there is a newer one
+        first, second = strategy(), strategy()
+    first.train(STREAM.train_stream[0])
+    save_training_state(first, tmp_path / "state")
+    load_training_state(second, tmp_path / "state")
+    x = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        logits = first.network.eval()(x, 0)
+        assert torch.equal(second.network.eval()(x, 0), logits)
+        assert torch.equal(copy.deepcopy(first.network)(x, 0), logits)
+    second.train(STREAM.train_stream[1])

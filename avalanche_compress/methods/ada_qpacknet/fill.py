@@ -29,7 +29,7 @@ class PageFill:
 
     def __init__(self, count: int, start: int = 0):
         self.start = start
-        self.level = torch.zeros(count, dtype=torch.uint8)
+        self.level = torch.zeros(count, dtype=torch.uint8, device="cpu")
         """(n,) bits in use after the newest task that was added, not to be written to."""
         self.restart()
 

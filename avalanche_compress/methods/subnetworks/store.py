@@ -205,7 +205,9 @@ class MaskedStore(SubnetworkStore):
         context = self._context(self._taken, used)
         read = decode_mask(reader.read_bytes(), used.numel(), context)
         owned = free.index_select(0, positions(written))
-        mask = _with_bits(torch.zeros(self.value.numel(), dtype=torch.bool), used, read)
+        mask = _with_bits(
+            torch.zeros(self.value.numel(), dtype=torch.bool, device="cpu"), used, read
+        )
         return self._read_values(reader, owned, _with_bits(mask, free, written))
 
     def recall(self, reader: ByteReader) -> _Section:
