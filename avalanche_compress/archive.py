@@ -80,10 +80,11 @@ def archive_bytes(network: TaskNetwork) -> bytes:
         raise ArchiveError(f"the network cannot be archived: it has {error}.") from error
     for store in network.weight_stores:
         _check_registered(store)
-    manifest = {**network.options, "weights": _layout(network), "rest": _fingerprint(network)}
+    options = {name: _renamed(value, _plain) for name, value in network.options.items()}
+    manifest = {**options, "weights": _layout(network), "rest": _fingerprint(network)}
     constants = network.constants()
     if constants:
-        manifest["constants"] = constants
+        manifest["constants"] = {_plain(name): mark for name, mark in constants.items()}
     return pack(manifest, content)
 
 
@@ -127,16 +128,30 @@ def load_archive(path: FileLike, build_model: Callable[[], nn.Module]) -> TaskNe
     for store in network.weight_stores:
         store.check_built()
     _fill_static(network, static)
-    network.compare_constants(name, manifest.get("constants", {}))
+    own = {_plain(name): name for name in network.constants()}
+    marks = manifest.get("constants", {}).items()
+    network.compare_constants(name, {own.get(_plain(n), n): mark for n, mark in marks})
     return network.eval()
 
 
 # ---------------------------------------------------------------------------- network
 
 
+def _plain(name: str) -> str:
+    """A name as it is in a model that is not compiled, so that both read each other's files."""
+    return name.replace("_orig_mod.", "")
+
+
+def _renamed(option: Any, name: Callable[[str], str]) -> Any:
+    """An option that is a name, names, or None, with other names."""
+    if isinstance(option, list):
+        return [name(entry) for entry in option]
+    return None if option is None else name(option)
+
+
 def _layout(network: TaskNetwork) -> list[list[Any]]:
     return [
-        [store.name, store.kind, list(store.shape), store.config()]
+        [_plain(store.name), store.kind, list(store.shape), store.config()]
         for store in network.weight_stores
     ]
 
@@ -156,14 +171,18 @@ def _check_registered(store: WeightStore) -> None:
         ) from error
 
 
-def _fingerprint(network: TaskNetwork) -> str:
+def _fingerprint(network: TaskNetwork, plain: Callable[[str], str] = _plain) -> str:
     """Names, types and shapes of all else; the head's rows are left out, they differ by task."""
     head = [Place(layer, name) for layer in network.heads for name in ("weight", "bias")]
     private = [
-        (name, str(place.tensor.dtype), list(place.tensor.shape[1 if place in head else 0 :]))
+        (
+            plain(name),
+            str(place.tensor.dtype),
+            list(place.tensor.shape[1 if place in head else 0 :]),
+        )
         for name, place in zip(network.private.names, network.private.places)
     ]
-    static = [(n, str(t.dtype), list(t.shape)) for n, t in network.static_tensors().items()]
+    static = [(plain(n), str(t.dtype), list(t.shape)) for n, t in network.static_tensors().items()]
     dtypes = [str(store.scratch.dtype) for store in network.weight_stores]
     return hashlib.sha256(json.dumps([private, static, dtypes]).encode()).hexdigest()[:16]
 
@@ -171,13 +190,12 @@ def _fingerprint(network: TaskNetwork) -> str:
 def _build_network(
     source: str, manifest: Manifest, build_model: Callable[[], nn.Module]
 ) -> TaskNetwork:
-    kinds = {name: (kind, config) for name, kind, _, config in manifest["weights"]}
-    options = {name: manifest[name] for name in ("head", "exclude", "include")}
+    kinds = {_plain(name): (kind, config) for name, kind, _, config in manifest["weights"]}
 
     def store(place: Place, name: str) -> WeightStore:
-        if name not in kinds:
+        if _plain(name) not in kinds:
             raise ArchiveError(f"{source} was made for another model: it knows no weight {name!r}")
-        kind, config = kinds[name]
+        kind, config = kinds[_plain(name)]
         try:
             return store_of_kind(kind)(place, name, **config)
         except (KeyError, TypeError, TaskStateError) as error:
@@ -194,18 +212,27 @@ def _build_network(
             f"{source} is not read: build_model={type(build_model).__name__} must be a function "
             "without arguments that gives a new nn.Module, such as its class or lambda: model."
         )
+    named = [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]
+    own_names: dict[str, str] = {_plain(name): name for name, _ in named}
+
+    def own(name: str) -> str:
+        return own_names.get(_plain(name), name)
+
+    options = {name: _renamed(manifest[name], own) for name in ("head", "exclude", "include")}
     try:
-        network = TaskNetwork(model, store, compressed=set(kinds), **options)
+        network = TaskNetwork(model, store, compressed={*map(own, kinds)}, **options)
     except UnsupportedModuleError as error:
         raise ArchiveError(f"{source} was made for another model: {error}") from error
-    ours, theirs = _layout(network), manifest["weights"]
+    ours = _layout(network)
+    theirs = [[_plain(name), *others] for name, *others in manifest["weights"]]
     if ours != theirs:
         differing = [f"{b[0]!r} {b[2]}" for a, b in zip(ours, theirs) if a != b] or ["more weights"]
         raise ArchiveError(
             f"{source} was made for another model: it holds {', '.join(differing[:3])}, which "
             "build_model() does not have in that shape and order."
         )
-    if _fingerprint(network) != manifest["rest"]:
+    # earlier releases wrote a compiled model's names
+    if manifest["rest"] not in (_fingerprint(network), _fingerprint(network, str)):
         raise ArchiveError(
             f"{source} was made for another model: its biases, norms, buffers, frozen parameters "
             "or number types differ from those of build_model()."

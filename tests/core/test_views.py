@@ -542,3 +542,24 @@ def test_the_default_device_is_of_no_account(store, tmp_path):
         assert torch.equal(loaded(x, 0), logits)
         network.views.clear()
         assert torch.equal(network(x, 0), logits)
+
+
+@pytest.mark.parametrize("trained_compiled", [True, False])
+@pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+def test_a_compiled_model_and_a_plain_one_read_each_others_files(store, trained_compiled, tmp_path):
+    torch._dynamo.reset()
+
+    def build(is_compiled):
+        model = mlp()
+        model[2].requires_grad_(False)
+        return torch.compile(model, backend="eager") if is_compiled else model
+
+    excluded = "_orig_mod.0" if trained_compiled else "0"
+    network = TaskNetwork(build(trained_compiled), store, exclude=[excluded])
+    x = torch.randn(8, 6)
+    learn(network, x, 0)
+    save_archive(network, tmp_path / "file")
+    for is_compiled in (True, False):
+        loaded = load_archive(tmp_path / "file", partial(build, is_compiled))
+        with torch.no_grad():
+            assert torch.equal(loaded(x, 0), network(x, 0))
