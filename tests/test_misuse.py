@@ -213,6 +213,16 @@ def overlapping_classes(method, errors):
         assert not torch.equal(first[:, 1], second[:, 0])  # class 1, by each task's own head
 
 
+@case("class-numbers-that-are-very-large")
+def large_class_number(method, errors):
+    strategy = make(method)
+    x, y = samples()
+    large = tensors_benchmark([(x, y * 69_999 + 1)], [(x, y * 69_999 + 1)], task_labels=[0])
+    errors(lambda: strategy.train(large.train_stream[0]), strategy)
+    strategy.train(stream().train_stream[0])
+    assert strategy.network.tasks == [0]
+
+
 @case("a-target-that-is-none-of-the-classes")
 def foreign_targets(method, errors):
     strategy = make(method)
@@ -303,6 +313,36 @@ def wrong_head(method, errors):
     errors(lambda: strategy.train(stream().train_stream[0]))
     assert strategy.network.tasks == []
     make(method, HeadFirst(), head="head").train(stream().train_stream[0])
+
+
+@case("a-head-that-is-frozen")
+def frozen_head(method, errors):
+    model = mlp()
+    model[5].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    strategy = make(method, model, optimizer)
+    errors(lambda: strategy.train(stream().train_stream[0]))
+    assert not strategy.network.tasks
+
+
+class Largest(nn.Module):
+    """Divides by the largest input that it has seen in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, x):
+        if not self.training:
+            self.largest.copy_(torch.maximum(self.largest, x.abs().max()))
+        return x / self.largest
+
+
+@case("an-evaluation-that-changes-the-model")
+def changing_evaluation(method, errors):
+    model = nn.Sequential(Largest(), mlp())
+    strategy = make(method, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    errors(lambda: strategy.train(stream().train_stream[0]))
 
 
 @case("a-model-that-is-trained-by-two-strategies")

@@ -195,7 +195,7 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
 
         :param experience: with samples of one task.
         :raises TrainingDataError: if it has no samples.
-        :raises TaskLabelError: if it has no task label or several.
+        :raises TaskLabelError: if it has no task label or several, or classes as of :meth:`open`.
         :raises TaskAlreadyLearnedError: if its task is finished.
         :raises TaskStateError: if another task is open.
         """
@@ -204,7 +204,9 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
                 "the experience has no samples, and a task is learned from one at least: leave it "
                 "out of the stream."
             )
-        checks.check_label(self.task_of(experience), self.tasks, self.open_task)
+        task, classes = self.task_of(experience), sorted(classes_in(experience))
+        checks.check_label(task, self.tasks, self.open_task)
+        checks.check_classes(task, classes, self.classes.values())
 
     def open(self, task: int, classes: Iterable[int]) -> None:
         """Start training a task; one that was open under the same label is dropped.
