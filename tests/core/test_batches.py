@@ -480,6 +480,21 @@ def test_strategies_learn_from_mini_batches_of_any_kind(name, kind):
         torch.testing.assert_close(mixed[labels == task][:, : part.shape[1]], part)
 
 
+def test_inference_refuses_samples_that_it_could_not_take_out_before_training():
+    samples = Samples(0)
+    samples.collate_fn = partial(collated, Uncut)
+    sets = [as_classification_dataset(samples)]
+    benchmark = task_incremental_benchmark(benchmark_from_datasets(train=sets, test=sets))
+    model = Reads(by_name)
+    strategy = OURS["wsn"](
+        model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), train_mb_size=5,
+        evaluator=None, task_inference="triangular@first",
+    )  # fmt: skip
+    with pytest.raises(TrainingDataError, match="out of a Uncut"):
+        strategy.train(benchmark.train_stream[0])
+    assert strategy.network.open_task is None
+
+
 def collated(make, samples):
     inputs, *others = zip(*samples)
     return [make(torch.stack([x["tokens"] for x in inputs])), *map(torch.tensor, others)]
