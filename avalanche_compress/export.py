@@ -6,7 +6,7 @@ import inspect
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,8 +104,10 @@ class Exported(nn.Module):
         self.model = getattr(plain, "_orig_mod", plain)  # of a compiled one, what was compiled
         self.arguments = Caller(self.model).arguments
         self._others = (task,) if isinstance(self.model, MultiTaskModule) else ()
+        if isinstance(example, Mapping):
+            example = dict(example)  # torch.export knows no other
         one = size_of(example) == 1
-        self.example = mapped(example, lambda part: torch.cat([part, part])) if one else example
+        self.example = rows_of(example, torch.zeros(2, dtype=torch.int64)) if one else example
         positional, by_name = self.arguments(self.example)
         names = [*inspect.signature(self.model.forward).parameters][: len(positional)]
         self.names = [*names, *by_name]

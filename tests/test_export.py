@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -126,6 +127,25 @@ def test_inputs_that_have_names_keep_them(suffix, tmp_path):
     export_task(network, 0, tmp_path / f"task{suffix}", texts(3))
     x = texts(5)
     answered = read(tmp_path / f"task{suffix}")(**x)
+    torch.testing.assert_close(answered, network.own_logits(x, 0).detach())
+
+
+class Whole(nn.Module):
+    """Takes the mapping itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, batch):
+        return self.head(torch.relu(self.body(batch["rows"])))
+
+
+def test_a_mapping_of_another_class_is_example_enough(tmp_path):
+    network = finished(Whole(), {"rows": torch.randn(3, 4)})
+    export_task(network, 0, tmp_path / "task.pt2", UserDict(rows=torch.randn(1, 4)))
+    x = {"rows": torch.randn(5, 4)}
+    answered = torch.export.load(tmp_path / "task.pt2").module()(x)
     torch.testing.assert_close(answered, network.own_logits(x, 0).detach())
 
 

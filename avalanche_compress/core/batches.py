@@ -1,13 +1,21 @@
-"""What goes into a model and what comes out of it: tensors, or dictionaries and objects of them."""
+"""What goes into a model and what comes out of it: tensors, or dictionaries and objects of them.
+
+A mini-batch is a tensor, a ``PackedSequence``, an object that moves itself by a method ``to``, as
+batches of graphs do, or a mapping, list, tuple or dataclass of such, of any class, which it keeps.
+How it is measured, moved, cut and changed is known here alone.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from avalanche_compress.errors import TrainingDataError, UnsupportedModuleError
 
@@ -137,24 +145,97 @@ def _check_further(output: Any, first: Any) -> None:
 
 
 def rows_of(x: Any, chosen: Tensor) -> Any:
-    """Some samples of a mini-batch.
+    """Some samples of a mini-batch; of numbers and texts beside its tensors, all.
 
-    :param x: a tensor (N, ...), or a mapping, list or tuple of such.
+    :param x: of N samples.
     :param chosen: an index (M,), or a mask (N,).
+    :raises TrainingDataError: if a part of it has no row for each sample, or cannot be cut.
 
     >>> rows_of({"ids": torch.tensor([[1], [2]])}, torch.tensor([False, True]))
     {'ids': tensor([[2]])}
     """
-    return mapped(x, lambda part: part[chosen.to(part.device)])
+    if isinstance(x, Tensor):
+        return _rows_of_tensor(x, chosen)
+    return _rows_of(x, chosen, size_of(x))
+
+
+def _rows_of(x: Any, chosen: Tensor, count: int) -> Any:
+    if not _is_part(x):
+        found = _cut_by_itself(x, chosen) if _moves_itself(x) else None
+        if found is not None:
+            return found
+        return _rebuilt(x, lambda inner: _rows_of(inner, chosen, count))
+    if size_of(x) != count:
+        raise TrainingDataError(
+            f"the mini-batch has {count} samples by its first tensor, and another part of it has "
+            f"{size_of(x)} rows, so that samples cannot be taken out of it: give every input a row "
+            "for each sample, or make mini-batches of one task."
+        )
+    if isinstance(x, Tensor):
+        return _rows_of_tensor(x, chosen)
+    if isinstance(x, PackedSequence):
+        return _rows_of_packed(x, chosen)
+    found = _cut_by_itself(x, chosen)
+    if found is None:
+        raise _no_rows(type(x).__name__)
+    return found
+
+
+def _rows_of_tensor(x: Tensor, chosen: Tensor) -> Tensor:
+    chosen = chosen.to(x.device)
+    if x.layout is torch.strided and not x.is_nested:
+        return x[chosen]
+    index = chosen.nonzero().flatten() if chosen.dtype == torch.bool else chosen
+    if x.is_nested:
+        samples = x.unbind()
+        wanted = [samples[position] for position in index.tolist()]
+        found: Tensor = torch.nested.as_nested_tensor(wanted, layout=x.layout)
+    elif x.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        found = x.to_sparse_coo().index_select(0, index)  # no other layout knows how
+        found = found.to_sparse(layout=x.layout)
+    else:
+        raise _no_rows(f"tensor of the layout {x.layout}")
+    return found
+
+
+def _rows_of_packed(x: PackedSequence, chosen: Tensor) -> PackedSequence:
+    padded, lengths = pad_packed_sequence(x, batch_first=True)
+    lengths, padded = lengths[chosen.to(lengths.device)], padded[chosen.to(padded.device)]
+    return pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
+
+
+def _cut_by_itself(x: Any, chosen: Tensor) -> Any:
+    """What an object says that some of its samples are; None if it says nothing of the kind."""
+    try:
+        found = x[chosen.cpu()]
+    except Exception:  # whatever a stranger's class raises
+        return None
+    return found if type(found) is type(x) else None
+
+
+def _no_rows(what: str) -> TrainingDataError:
+    return TrainingDataError(
+        f"samples cannot be taken out of a {what}, as mini-batches of several tasks and task "
+        "inference need: make mini-batches of one task, give tensors or containers of them, or a "
+        "class whose x[indices] is such a mini-batch again."
+    )
 
 
 def moved_to(x: Any, device: str | torch.device) -> Any:
     """A mini-batch on a device.
 
-    :param x: a tensor, or a mapping, list or tuple of such; other things stay as they are.
+    :param x: a mini-batch, or a part of it; what has no ``to`` stays as it is.
     :param device: where.
     """
-    return mapped(x, lambda part: part.to(device, non_blocking=True))
+    if isinstance(x, Tensor):
+        return x.to(device, non_blocking=True)
+    if not _moves_itself(x):
+        return _rebuilt(x, lambda inner: moved_to(inner, device))
+    copied = copy.copy(x)  # some move themselves in place
+    try:
+        return copied.to(device, non_blocking=True)
+    except TypeError:  # it knows devices alone
+        return copied.to(device)
 
 
 def first_inputs(dataset: Any, count: int = 2) -> Any:
@@ -180,44 +261,156 @@ def first_inputs(dataset: Any, count: int = 2) -> Any:
 def size_of(x: Any) -> int:
     """How many samples a mini-batch has.
 
-    :param x: a tensor (N, ...), or a mapping, list or tuple of such.
+    :param x: a mini-batch.
+    :raises TrainingDataError: if it does not say.
 
     >>> size_of({"ids": torch.zeros(3, 5)})
     3
     """
-    return len(x) if isinstance(x, Tensor) else len(first_tensor(x))
-
-
-def first_tensor(x: Any) -> Tensor:
-    """The first tensor of a mini-batch.
-
-    :param x: a tensor, or a mapping, list or tuple of such.
-    :raises TrainingDataError: if there is none.
-    """
     if isinstance(x, Tensor):
-        return x
-    parts = x.values() if isinstance(x, Mapping) else x if isinstance(x, (list, tuple)) else ()
-    for part in parts:
-        if isinstance(part, (Tensor, Mapping, list, tuple)):
-            return first_tensor(part)
-    raise TrainingDataError(
+        return x.size(0)
+    for part in parts_of(x):
+        if isinstance(part, Tensor):
+            return part.size(0)
+        if isinstance(part, PackedSequence):
+            return int(part.batch_sizes[0])
+        if hasattr(type(part), "__len__"):
+            return len(part)
+    raise _no_tensor(x)
+
+
+def _no_tensor(x: Any) -> TrainingDataError:
+    return TrainingDataError(
         f"the inputs of the mini-batch are a {type(x).__name__} without a tensor: give tensors, or "
         "mappings or lists of them, such as tokenised text with return_tensors='pt'."
     )
 
 
-def mapped(x: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A mini-batch with each of its tensors changed.
+def is_finite(x: Any) -> bool:
+    """Whether no tensor of a mini-batch has a value that is NaN or infinite.
 
-    :param x: a tensor, or a mapping, list or tuple of such; other things stay as they are.
+    :param x: a mini-batch.
+    """
+    tensors = [part.data if isinstance(part, PackedSequence) else part for part in parts_of(x)]
+    values = [_values_of(part) for part in tensors if isinstance(part, Tensor)]
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+def _values_of(x: Tensor) -> Tensor:
+    """The values of a tensor of any layout, as one that every function takes."""
+    if x.layout is torch.strided and not x.is_nested:
+        return x
+    return x.coalesce().values() if x.layout is torch.sparse_coo else x.values()
+
+
+def contiguous(x: Any) -> Any:
+    """A mini-batch whose tensors lie in memory in the order of their axes, if they have one.
+
+    :param x: a mini-batch.
+    """
+    return mapped(x, lambda part: part.contiguous() if part.layout is torch.strided else part)
+
+
+def mapped(x: Any, function: Callable[[Tensor], Any]) -> Any:
+    """A mini-batch with each of its tensors changed; other parts stay as they are.
+
+    :param x: a mini-batch.
     :param function: of a tensor.
     """
     if isinstance(x, Tensor):
         return function(x)
+    return _rebuilt(x, lambda inner: mapped(inner, function))
+
+
+def parts_of(x: Any) -> Iterator[Any]:
+    """What holds the samples of a mini-batch: tensors, packed sequences, objects with ``to``.
+
+    :param x: a mini-batch.
+
+    >>> [part.shape for part in parts_of({"ids": torch.zeros(3, 5), "name": "text"})]
+    [torch.Size([3, 5])]
+    """
+    if _is_part(x):
+        yield x
+        return
+    for inner in _inside(x):
+        yield from parts_of(inner)
+
+
+def _is_part(x: Any) -> bool:
+    """Whether samples are in x itself; a number that is a tensor is of no sample."""
+    if isinstance(x, Tensor):
+        return x.dim() > 0
+    return isinstance(x, PackedSequence) or (_moves_itself(x) and not _is_container(x))
+
+
+def _moves_itself(x: Any) -> bool:
+    return hasattr(type(x), "to")  # asked of x, some mappings would look for an item
+
+
+def _is_container(x: Any) -> bool:
+    if isinstance(x, PackedSequence):
+        return False
+    return isinstance(x, (Mapping, tuple, MutableSequence)) or _is_record(x)
+
+
+def _is_record(x: Any) -> bool:
+    return is_dataclass(x) and not isinstance(x, type)
+
+
+def _inside(x: Any) -> Iterable[Any]:
+    if not _is_container(x):
+        return ()
     if isinstance(x, Mapping):
-        return {name: mapped(part, function) for name, part in x.items()}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*(mapped(part, function) for part in x))
-    if isinstance(x, (list, tuple)):
-        return type(x)(mapped(part, function) for part in x)
-    return x
+        return x.values()
+    return [getattr(x, name) for name in _fields_of(x)] if _is_record(x) else x
+
+
+def _fields_of(x: Any) -> list[str]:
+    return [field.name for field in fields(x) if hasattr(x, field.name)]
+
+
+def _rebuilt(x: Any, change: Callable[[Any], Any]) -> Any:
+    """A container of the same class with each thing in it changed; anything else as it is."""
+    if not _is_container(x):
+        return x
+    if isinstance(x, Mapping):
+        return _with_items(x, {name: change(inner) for name, inner in x.items()})
+    if isinstance(x, tuple):
+        inner = [change(inner) for inner in x]
+        return x._make(inner) if hasattr(x, "_make") else type(x)(inner)
+    copied = _copied(x)
+    if isinstance(x, MutableSequence):
+        for index, inner in enumerate(x):
+            copied[index] = change(inner)
+    else:
+        for name in _fields_of(x):
+            object.__setattr__(copied, name, change(getattr(x, name)))  # it may be frozen
+    return copied
+
+
+def _with_items(x: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same class, and with the same attributes if it can be copied."""
+    if type(x) is dict:
+        return items
+    try:
+        if not isinstance(x, MutableMapping):
+            return type(x)(items)  # type: ignore[call-arg]
+        copied: MutableMapping[Any, Any] = _copied(x)
+        for name, value in items.items():
+            copied[name] = value
+        return copied
+    except TypeError:  # a class that is neither made of items nor takes them, as torch does
+        return items
+
+
+def _copied(x: Any) -> Any:
+    """A copy whose items are its own: ``copy.copy`` shares what a class keeps its items in."""
+    copied, attributes = copy.copy(x), getattr(x, "__dict__", {})
+    if attributes is x:  # of a dictionary whose items are its attributes
+        copied.__dict__ = copied
+        return copied
+    for name, value in attributes.items():
+        if isinstance(value, (MutableMapping, MutableSequence)):
+            copied.__dict__[name] = copy.copy(value)
+    return copied

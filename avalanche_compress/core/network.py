@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_compress.core import checks
-from avalanche_compress.core.batches import Caller, first_tensor, logits_of, rows_of, size_of
+from avalanche_compress.core.batches import Caller, logits_of, rows_of
 from avalanche_compress.core.conversion import Tensors, padding_rows, sort_tensors, store_key
 from avalanche_compress.core.experiences import classes_in, single_task_label
 from avalanche_compress.core.head_finding import HeadFinding
@@ -354,8 +354,8 @@ class TaskNetwork(HeadFinding, MultiTaskModule):
         ]
         width = max([self.max_class_label, *(logits.shape[-1] for _, logits in parts)])
         inner = parts[0][1].shape[1:-1] if parts else ()
-        like = parts[0][1] if parts else first_tensor(x)
-        out = like.new_full((size_of(x), *inner, width), MASKED_LOGIT)
+        like = parts[0][1] if parts else self.head.weight
+        out = like.new_full((len(task_labels), *inner, width), MASKED_LOGIT)
         for chosen, logits in parts:
             out[chosen, ..., : logits.shape[-1]] = logits
         return out

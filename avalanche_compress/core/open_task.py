@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from avalanche_compress.core.answers import check_answers, nudged
-from avalanche_compress.core.batches import mapped
+from avalanche_compress.core.batches import contiguous, mapped
 from avalanche_compress.core.checks import FirstStep
 from avalanche_compress.core.deferred import DeferredWeight, full_precision
 from avalanche_compress.core.heads import fails_behind
@@ -322,7 +322,7 @@ class OpenTask:
             for index in devices:
                 with torch.cuda.device(index):
                     torch.cuda.manual_seed(0)
-            return call(model, mapped(x, Tensor.contiguous))
+            return call(model, contiguous(x))
 
 
 def _unlike(by: float, inputs: Tensor) -> Tensor:

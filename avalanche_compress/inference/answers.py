@@ -20,11 +20,11 @@ class Answers:
 
     :param network: that learned the tasks.
     :param tasks: their labels.
-    :param x: ``(N, ...)``.
+    :param x: ``(N, ...)``; None if all that will be asked is filled in.
     :param features: what is read of a sub-network besides its logits.
     """
 
-    def __init__(self, network: TaskNetwork, tasks: Sequence[int], x: Tensor, features: Features):
+    def __init__(self, network: TaskNetwork, tasks: Sequence[int], x: Any, features: Features):
         self.tasks = list(tasks)
         self._network, self._x, self._read = network, x, features
         self._logits: dict[int, Tensor] = {}
@@ -98,8 +98,7 @@ class Answers:
         :param parts: one or more.
         """
         first = parts[0]
-        nothing = rows_of(first._x, torch.arange(0))
-        whole = Answers(first._network, first.tasks, nothing, first._read)
+        whole = Answers(first._network, first.tasks, None, first._read)
         for name in ("_logits", "_features"):
             asked = {p: [getattr(part, name)[p] for part in parts] for p in getattr(first, name)}
             setattr(whole, name, {p: torch.cat(tensors) for p, tensors in asked.items()})

@@ -10,7 +10,7 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.core.batches import first_inputs, first_tensor, moved_to
+from avalanche_compress.core.batches import first_inputs, moved_to, rows_of, size_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskInferenceError
@@ -153,12 +153,14 @@ class TaskInference:
         :param experience: of Avalanche, the first samples of which are looked at.
         :raises TaskInferenceError: if they have other features than those of earlier tasks, or
             nothing is kept of those.
+        :raises TrainingDataError: if samples cannot be taken out of a mini-batch.
         """
         if not self.needs_statistics:
             return
         self._check_kept(network)
+        x = moved_to(first_inputs(experience.dataset), network.head.weight.device)
+        rows_of(x, torch.arange(size_of(x)))  # as collect() will
         if network.tasks:
-            x = moved_to(first_inputs(experience.dataset), network.head.weight.device)
             with evaluating(network):
                 _, features = self.features(network, x, network.tasks[-1])
             kept = [self._kept(network, task) for task in network.tasks]
@@ -183,7 +185,7 @@ class TaskInference:
         training = network.training or network.backbone.training
         with evaluating(network) if training else nullcontext():
             answers = self._answers(network, tasks, x)
-            decoded = self._decoded(network, tasks, first_tensor(x).device)
+            decoded = self._decoded(network, tasks, network.head.weight.device)
             chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
             classes = [network.classes_of(task) for task in tasks]
             logits = spread_chosen(
@@ -211,7 +213,7 @@ class TaskInference:
         tasks = self.candidates(network)
         with evaluating(network):
             answers = self._answers(network, tasks, x)
-            decoded = self._decoded(network, tasks, first_tensor(x).device)
+            decoded = self._decoded(network, tasks, network.head.weight.device)
             chosen = choose(self.rule.scores(answers, decoded), self.batchwise)
             return self._novelty(answers, decoded, chosen)
 

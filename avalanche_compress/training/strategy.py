@@ -16,7 +16,7 @@ from avalanche.training.templates.strategy_mixin_protocol import CriterionType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from avalanche_compress.core.batches import first_tensor, rows_of, size_of
+from avalanche_compress.core.batches import is_finite, rows_of, size_of
 from avalanche_compress.core.conversion import check_values
 from avalanche_compress.core.experiences import (
     position_in_stream,
@@ -363,8 +363,7 @@ class CompressedStrategy(ResumableTraining):
                 f"an earlier one has made values of {nonfinite} NaN or infinite, which are reset "
                 "when the task is trained again; lower the learning rate, or clip gradients."
             )
-        inputs = first_tensor(self.mb_x)
-        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        if not is_finite(self.mb_x):
             return "the inputs hold NaN or infinite values, take those samples out."
         return "check the inputs, or lower the learning rate."
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from avalanche_compress.core.batches import mapped, rows_of
+from avalanche_compress.core.batches import mapped, parts_of, rows_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
+from avalanche_compress.errors import TrainingDataError
 
 IMPORTANCE = ("mean_sq", "sum", "uniform", "fisher_diag")
 _NUMBERS_AT_ONCE = 1 << 26
@@ -117,11 +119,13 @@ def _sample_squares(
     network: TaskNetwork, stores: Sequence[WeightStore], x: Tensor, y: Tensor, criterion: Criterion
 ) -> Tensor:
     """``sum_i ||g_li||^2`` over the samples i of a batch, (L,)."""
+    _check_single_samples(x)
     names = [f"backbone.{store.name}" for store in stores]
     weights = {name: store.scratch.detach() for name, store in zip(names, stores)}
 
-    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        single = mapped(x, lambda part: part.unsqueeze(0))
+    def loss(weights: dict[str, Tensor], sample: list[Tensor], y: Tensor) -> Tensor:
+        inputs = iter(sample)
+        single = mapped(x, lambda part: next(inputs).unsqueeze(0) if part.dim() else part)
         logits = functional_call(network, weights, (single, network.open_task))
         return criterion(logits, y.unsqueeze(0))
 
@@ -129,7 +133,18 @@ def _sample_squares(
     gradients_of = vmap(grad(loss), in_dims=(None, 0, 0))
     total = torch.zeros(len(stores), dtype=torch.float64)
     for part in torch.arange(len(y)).split(max(1, _NUMBERS_AT_ONCE // numbers)):
-        gradients = gradients_of(weights, rows_of(x, part), y[part])
+        gradients = gradients_of(weights, list(parts_of(rows_of(x, part))), y[part])
         squares = [gradients[name].double().square().sum().item() for name in names]
         total += torch.tensor(squares, dtype=torch.float64)
     return total
+
+
+def _check_single_samples(x: Any) -> None:
+    """Refuse a mini-batch that ``vmap`` cannot take sample by sample."""
+    for part in parts_of(x):
+        if not isinstance(part, Tensor) or part.layout is not torch.strided or part.is_nested:
+            raise TrainingDataError(
+                "importance='fisher_diag' takes gradients of single samples, and the mini-batch "
+                f"has a {type(part).__name__} that torch.func cannot take apart: give dense "
+                "tensors, or choose importance='mean_sq'."
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from avalanche.training.plugins import EarlyStoppingPlugin, LRSchedulerPlugin
 from streams_for_tests import conv_net, logits, make_stream, mlp
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
 
 from avalanche_compress import (
     HALRP,
@@ -25,6 +27,7 @@ from avalanche_compress import (
     QuantizationPlugin,
     TaskNetwork,
     TaskStateError,
+    TrainingDataError,
     ValidationDataError,
     ValidationPlugin,
     growth,
@@ -122,6 +125,37 @@ def test_importance_is_that_of_plain_autograd(model, classes):
     measured = layer_importance(network, stores, batches, cross_entropy, "fisher_diag")
     torch.testing.assert_close(measured, expected, rtol=1e-4, atol=0)
     assert layer_importance(network, stores, [], cross_entropy, "uniform").tolist() == [1.0] * 2
+
+
+class ReadsRows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x.data["rows"] * x.data["scale"])))
+
+
+def test_single_samples_are_taken_out_of_a_mapping_of_any_class():
+    network = open_network(ReadsRows(), (0, 1))
+    x, y = torch.randn(7, 6), torch.randint(0, 2, (7,))
+    batches = [(UserDict(rows=x, scale=torch.tensor(2.0)), y)]
+    singles = [
+        (UserDict(rows=x[i : i + 1], scale=torch.tensor(2.0)), y[i : i + 1]) for i in range(7)
+    ]
+    stores = network.weight_stores
+    expected = layer_importance(network, stores, singles, F.cross_entropy)
+    measured = layer_importance(network, stores, batches, F.cross_entropy, "fisher_diag")
+    torch.testing.assert_close(measured, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda x: pack_sequence(list(x))])
+def test_single_samples_that_torch_cannot_vectorise_are_refused_by_name(make):
+    network = open_network(ReadsRows(), (0, 1))
+    stores = network.weight_stores
+    batches = [({"rows": make(torch.ones(3, 6))}, torch.zeros(3, dtype=torch.int64))]
+    with pytest.raises(TrainingDataError, match="take apart: give dense"):
+        layer_importance(network, stores, batches, F.cross_entropy, "fisher_diag")
 
 
 @pytest.mark.parametrize("kind", ["mean_sq", "sum", "fisher_diag", "uniform"])
