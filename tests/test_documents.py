@@ -78,7 +78,7 @@ def test_the_page_on_choosing_names_the_smallest_and_the_most_accurate(stream):
     runs = [
         run
         for run in read_records(ROOT / "benchmarks" / "records.jsonl")
-        if (run.stream, run.scenario) == (stream, "task") and run.strategy in ours
+        if (run.stream, run.scenario, run.variant) == (stream, "task", "") and run.strategy in ours
     ]
     names = {run.strategy for run in runs}
     size, accuracy = (

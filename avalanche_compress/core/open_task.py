@@ -327,7 +327,7 @@ class OpenTask:
 
 def _unlike(by: float, inputs: Tensor) -> Tensor:
     """Inputs of the same sizes and other values, if they are no indices."""
-    return inputs * by + by if inputs.is_floating_point() else inputs
+    return inputs * by if inputs.is_floating_point() else inputs
 
 
 def _copy_as_parameter(tensor: Tensor, place: Place) -> None:
