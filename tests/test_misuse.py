@@ -248,11 +248,23 @@ def streams_criterion(method, errors):
     def one_hot(logits, targets):
         return nn.functional.mse_loss(logits, nn.functional.one_hot(targets, 8).float())
 
+    class Shortens(nn.CrossEntropyLoss):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("counts", torch.zeros(4))
+
+        def forward(self, logits, targets):
+            self.counts = self.counts[:1]
+            return super().forward(logits, targets)
+
     tasks = experiences(samples(classes=(2, 3)), samples(classes=(0, 1), seed=1))
     strategy = make(method, criterion=weighted)
     steps = Snapshots()
     errors(lambda: strategy.train(tasks[0]))
     strategy = make(method, criterion=one_hot, plugins=[steps])
+    errors(lambda: strategy.train(tasks[0]))
+    assert_same(steps.last, everything(strategy))
+    strategy = make(method, criterion=Shortens(), plugins=[steps])
     errors(lambda: strategy.train(tasks[0]))
     assert_same(steps.last, everything(strategy))
     for criterion in (

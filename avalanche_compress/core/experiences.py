@@ -20,19 +20,20 @@ def classes_in(experience: Any) -> list[int]:
     return sorted(int(c) for c in found)
 
 
-def classes_in_stream(experience: Any) -> int | None:
-    """How many classes the stream of an experience has, if that is known without reading samples.
+def width_of_stream(experience: Any) -> int | None:
+    """The highest class number of an experience's stream and one.
 
     :param experience: of any of Avalanche's benchmarks.
+    :return: None if that is not known without reading samples.
     """
     seen = getattr(experience, "classes_seen_so_far", None)
     to_come = getattr(experience, "future_classes", None)
     if seen is not None and to_come is not None:
-        return len({*seen, *to_come})
+        return max((int(number) for number in {*seen, *to_come}), default=-1) + 1
     others = getattr(getattr(experience, "origin_stream", None), "exps", None)
     if not isinstance(others, list):  # of a lazy one, the others may not be there yet
         return None
-    return len({number for other in others for number in classes_in(other)})
+    return max((number for other in others for number in classes_in(other)), default=-1) + 1
 
 
 def task_labels_of(experience: Any) -> list[int] | None:

@@ -27,6 +27,7 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
         epoch_boundary()       before the first epoch and after each
         task_ends()            after the last epoch, before any plugin sees its end
         task_has_ended()       when every plugin has
+        evaluation_begins()    before an experience is evaluated
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -51,6 +52,9 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
     def task_has_ended(self) -> None:
         """Every plugin has seen the end of the task."""
 
+    def evaluation_begins(self) -> None:
+        """The experience to evaluate is known."""
+
     @property
     def told_to_stop(self) -> bool:
         """Whether ``stop_training`` was called, since the last epoch that began."""
@@ -67,6 +71,10 @@ class TrainingLoop(StepCallbacks, SupervisedTemplate):
     def _before_training_exp(self, **kwargs: Any) -> None:
         self.task_begins()
         super()._before_training_exp(**kwargs)
+
+    def _before_eval_exp(self, **kwargs: Any) -> None:
+        self.evaluation_begins()
+        super()._before_eval_exp(**kwargs)
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
         # not Avalanche's own, which begins with the first epoch

@@ -293,7 +293,7 @@ class QuantizationPlugin(ShapingPlugin):
                 for x, y, *_ in loader:
                     network.zero_grad(set_to_none=True)
                     logits = network(moved_to(x, strategy.device), network.open_task)
-                    yield loss(logits, y.to(strategy.device))
+                    yield loss(logits, moved_to(y, strategy.device))
 
         with evaluating(network), _recurrent_gradients(network):
             after = train_centroids(

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
-from types import MethodType
+import copy
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
 
 from avalanche_compress.core.batches import rows_of
-from avalanche_compress.core.experiences import classes_in_stream
 from avalanche_compress.core.heads import MASKED_LOGIT
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import UnsupportedPluginError
 from avalanche_compress.host.strategy import Criterion, Strategy, criterion_of
-
-_IGNORED = -100
-"""The target that torch's criteria ignore unless they are told another one."""
+from avalanche_compress.shaping.criterion_state import (
+    IGNORED,
+    function_of,
+    is_of_stream,
+    kept_by,
+    may_be_of_stream,
+    options_of,
+    read_outside,
+    restricted,
+    stream_width,
+)
 
 Known = bool | Tensor
 """Whether something is so; a bool tensor, scalar, where it is not waited for."""
-_Holder = dict[str, Any]
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm)
-"""Of a criterion that has layers, the tensors of these are never entries of classes."""
 
 
 class TaskLoss:
@@ -39,9 +40,15 @@ class TaskLoss:
     order, so that label smoothing, class weights, soft targets and binary criteria mean what they
     mean on a plain model. What of the criterion has an entry for each class of the stream (class
     weights, of a module, an object or a ``functools.partial``) is restricted to the task's classes
-    for the call; what has one for each class of the task is taken as it is. Tensors are looked at
-    (of costs of confusion, rows and columns) and, if it is known how many classes the stream has,
-    arrays, lists and dictionaries by class number. Targets are
+    for the call, and what the criterion writes into it is kept; all else is taken as it is. That
+    an entry is a class's is known
+
+    - of ``weight`` and ``pos_weight`` of torch's losses, which may also be of more classes;
+    - of tensors and arrays (1-D, or square: costs of confusion, rows and columns), lists and
+      dictionaries by class number that have as many entries as the stream has classes. Tuples are
+      never looked at: a place for what has as many by chance.
+
+    Targets are
 
     - class numbers of any shape; negative ones, and the criterion's ``ignore_index``, stay ignored;
     - or an entry for each column of the logits (one-hot, mixed, multi-hot), of the stream's classes
@@ -50,7 +57,7 @@ class TaskLoss:
 
     :param criterion: of logits and targets; a function, a ``partial`` of one, or a module.
     :param classes: ascending class numbers of the task.
-    :param width: how many classes the stream has, if that is known.
+    :param width: the stream's highest class number and one, if that is known.
 
     >>> loss = TaskLoss(nn.CrossEntropyLoss(label_smoothing=0.1), [2, 3])
     >>> logits, targets = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
@@ -65,15 +72,15 @@ class TaskLoss:
         self.classes, self._width = tuple(classes), width
         self._first, self._count = self.classes[0], len(self.classes)
         self._in_a_row = self.classes[-1] - self._first + 1 == self._count
-        ignored = _options_of(criterion).get("ignore_index", _IGNORED)
-        self._ignored = ignored if isinstance(ignored, int) else _IGNORED
+        ignored = options_of(criterion).get("ignore_index", IGNORED)
+        self._ignored = ignored if isinstance(ignored, int) else IGNORED
         self._ignores_own = self._ignored in self.classes
         self._plain = frozenset(() if self._ignores_own else self.classes)  # never ignored
         self._replaced = [
-            (holder, name)
-            for holder in _holders(criterion)
-            for name, value in holder.items()
-            if self._is_of_the_stream(value) or (name == "ignore_index" and self._ignored >= 0)
+            kept
+            for kept in kept_by(criterion)
+            if kept.is_of_stream(self.classes, width)
+            or (kept.name == "ignore_index" and self._ignored >= 0)
         ]
 
     def __call__(self, logits: Tensor, targets: Any) -> Tensor:
@@ -118,7 +125,7 @@ class TaskLoss:
         try:
             if not self._replaced:
                 return self.criterion(columns, targets)
-            with self._restricted():
+            with restricted(self._replaced, self.classes):
                 return self.criterion(columns, targets)
         except (RuntimeError, ValueError, IndexError) as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -126,42 +133,36 @@ class TaskLoss:
             raise UnsupportedPluginError(
                 f"the criterion failed on logits of shape {tuple(columns.shape)}, those of "
                 f"the task's classes {list(self.classes)}, with targets renumbered from 0 "
-                f"({error}): give class weights as an attribute of the criterion, such as "
-                "nn.CrossEntropyLoss(weight=...), one for each class of the stream or of the task."
+                f"({error}): take the number of classes from the logits, as in "
+                "F.one_hot(targets, logits.shape[-1]), and give class weights as an attribute of "
+                "the criterion, such as nn.CrossEntropyLoss(weight=...), one for each class of the "
+                "stream or of the task."
             ) from error
 
     def check(self) -> None:
-        """Refuse a function that reads class weights from outside, where nobody can restrict them.
+        """Refuse class weights that nobody can restrict: outside a function, or of unknown number.
 
         :raises UnsupportedPluginError: naming the variable.
         """
-        function = getattr(self.criterion, "func", self.criterion)
-        function = getattr(function, "__func__", function)
-        if not inspect.isfunction(function):
-            return
-        outside = inspect.getclosurevars(function)
-        for name, value in {**outside.globals, **outside.nonlocals}.items():
-            if self._is_of_the_stream(value):
+        given = f"the logits of the task's {self._count} classes and targets renumbered from 0"
+        for name, value in read_outside(self.criterion).items():
+            known = is_of_stream(value, self.classes, self._width)
+            if known or may_be_of_stream(value, self.classes):
+                function = function_of(self.criterion).__name__
                 raise UnsupportedPluginError(
-                    f"the criterion {function.__name__} reads {name}, which has an entry for each "
-                    f"of {len(value)} classes, from outside, and it is given the logits of the "
-                    f"task's {len(self.classes)} classes and targets renumbered from 0: make it "
-                    f"an argument, functools.partial({function.__name__}, weight={name}), or an "
-                    "attribute of a module."
+                    f"the criterion {function} reads {name}, whose {len(value)} entries may be "
+                    f"those of classes, from outside, and it is given {given}: make it an "
+                    f"argument, functools.partial({function}, {name}={name}), or an attribute of a "
+                    "module."
                 )
-
-    def _is_of_the_stream(self, value: Any) -> bool:
-        """Whether something has an entry for each class of the stream, and not only the task's."""
-        if isinstance(value, Tensor):
-            # a square one says what it costs to take one class for another
-            square = value.dim() == 2 and value.shape[0] == value.shape[1]
-            entries = len(value) if value.dim() == 1 or square else 0
-            return entries > self.classes[-1] and entries != self._count
-        if self._width is None or not isinstance(value, (list, dict, np.ndarray)):
-            return False
-        if isinstance(value, dict):
-            return value.keys() >= set(self.classes) and len(value) == self._width
-        return len(value) == self._width > self.classes[-1]
+        for kept in kept_by(self.criterion) if self._width is None else ():
+            if not kept.weighs_classes and may_be_of_stream(kept.value, self.classes):
+                raise UnsupportedPluginError(
+                    f"the criterion keeps {kept.name}, whose {len(kept.value)} entries may be "
+                    f"those of classes, and is given {given}, and how many classes the stream has "
+                    "is unknown: build the benchmark with with_classes_timeline(), or keep what "
+                    "has nothing to do with classes as a tuple."
+                )
 
     def _columns(self, logits: Tensor) -> Tensor:
         if logits.shape[-1] == self._count:
@@ -201,18 +202,23 @@ class TaskLoss:
         least, most = targets[..., others].aminmax(dim=-1)
         return columns, ((least == most) & (most <= columns.amin(dim=-1))).all()
 
-    def foreign(self, targets: Any) -> list[int]:
+    def foreign(self, logits: Tensor, targets: Any) -> list[int]:
         """Classes that targets are of, and the task is not.
 
+        :param logits: as in a call.
         :param targets: as in a call.
         """
         if isinstance(targets, (tuple, list)):
-            return sorted({number for part in targets for number in self.foreign(part)})
+            return sorted({number for part in targets for number in self.foreign(logits, part)})
         if not isinstance(targets, Tensor):
             return []
-        if targets.is_floating_point() or targets.dtype is torch.bool:
-            named = targets.flatten(0, -2) if targets.dim() else targets
-            found = (named > named.amin(dim=-1, keepdim=True)).any(dim=0).nonzero().flatten()
+        if targets.dim() == logits.dim() and targets.dim() > 0:
+            if targets.shape[-1] == self._count:
+                return []
+            entries = targets.flatten(0, -2)
+            found = (entries > entries.amin(dim=-1, keepdim=True)).any(dim=0).nonzero().flatten()
+        elif targets.is_floating_point() or targets.dtype is torch.bool:
+            return []
         else:
             found = targets[targets >= 0].unique()
         return [number for number in found.tolist() if number not in self.classes]
@@ -228,7 +234,7 @@ class TaskLoss:
         ignored = targets < 0
         if self._ignored >= 0:
             ignored = ignored | (targets == self._ignored)
-        left_out = targets if self._ignored < 0 else torch.full_like(targets, _IGNORED)
+        left_out = targets if self._ignored < 0 else torch.full_like(targets, IGNORED)
         known = ((places >= 0) & (places < self._count)) | ignored
         places = places.clamp(0, self._count - 1).to(targets.dtype)
         return torch.where(ignored, left_out, places), known.all()
@@ -239,21 +245,6 @@ class TaskLoss:
             return targets - self._first if self._first else targets
         last = self.classes[-1]
         return _table(self.classes, targets.device)[targets.to(torch.int64).clamp(-1, last + 1)]
-
-    @contextmanager
-    def _restricted(self) -> Iterator[None]:
-        """Lets the criterion have the entries of the task's classes."""
-        before = [(holder, name, holder[name]) for holder, name in self._replaced]
-        try:
-            for holder, name, value in before:
-                if name == "ignore_index":
-                    holder[name] = _IGNORED
-                else:
-                    holder[name] = _own_part(value, self.classes)
-            yield
-        finally:
-            for holder, name, value in before:
-                holder[name] = value
 
 
 def _check_loss(loss: Any, logits: Tensor) -> None:
@@ -299,8 +290,10 @@ def check_plain_loss(strategy: Strategy) -> None:
     targets = torch.tensor(classes)
     try:
         criterion = criterion_of(strategy)
-        wide = criterion(logits, targets)
-        own = TaskLoss(criterion, classes)(logits, targets)
+        # copies, as what a criterion counts is no sample of the user's
+        wide = copy.deepcopy(criterion)(logits, targets)
+        stream = stream_width(criterion, strategy.experience)
+        own = TaskLoss(copy.deepcopy(criterion), classes, stream)(logits, targets)
         alike = torch.allclose(wide, own, rtol=1e-4, atol=1e-5, equal_nan=True)
     except Exception:  # it wants other targets, or another device: the training will tell
         return
@@ -326,20 +319,6 @@ def task_loss(strategy: Strategy) -> TaskLoss:
     return TaskLoss(criterion, network.classes_of(network.open_task), width)
 
 
-def stream_width(criterion: Any, experience: Any) -> int | None:
-    """How many classes the stream has; None if that is unknown, or the criterion has no use for it.
-
-    :param criterion: of logits and targets.
-    :param experience: of the stream.
-    """
-    values = [value for holder in _holders(criterion) for value in holder.values()]
-    asks = any(
-        isinstance(value, (list, np.ndarray)) or (isinstance(value, dict) and 0 in value)
-        for value in values
-    )
-    return classes_in_stream(experience) if asks else None
-
-
 def loss_by_task(
     criterion: Any,
     network: TaskNetwork,
@@ -357,7 +336,7 @@ def loss_by_task(
     :param logits: ``(N, ..., W)``.
     :param targets: see :class:`TaskLoss`.
     :param labels: the task that was asked for each sample, (N,), or for all.
-    :param width: how many classes the stream has, if that is known.
+    :param width: the stream's highest class number and one, if that is known.
     """
     if not isinstance(labels, Tensor):
         return _loss_of(criterion, network, logits, targets, labels, width)
@@ -386,20 +365,13 @@ def _loss_of(
     classes = range(logits.shape[-1]) if task is None else network.classes_of(task)
     loss = TaskLoss(criterion, classes, width)
     if not loss.knows(logits, targets):
-        more = sorted({*loss.classes, *_class_numbers(targets)})
+        more = sorted({*loss.classes, *loss.foreign(logits, targets)})
         missing = max(0, more[-1] + 1 - logits.shape[-1])
         logits = functional.pad(logits, (0, missing), value=MASKED_LOGIT)
         loss = TaskLoss(criterion, more, width)
         if not loss.knows(logits, targets):
             return criterion(logits, targets)  # type: ignore[no-any-return]
     return loss(logits, targets)
-
-
-def _class_numbers(targets: Any) -> list[int]:
-    """The classes that targets are of, if they are numbers of classes."""
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
-        return []
-    return [int(number) for number in targets.unique() if number >= 0]
 
 
 @lru_cache(maxsize=64)
@@ -411,37 +383,3 @@ def _table(classes: tuple[int, ...], device: torch.device) -> Tensor:
     places = torch.full((classes[-1] + 2,), -1)
     places[list(classes)] = torch.arange(len(classes))
     return places.to(device)
-
-
-def _own_part(value: Any, classes: Sequence[int]) -> Any:
-    """What is of the task's classes, in their order."""
-    if isinstance(value, dict):
-        return {place: value[number] for place, number in enumerate(classes)}
-    if isinstance(value, list):
-        return [value[number] for number in classes]
-    for dim in range(value.ndim):
-        value = value[(slice(None),) * dim + (list(classes),)]
-    return value
-
-
-def _options_of(criterion: Any) -> _Holder:
-    """What a criterion was made with, as far as it says so."""
-    if isinstance(criterion, partial):
-        return criterion.keywords
-    return getattr(criterion, "__dict__", {})
-
-
-def _holders(criterion: Any) -> list[_Holder]:
-    """The dictionaries in which a criterion keeps what it has for each class."""
-    if isinstance(criterion, MethodType):
-        return _holders(criterion.__self__)
-    if isinstance(criterion, partial):
-        return [criterion.keywords, *_holders(criterion.func)]
-    if not isinstance(criterion, nn.Module):
-        return [_options_of(criterion)]
-    return [
-        holder
-        for module in criterion.modules()
-        if not isinstance(module, _LAYERS)
-        for holder in (vars(module), module._parameters, module._buffers)
-    ]

@@ -13,7 +13,7 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avalanche_compress.core.batches import moved_to
+from avalanche_compress.core.batches import moved_to, parts_of, size_of
 from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError, ValidationDataError
@@ -25,8 +25,8 @@ from avalanche_compress.shaping.task_loss import task_loss
 
 _FAMILIAR = 1024  # samples that were trained on and are looked at again, at most
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-Measure = Callable[[Tensor, Tensor], float]
+Batches = Sequence[tuple[Tensor, Any]]
+Measure = Callable[[Tensor, Any], float]
 """Something that adds up over the samples of a batch, by logits and targets."""
 
 
@@ -34,7 +34,7 @@ class Quality(NamedTuple):
     """How well a task answers."""
 
     accuracy: float
-    """Percent of the held-out samples, 0..100."""
+    """Percent of the held-out samples' targets, 0..100."""
     loss: float
     """Mean over the held-out samples and as many as 1,024 that were trained on."""
 
@@ -127,13 +127,13 @@ class ValidationPlugin(ShapingPlugin):
 
     @torch.no_grad()
     def accuracy(self, network: TaskNetwork) -> float:
-        """Accuracy of the open task on the held-out samples.
+        """Accuracy of the open task on the held-out samples, see :func:`right_answers`.
 
         :param network: with an open task; its training modes come back as they were.
-        :return: percent, 0..100.
+        :return: percent of the targets, 0..100.
         """
-        (right,) = _sums(network, self._batches, _right_answers)
-        return 100 * right / _samples_in(self._batches)
+        right, judged = _sums(network, self._batches, *_judges(network))
+        return 100 * right / max(1, judged)
 
     @torch.no_grad()
     def loss(self, strategy: Strategy) -> float:
@@ -155,11 +155,10 @@ class ValidationPlugin(ShapingPlugin):
             batches = iterate_batches(self._trained_on, forward_size(strategy))
             self._familiar = [moved_to(batch, strategy.device) for batch in batches]
         network, loss = network_of(strategy), summed_loss(strategy)
-        right, loss_on_new = _sums(network, self._batches, _right_answers, loss)
+        right, judged, loss_on_new = _sums(network, self._batches, *_judges(network), loss)
         (loss_on_familiar,) = _sums(network, self._familiar, loss)
-        count = _samples_in(self._batches)
-        samples = count + _samples_in(self._familiar)
-        return Quality(100 * right / count, (loss_on_new + loss_on_familiar) / samples)
+        samples = _samples_in(self._batches) + _samples_in(self._familiar)
+        return Quality(100 * right / max(1, judged), (loss_on_new + loss_on_familiar) / samples)
 
 
 class Comparison:
@@ -227,11 +226,51 @@ def summed_loss(strategy: Strategy) -> Measure:
     loss = task_loss(strategy)
     if getattr(loss.criterion, "reduction", "mean") == "sum":
         return lambda logits, targets: float(loss(logits, targets))
-    return lambda logits, targets: float(loss(logits, targets)) * len(targets)
+    return lambda logits, targets: float(loss(logits, targets)) * size_of(targets)
 
 
-def _right_answers(logits: Tensor, targets: Tensor) -> float:
-    return int((logits.argmax(dim=1) == targets).sum())
+def right_answers(logits: Tensor, targets: Any, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Which of a task's answers are right, and which are judged at all.
+
+    :param logits: ``(N, ..., C)`` with a column for each class number.
+    :param targets: class numbers ``(N, ...)``, of which those of other classes, such as the one
+        that the criterion ignores, are not judged; or an entry ``(N, ..., C)`` for each class of
+        the stream or of the task, the largest of which is right. Of a tuple the first tensor.
+    :param classes: ascending class numbers of the task.
+    :return: both bool, ``(N, ...)``.
+    :raises ValidationDataError: if there are other numbers of targets and of answers.
+
+    >>> logits = torch.tensor([[[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]]])
+    >>> right, judged = right_answers(logits, torch.tensor([[1, -100]]), [0, 1, 2])
+    >>> right.tolist(), judged.tolist()
+    ([[True, False]], [[True, False]])
+    """
+    targets = next(iter(parts_of(targets)))
+    if targets.dim() < logits.dim():
+        answers = logits.argmax(dim=-1)
+        if answers.shape != targets.shape:
+            raise ValidationDataError(
+                f"targets of shape {tuple(targets.shape)} do not say which of the answers with "
+                f"logits of shape {tuple(logits.shape)} are right: give one for each row of C "
+                "logits, or a method that does not judge held-out samples by accuracy."
+            )
+        judged = torch.isin(targets.long(), torch.tensor(classes, device=targets.device))
+        return (answers == targets) & judged, judged
+    own = list(classes)
+    entries = targets if targets.shape[-1] == len(own) else targets[..., own]
+    answers = logits[..., own].argmax(dim=-1, keepdim=True)
+    right = entries.gather(-1, answers).squeeze(-1) == entries.amax(dim=-1)
+    return right, torch.ones_like(right)
+
+
+def _judges(network: TaskNetwork) -> tuple[Measure, Measure]:
+    """How many of the open task's answers are right, and how many there are."""
+    assert network.open_task is not None
+    classes = network.classes_of(network.open_task)
+    return (
+        lambda logits, targets: int(right_answers(logits, targets, classes)[0].sum()),
+        lambda logits, targets: int(right_answers(logits, targets, classes)[1].sum()),
+    )
 
 
 def _sums(network: TaskNetwork, batches: Batches, *measures: Measure) -> list[float]:
@@ -245,7 +284,7 @@ def _sums(network: TaskNetwork, batches: Batches, *measures: Measure) -> list[fl
 
 
 def _samples_in(batches: Batches) -> int:
-    return sum(len(y) for _, y in batches)
+    return sum(size_of(y) for _, y in batches)
 
 
 def _trained_tensors(network: TaskNetwork) -> list[Tensor]:

@@ -36,16 +36,11 @@ from avalanche_compress.host.tensor_data.plugin import TensorDataPlugin, TensorL
 from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.inference.task_inference import TaskInference
 from avalanche_compress.metrics.task_identity import RefusedSamples, TaskIdAccuracy, task_id_metrics
+from avalanche_compress.shaping.criterion_state import stream_width
 from avalanche_compress.shaping.norms import NormPlugin
 from avalanche_compress.shaping.plugin import shape_and_commit
 from avalanche_compress.shaping.size_budget import ArchiveBudget, with_budget
-from avalanche_compress.shaping.task_loss import (
-    Known,
-    TaskLoss,
-    loss_by_task,
-    stream_width,
-    task_loss,
-)
+from avalanche_compress.shaping.task_loss import Known, TaskLoss, loss_by_task, task_loss
 from avalanche_compress.shaping.validation import (
     find_validation,
     iterate_batches,
@@ -343,8 +338,9 @@ class CompressedStrategy(ResumableTraining):
         task = self.network.open_task
         assert task is not None
         if not bool(self._targets_are_known):
+            foreign = self._task_loss.foreign(self.mb_output, self.mb_y)
             return TrainingDataError(
-                f"the mini-batch has targets of the classes {self._task_loss.foreign(self.mb_y)} "
+                f"the mini-batch has targets of the classes {foreign} "
                 f"and those of task {task} are {list(self.network.classes_of(task))}, as the "
                 "experience says: make its classes those of its samples. The weights are those "
                 "before this step."
@@ -386,6 +382,11 @@ class CompressedStrategy(ResumableTraining):
         task_loss(self).check()
         self._stream_width = stream_width(criterion_of(self), self.experience)
         super().epochs_begin()
+
+    def evaluation_begins(self) -> None:
+        """Find out how many classes the stream has, unless a training has."""
+        if self._stream_width is None:
+            self._stream_width = stream_width(criterion_of(self), self.experience)
 
     def task_ends(self) -> None:
         """Commit, so that periodic evaluation and the user's plugins see what will stay."""

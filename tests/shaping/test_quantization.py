@@ -34,7 +34,7 @@ FLOAT = 32
 class Scripted(ValidationPlugin):
     """Held-out accuracy and the loss as functions of the layers' widths, and nothing else."""
 
-    batches = ((None, range(1000)),)
+    batches = ((None, torch.arange(1000)),)
 
     def __init__(self, lost, added=lambda found: 0.0):
         super().__init__()

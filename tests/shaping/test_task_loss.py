@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -24,6 +26,8 @@ from avalanche_compress import (
     UnsupportedPluginError,
     ValidationPlugin,
 )
+from avalanche_compress.core.experiences import width_of_stream
+from avalanche_compress.shaping.criterion_state import stream_width
 from avalanche_compress.shaping.task_loss import TaskLoss, loss_by_task, task_loss
 
 STREAM = 8
@@ -142,7 +146,8 @@ def test_loss_and_gradients_are_those_of_a_plain_model(name, classes):
     torch.manual_seed(0)
     criterion, narrow = CRITERIA[name]
     narrow_logits, wide, places = samples(classes)
-    loss, known = TaskLoss(criterion, classes).checked(wide, torch.tensor(classes)[places])
+    targets = torch.tensor(classes)[places]
+    loss, known = TaskLoss(criterion, classes, STREAM).checked(wide, targets)
     assert bool(known)
     assert_same(loss, narrow(list(classes))(narrow_logits, places), narrow_logits)
 
@@ -201,7 +206,7 @@ def test_what_smoothing_gives_the_stream_alike_is_left_out():
     assert_same(loss, criterion(narrow_logits, mixed[:, list(classes)]), narrow_logits)
     mixed[2, 5] += 0.01  # one of the others more than the rest
     assert not TaskLoss(criterion, classes).knows(wide, mixed)
-    assert TaskLoss(criterion, classes).foreign(mixed) == [5]
+    assert TaskLoss(criterion, classes).foreign(wide, mixed) == [5]
     foreign = smooth.roll(1, dims=1)  # all alike but one, which is none of the task's
     assert not TaskLoss(criterion, classes).knows(wide, foreign)
 
@@ -212,6 +217,221 @@ def test_what_only_may_have_an_entry_for_each_class_is_taken_as_it_is():
     for width in (STREAM, None):
         loss = TaskLoss(criterion, (3, 4, 5), width)(wide, places + 3)
         assert torch.equal(loss, criterion(narrow_logits, places))
+
+
+class Keeps(nn.Module):
+    """Keeps something that need not have anything to do with classes, and notes how long it is."""
+
+    def __init__(self, kept):
+        super().__init__()
+        if isinstance(kept, torch.Tensor):
+            self.register_buffer("edges", kept)
+        else:
+            self.edges = kept
+        self.lengths = set()
+
+    def forward(self, logits, targets):
+        self.lengths.add(len(self.edges))
+        return F.cross_entropy(logits, targets)
+
+
+@pytest.mark.parametrize("entries", [STREAM - 1, STREAM + 1, 11])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: torch.linspace(0, 1, n),
+        torch.eye,
+        np.arange,
+        lambda n: list(range(n)),
+        lambda n: dict(enumerate(range(n))),
+    ],
+    ids=["tensor", "square", "array", "list", "dict"],
+)
+def test_what_has_other_than_the_streams_entries_is_never_cut(make, entries):
+    _, wide, places = samples((1, 4, 6))
+    criterion = Keeps(make(entries))
+    TaskLoss(criterion, (1, 4, 6), STREAM)(wide, torch.tensor([1, 4, 6])[places])
+    assert criterion.lengths == {entries}
+
+
+@pytest.mark.parametrize("kept", [tuple(range(STREAM)), ["a name"] * STREAM, torch.ones(STREAM, 2)])
+def test_what_is_no_entry_of_a_class_is_never_cut(kept):
+    _, wide, places = samples((3, 4, 5))
+    criterion = Keeps(kept)
+    TaskLoss(criterion, (3, 4, 5), STREAM)(wide, places + 3)
+    assert criterion.lengths == {STREAM}
+
+
+@pytest.mark.parametrize("width", [None, STREAM, 20])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda w: nn.CrossEntropyLoss(weight=w),
+        lambda w: partial(F.cross_entropy, weight=w),
+        Binary,
+    ],
+    ids=["a loss", "a partial", "positives"],
+)
+def test_weights_of_torchs_losses_may_be_of_more_classes(build, classes, width):
+    weight = torch.rand(STREAM + 3) + 0.5
+    narrow_logits, wide, places = samples(classes)
+    loss = TaskLoss(build(weight), classes, width)(wide, torch.tensor(classes)[places])
+    torch.testing.assert_close(loss, build(weight[list(classes)])(narrow_logits, places))
+
+
+def test_entries_of_a_stream_with_gaps_in_its_classes_are_found_by_class_number():
+    parts = [(torch.randn(4, 3), torch.arange(4) % 2 + first) for first in (0, 5)]
+    stream = tensors_benchmark(parts, parts, task_labels=[0, 1]).train_stream
+    assert width_of_stream(stream[0]) == width_of_stream(stream[1]) == 7
+    narrow_logits = torch.randn(4, 2, requires_grad=True)
+    wide = F.pad(narrow_logits, (5, 0), value=-1000.0)
+    for alpha in (torch.arange(1.0, 8), [*range(1, 8)], {0: 1, 1: 2, 5: 6, 6: 7}):
+        criterion = Focal(alpha, True) if isinstance(alpha, torch.Tensor) else Listed(alpha)
+        plain = type(criterion)(*([torch.tensor([6.0, 7.0])] + [True] * (type(criterion) is Focal)))
+        loss = TaskLoss(criterion, (5, 6), stream_width(criterion, stream[0]))
+        assert_same(loss(wide, parts[1][1]), plain(narrow_logits, parts[0][1]), narrow_logits)
+
+
+@pytest.mark.parametrize("kept", [torch.ones(11), np.ones(11), torch.eye(11)])
+def test_what_may_be_of_a_stream_of_unknown_width_is_refused_by_name(kept):
+    with pytest.raises(UnsupportedPluginError, match=r"keeps edges, whose 11 entries"):
+        TaskLoss(Keeps(kept), (3, 4)).check()
+    TaskLoss(Keeps(kept), (3, 4), STREAM).check()
+    TaskLoss(Keeps((1.0,) * 11), (3, 4)).check()
+    TaskLoss(nn.CrossEntropyLoss(weight=torch.ones(11)), (3, 4)).check()
+
+
+def count_in_place(criterion, places):
+    for place in places.tolist():
+        criterion.counts[place] += 1
+
+
+class Counts(nn.Module):
+    """Cross-entropy of logits that are adjusted by how often each class has been seen so far."""
+
+    def __init__(self, counts, count=count_in_place):
+        super().__init__()
+        if isinstance(counts, torch.Tensor):
+            self.register_buffer("counts", counts)
+        else:
+            self.counts = counts
+        self._count = count
+
+    def forward(self, logits, targets):
+        self._count(self, targets)
+        seen = [float(self.counts[place]) for place in range(logits.shape[-1])]
+        return F.cross_entropy(logits + torch.tensor(seen).add(1).log(), targets)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("how", ["in place", "anew"])
+@pytest.mark.parametrize("kind", ["tensor", "list", "array", "dict", "counter"])
+def test_what_a_criterion_writes_into_its_entries_is_kept(kind, how, classes):
+    make = {
+        "tensor": lambda zeros: torch.tensor(zeros),
+        "list": lambda zeros: zeros,
+        "array": np.array,
+        "dict": lambda zeros: dict(enumerate(zeros)),
+        "counter": lambda zeros: Counter(dict(enumerate(zeros))),
+    }[kind]
+
+    def count(criterion, places):
+        if how == "in place":
+            count_in_place(criterion, places)
+            return
+        criterion.counts = copy.deepcopy(criterion.counts)
+        count_in_place(criterion, places)
+
+    before = make([0.0] * STREAM)
+    criterion, plain = Counts(before, count), Counts(torch.zeros(len(classes)))
+    for _ in range(2):
+        narrow_logits, wide, places = samples(classes)
+        targets = torch.tensor(classes)[places]
+        loss = TaskLoss(criterion, classes, STREAM)(wide, targets)
+        assert_same(loss, plain(narrow_logits, places), narrow_logits)
+    assert type(criterion.counts) is type(before)
+    assert (criterion.counts is before) == (how == "in place")
+    expected = torch.zeros(STREAM)
+    expected[list(classes)] = plain.counts
+    assert [float(criterion.counts[number]) for number in range(STREAM)] == expected.tolist()
+
+
+def test_what_a_criterion_writes_into_costs_of_confusion_is_kept():
+    class Confusions(Costs):
+        def forward(self, logits, targets):
+            self.costs.index_put_((targets, logits.argmax(1)), torch.ones(()), accumulate=True)
+            return super().forward(logits, targets)
+
+    classes, costs = (1, 4, 6), torch.rand(STREAM, STREAM)
+    criterion, narrow = Confusions(costs.clone()), Confusions(costs[[1, 4, 6]][:, [1, 4, 6]])
+    narrow_logits, wide, places = samples(classes)
+    TaskLoss(criterion, classes, STREAM)(wide, torch.tensor(classes)[places])
+    narrow(narrow_logits, places)
+    expected = costs.clone()
+    for row, number in enumerate(classes):
+        for column, other in enumerate(classes):
+            expected[number, other] = narrow.costs[row, column]
+    assert torch.equal(criterion.costs, expected)
+
+
+def test_a_list_of_weights_that_a_criterion_turns_into_a_tensor_stays_one():
+    class Turns(Listed):
+        def forward(self, logits, targets):
+            self.weights = torch.as_tensor(self.weights, dtype=torch.float64)
+            return super().forward(logits, targets)
+
+    criterion = Turns(WEIGHT.tolist())
+    for classes in CLASSES:
+        narrow_logits, wide, places = samples(classes)
+        loss = TaskLoss(criterion, classes, STREAM)(wide, torch.tensor(classes)[places])
+        assert_same(loss, Listed(WEIGHT[list(classes)])(narrow_logits, places), narrow_logits)
+    assert torch.equal(criterion.weights, WEIGHT.double())
+
+
+def test_a_record_that_has_as_many_entries_by_chance_loses_none():
+    _, wide, places = samples((3, 4, 5))
+    criterion = Listed(WEIGHT.tolist())
+    for _ in range(STREAM + 4):
+        TaskLoss(criterion, (3, 4, 5), STREAM)(wide, places + 3)
+    assert len(criterion.losses) == STREAM + 4
+    assert len(set(criterion.losses)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda kept: kept[:1], lambda kept: None, lambda kept: kept.sum(), lambda kept: kept.numpy()],
+)
+def test_entries_that_become_something_else_are_refused_by_name(change):
+    class Changes(Keeps):
+        def forward(self, logits, targets):
+            self.edges = change(self.edges)
+            return F.cross_entropy(logits, targets)
+
+    before = torch.arange(float(STREAM))
+    criterion = Changes(None)
+    criterion.edges = before  # a plain attribute, which may become anything
+    _, wide, places = samples((3, 4, 5))
+    with pytest.raises(UnsupportedPluginError, match=r"in the place of edges.* 3 classes"):
+        TaskLoss(criterion, (3, 4, 5), STREAM)(wide, places + 3)
+    assert criterion.edges is before
+    assert before.tolist() == list(range(STREAM))
+
+
+def test_what_is_written_where_samples_are_vectorised_is_no_state():
+    class Average(Keeps):
+        def forward(self, logits, targets):
+            loss = F.cross_entropy(logits, targets)
+            self.edges = 0.9 * self.edges + 0.1 * loss.detach()
+            return loss
+
+    before = torch.ones(STREAM)
+    criterion = Average(before)
+    narrow_logits, wide, places = samples((3, 4, 5))
+    loss = TaskLoss(criterion, (3, 4, 5), STREAM)
+    each = torch.func.vmap(lambda row, target: loss(row[None], target[None]))(wide, places + 3)
+    assert torch.allclose(each, F.cross_entropy(narrow_logits, places, reduction="none"))
+    assert criterion.edges is before
 
 
 def test_tuples_of_targets_are_renumbered_one_by_one():
@@ -269,7 +489,7 @@ def test_targets_of_other_classes_are_noticed(classes, foreign):
     assert not loss.knows(wide, targets)
     value, known = loss.checked(wide, targets)
     assert not bool(known)
-    assert loss.foreign((targets, 0.3, places + 8)) == sorted({foreign, 8, 9, 10})
+    assert loss.foreign(wide, (targets, 0.3, places + 8)) == sorted({foreign, 8, 9, 10})
     assert bool(value.isfinite())
     soft = torch.zeros(len(places), STREAM)
     soft[:, 0] = 1
@@ -300,9 +520,27 @@ def test_a_function_that_reads_class_weights_from_outside_is_refused_by_name():
     def weighted(logits, targets):
         return (weights[targets] * F.cross_entropy(logits, targets, reduction="none")).mean()
 
-    with pytest.raises(UnsupportedPluginError, match=r"weighted reads weights.*8 classes"):
+    with pytest.raises(UnsupportedPluginError, match=r"weighted reads weights, whose 8 entr"):
         TaskLoss(weighted, (2, 3)).check()
     TaskLoss(squared, (2, 3)).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [([1.0] * STREAM, True), (["a name"] * STREAM, False), ((1.0,) * 8, False)],
+)
+def test_a_function_that_reads_a_list_of_class_weights_is_refused_and_no_other(values, refused):
+    def listed(logits, targets):
+        return len(values) * F.cross_entropy(logits, targets)
+
+    parts = [(torch.randn(STREAM, 3), torch.arange(STREAM))]
+    stream = tensors_benchmark(parts, parts, task_labels=[0]).train_stream
+    loss = TaskLoss(listed, (2, 3), stream_width(listed, stream[0]))
+    if not refused:
+        loss.check()
+        return
+    with pytest.raises(UnsupportedPluginError, match=r"listed reads values, whose 8 entries"):
+        loss.check()
 
 
 def test_a_criterion_that_expects_the_streams_columns_is_named():
@@ -310,8 +548,9 @@ def test_a_criterion_that_expects_the_streams_columns_is_named():
         return F.mse_loss(logits, F.one_hot(targets, STREAM).float())
 
     _, wide, places = samples((3, 4, 5))
-    with pytest.raises(UnsupportedPluginError, match=r"\(9, 3\).*classes \[3, 4, 5\]"):
+    with pytest.raises(UnsupportedPluginError, match=r"\(9, 3\).*classes \[3, 4, 5\]") as caught:
         TaskLoss(fixed, (3, 4, 5))(wide, places + 3)
+    assert "F.one_hot(targets, logits.shape[-1])" in str(caught.value)
 
 
 # ------------------------------------------------------------------ in a strategy
@@ -467,6 +706,69 @@ def test_the_loss_of_a_class_that_no_task_was_trained_on_is_finite():
     own = network.own_logits(x, 0).detach()
     wide = torch.cat([own, torch.full((12, 1), -1000.0)], dim=1)
     assert sum(losses.found) == pytest.approx(float(F.cross_entropy(wide, y)), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_what_a_criterion_counts_in_training_is_of_the_tasks_classes(method):
+    criterion, seen = Counts(torch.zeros(4)), []
+    strategy = build(method, criterion)
+    for experience in numbered_from(make_stream(2, samples=48), 2):
+        strategy.train(experience)
+        seen.append(criterion.counts.clone())
+    first, second = seen
+    assert (first[:2] > 30).all()
+    assert not first[2:].any()
+    assert torch.equal(second[:2], first[:2])
+    assert (second[2:] > 30).all()
+
+
+def test_the_check_before_training_is_no_sample_that_a_criterion_counts():
+    criterion = Counts(torch.zeros(4))
+    network = TaskNetwork(mlp())
+    strategy = Naive(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        criterion=criterion,
+        train_mb_size=16,
+        plugins=[MaskingPlugin(0.5)],
+        evaluator=None,
+    )
+    strategy.train(numbered_from(make_stream(2, samples=48), 2)[0])
+    assert criterion.counts.tolist() == [24, 24, 0, 0]
+
+
+@pytest.mark.parametrize("method", OURS)
+@pytest.mark.parametrize("tasks_learned", [0, 1])
+def test_the_loss_of_one_hot_targets_in_evaluation_is_that_of_class_numbers(method, tasks_learned):
+    class OneHot(SupervisedPlugin):
+        def before_eval_iteration(self, strategy, **kwargs):
+            strategy.mbatch[1] = F.one_hot(strategy.mbatch[1], 4).float()
+
+    losses, tasks = LossesOfEvaluation(), numbered_from(make_stream(2, samples=48), 2)
+    strategy = build(method, nn.CrossEntropyLoss(), plugins=[losses])
+    for experience in tasks[:tasks_learned]:
+        strategy.train(experience)
+    losses.found.clear()
+    strategy.eval(tasks)
+    numbers = list(losses.found)
+    strategy.plugins.insert(0, OneHot())
+    strategy.eval(tasks)
+    assert losses.found[len(numbers) :] == pytest.approx(numbers, rel=1e-5)
+    assert len(numbers) == 4
+
+
+def test_entries_of_the_stream_are_restricted_before_any_training():
+    losses = LossesOfEvaluation()
+    costs = torch.rand(4, 4)
+    strategy = build("packnet", Costs(costs), plugins=[losses])
+    task = numbered_from(make_stream(2, samples=48), 2)[0]
+    strategy.eval([task])
+    x = torch.stack([x for x, *_ in task.dataset])
+    y = torch.tensor([int(y) for _, y, *_ in task.dataset])
+    with torch.no_grad():
+        probabilities = strategy.network.eval()(x, 0)[:, :2].softmax(1)
+    each = (probabilities * costs[y, :2]).sum(1)
+    assert losses.found == pytest.approx([float(part.mean()) for part in each.split(32)])
 
 
 def test_samples_of_several_tasks_have_the_mean_of_their_losses():

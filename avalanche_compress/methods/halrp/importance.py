@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from avalanche_compress.core.batches import mapped, parts_of, rows_of
+from avalanche_compress.core.batches import mapped, parts_of, rows_of, size_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
@@ -65,7 +65,7 @@ def layer_importance(
     with evaluating(network), _differentiable_in_evaluation(network):
         for x, y in batches:
             total += squares(network, stores, x, y, criterion)
-            count += len(y) if kind == "fisher_diag" else 1
+            count += size_of(y) if kind == "fisher_diag" else 1
     if kind != "sum":
         total /= torch.tensor([store.shape.numel() for store in stores])
     return total / max(1, count)
@@ -89,7 +89,7 @@ def _batch_squares(
     for index, gradient in zip(trained, gradients):
         if gradient is not None:
             squares[index] = gradient.double().square().sum()
-    return len(y) * squares
+    return size_of(y) * squares
 
 
 def _gradients(
@@ -123,17 +123,18 @@ def _sample_squares(
     names = [f"backbone.{store.name}" for store in stores]
     weights = {name: store.scratch.detach() for name, store in zip(names, stores)}
 
-    def loss(weights: dict[str, Tensor], sample: list[Tensor], y: Tensor) -> Tensor:
+    def loss(weights: dict[str, Tensor], sample: list[Tensor], y: Any) -> Tensor:
         inputs = iter(sample)
         single = mapped(x, lambda part: next(inputs).unsqueeze(0) if part.dim() else part)
+        target = mapped(y, lambda part: part.unsqueeze(0))
         logits = functional_call(network, weights, (single, network.open_task))
-        return criterion(logits, y.unsqueeze(0))
+        return criterion(logits, target)
 
     numbers = sum(weight.numel() for weight in weights.values())
     gradients_of = vmap(grad(loss), in_dims=(None, 0, 0))
     total = torch.zeros(len(stores), dtype=torch.float64)
-    for part in torch.arange(len(y)).split(max(1, _NUMBERS_AT_ONCE // numbers)):
-        gradients = gradients_of(weights, list(parts_of(rows_of(x, part))), y[part])
+    for part in torch.arange(size_of(y)).split(max(1, _NUMBERS_AT_ONCE // numbers)):
+        gradients = gradients_of(weights, list(parts_of(rows_of(x, part))), rows_of(y, part))
         squares = [gradients[name].double().square().sum().item() for name in names]
         total += torch.tensor(squares, dtype=torch.float64)
     return total

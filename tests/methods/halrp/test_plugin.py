@@ -158,6 +158,22 @@ def test_single_samples_that_torch_cannot_vectorise_are_refused_by_name(make):
         layer_importance(network, stores, batches, F.cross_entropy, "fisher_diag")
 
 
+@pytest.mark.parametrize("kind", ["mean_sq", "sum", "fisher_diag"])
+def test_importance_is_that_of_samples_also_with_tuples_of_targets(kind):
+    torch.manual_seed(0)
+    network, batches = open_network(mlp()), some_batches()
+
+    def mixed(logits, targets):
+        one, two = targets
+        return 0.5 * F.cross_entropy(logits, one) + 0.5 * F.cross_entropy(logits, two)
+
+    measured = layer_importance(
+        network, network.weight_stores, [(x, (y, y)) for x, y in batches], mixed, kind
+    )
+    expected = layer_importance(network, network.weight_stores, batches, F.cross_entropy, kind)
+    torch.testing.assert_close(measured, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("kind", ["mean_sq", "sum", "fisher_diag", "uniform"])
 def test_importance_leaves_no_trace(kind):
     torch.manual_seed(0)
