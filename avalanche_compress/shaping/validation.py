@@ -82,7 +82,8 @@ class ValidationPlugin(ShapingPlugin):
         if not 0 < held_out < len(dataset):
             raise ValidationDataError(
                 f"fraction={self.fraction} of {len(dataset)} samples leaves {held_out} for "
-                f"validation and {len(dataset) - held_out} for training: both need at least one."
+                f"validation and {len(dataset) - held_out} for training, and both need at least "
+                "one: give the task more samples, or the plugin another fraction=."
             )
         generator = torch.Generator().manual_seed(self.seed + strategy.clock.train_exp_counter)
         order = torch.randperm(len(dataset), generator=generator).tolist()
