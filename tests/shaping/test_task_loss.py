@@ -280,6 +280,19 @@ def test_weights_of_torchs_losses_may_be_of_more_classes(build, classes, width):
     torch.testing.assert_close(loss, build(weight[list(classes)])(narrow_logits, places))
 
 
+@pytest.mark.parametrize("entries", [2, 5])
+def test_entries_that_end_before_the_tasks_classes_are_taken_as_they_are(entries):
+    _, wide, places = samples((3, 4, 5))
+    for width in (None, entries, STREAM):
+        criterion = Keeps(torch.ones(entries))
+        TaskLoss(criterion, (3, 4, 5), width)(wide, places + 3)
+        assert criterion.lengths == {entries}
+        with pytest.raises(UnsupportedPluginError, match="weight tensor"):
+            TaskLoss(nn.CrossEntropyLoss(weight=torch.ones(entries)), (3, 4, 5), width)(
+                wide, places + 3
+            )
+
+
 def test_entries_of_a_stream_with_gaps_in_its_classes_are_found_by_class_number():
     parts = [(torch.randn(4, 3), torch.arange(4) % 2 + first) for first in (0, 5)]
     stream = tensors_benchmark(parts, parts, task_labels=[0, 1]).train_stream
@@ -337,6 +350,7 @@ def test_what_a_criterion_writes_into_its_entries_is_kept(kind, how, classes):
     }[kind]
 
     def count(criterion, places):
+        assert type(criterion.counts) is type(before)
         if how == "in place":
             count_in_place(criterion, places)
             return
@@ -399,23 +413,29 @@ def test_a_record_that_has_as_many_entries_by_chance_loses_none():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [lambda kept: kept[:1], lambda kept: None, lambda kept: kept.sum(), lambda kept: kept.numpy()],
+    ("before", "change"),
+    [
+        (WEIGHT.clone(), lambda kept: kept[:1]),
+        (WEIGHT.clone(), lambda kept: None),
+        (WEIGHT.clone(), lambda kept: kept.sum()),
+        (WEIGHT.clone(), lambda kept: kept.numpy()),
+        (WEIGHT.tolist(), lambda kept: kept[:1]),
+        (dict(enumerate(WEIGHT.tolist())), lambda kept: {**kept, 9: 0.0}),
+    ],
 )
-def test_entries_that_become_something_else_are_refused_by_name(change):
+def test_entries_that_become_something_else_are_refused_by_name(before, change):
     class Changes(Keeps):
         def forward(self, logits, targets):
             self.edges = change(self.edges)
             return F.cross_entropy(logits, targets)
 
-    before = torch.arange(float(STREAM))
-    criterion = Changes(None)
+    criterion, copied = Changes(None), copy.deepcopy(before)
     criterion.edges = before  # a plain attribute, which may become anything
     _, wide, places = samples((3, 4, 5))
     with pytest.raises(UnsupportedPluginError, match=r"in the place of edges.* 3 classes"):
         TaskLoss(criterion, (3, 4, 5), STREAM)(wide, places + 3)
     assert criterion.edges is before
-    assert before.tolist() == list(range(STREAM))
+    assert all(float(before[number]) == float(copied[number]) for number in range(STREAM))
 
 
 def test_what_is_written_where_samples_are_vectorised_is_no_state():
