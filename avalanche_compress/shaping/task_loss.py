@@ -59,10 +59,10 @@ class TaskLoss:
     :param classes: ascending class numbers of the task.
     :param width: the stream's highest class number and one, if that is known.
 
-    >>> loss = TaskLoss(nn.CrossEntropyLoss(label_smoothing=0.1), [2, 3])
+    >>> loss = TaskLoss(torch.nn.CrossEntropyLoss(label_smoothing=0.1), [2, 3])
     >>> logits, targets = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
     >>> wide = torch.cat([torch.full((4, 2), -1000.0), logits], dim=1)
-    >>> plain = nn.CrossEntropyLoss(label_smoothing=0.1)
+    >>> plain = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     >>> bool(loss(wide, targets + 2) == plain(logits, targets))
     True
     """
