@@ -144,7 +144,12 @@ class Collection:
 
     def _positions(self, targets: Tensor) -> Tensor:
         """Where the targets stand among the task's classes."""
-        targets = torch.as_tensor(targets).cpu()
+        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+            raise TaskInferenceError(
+                "task inference keeps statistics of each class, and the targets are no class "
+                "numbers (N,): give one a sample, and make others of them in the criterion."
+            )
+        targets = targets.cpu()
         positions = torch.searchsorted(self._classes, targets).clamp_max(len(self._classes) - 1)
         if not torch.equal(self._classes[positions], targets):
             raise TaskInferenceError(

@@ -362,6 +362,15 @@ def test_inputs_of_another_size_are_refused_before_training_and_before_they_are_
     assert at_head.network.tasks == [0, 1]
 
 
+@pytest.mark.parametrize("targets", [torch.eye(2)[torch.arange(6) % 2], (torch.arange(6) % 2,)])
+def test_targets_that_are_no_class_numbers_are_named(targets):
+    network = TaskNetwork(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    network.open(0, [0, 1])
+    network.commit()
+    with pytest.raises(TaskInferenceError, match="no class numbers"):
+        TaskInference("prototype").collect(network, 0, [(torch.randn(6, 1, 8, 8), targets)])
+
+
 @pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])
 def test_statistics_of_another_size_are_named(name):
     """As a file may hold them that somebody has changed."""
