@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from avalanche_compress.codec import CorruptStreamError, all_finite
+from avalanche_compress.core.batches import contiguous
 from avalanche_compress.core.heads import resize_head
 from avalanche_compress.core.store import Place, non_finite
-from avalanche_compress.core.structure import Structure, constants_of, contiguous
+from avalanche_compress.core.structure import Structure, constants_of
 from avalanche_compress.errors import TaskStateError
 
 if TYPE_CHECKING:
@@ -182,7 +183,8 @@ class NetworkState(nn.Module):
         :param args: further arguments of ``nn.Module.load_state_dict``, as ``kwargs``.
         :raises CorruptStreamError: if a task of a store is damaged, or a store lacks one.
         """
-        heads = state_dict.get("_extra_state", {}).get("heads", self.head_names)
+        extra = state_dict.get("_extra_state", {})
+        heads = extra.get("heads", self.head_names)
         trial = copy.deepcopy(self)
         for network in (trial, self):
             if set(heads) != set(self.head_names):
@@ -199,7 +201,7 @@ class NetworkState(nn.Module):
                 f"the state is damaged, and the network is as it was: {error}"
             ) from error
         self.end_substitution()
-        self.compare_constants("the state", state_dict["_extra_state"].get("constants", {}))
+        self.compare_constants("the state", extra.get("constants", {}))
         result = super().load_state_dict(state_dict, *args, **kwargs)
         self._structure.retake()  # the buffers that all tasks share are the state's
         return result
@@ -232,7 +234,8 @@ class NetworkState(nn.Module):
         self.end_substitution()
 
         def move(tensor: Tensor) -> Tensor:
-            return contiguous(fn(tensor))
+            moved: Tensor = contiguous(fn(tensor))
+            return moved
 
         result: Self = super()._apply(move, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.classes:

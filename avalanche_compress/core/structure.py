@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from avalanche_compress.core.batches import contiguous
 from avalanche_compress.core.copying import (
     UNCHANGEABLE,
     copy_modules,
@@ -207,14 +208,6 @@ def make_contiguous(model: nn.Module) -> None:
     for module in model.modules():
         for _, tensor in slots_of(module):
             tensor.data = contiguous(tensor.data)
-
-
-def contiguous(tensor: Tensor) -> Tensor:
-    """A tensor row by row in memory, itself if it is; what is sparse is left alone.
-
-    :param tensor: any.
-    """
-    return tensor.contiguous() if tensor.layout is torch.strided else tensor
 
 
 def independent_copy(model: nn.Module) -> tuple[nn.Module, dict[int, nn.Module]]:
