@@ -30,6 +30,7 @@ from benchmarks.data.splits import StreamRequest
 from benchmarks.data.streams import STREAMS, build_stream, nearest
 from benchmarks.runs import recipe
 from benchmarks.runs.accuracies import accuracy_row, mean_so_far
+from benchmarks.runs.bfloat16 import ProductsInFloat32
 from benchmarks.runs.engines import calm
 from benchmarks.runs.run import one_line
 from benchmarks.runs.settings import RunSettings
@@ -102,8 +103,9 @@ def held_out_accuracy(strategy: str, tuning: Tuning, changes: dict[str, Any]) ->
     plugins = [TensorDataPlugin(), ChannelsLastPlugin(), *[AutocastPlugin()] * tuning.bf16]
     settings = RunSettings(stream, entry.backbone, budget, tuning.seed, plugins)
     learner = recipe.build(strategy, settings, changes)
-    for experience in stream.benchmark.train_stream:
-        learner.train(experience)
+    with ProductsInFloat32.where_slow(tuning.bf16, "cpu"):
+        for experience in stream.benchmark.train_stream:
+            learner.train(experience)
     metrics = learner.eval(stream.benchmark.test_stream)
     return mean_so_far(accuracy_row(metrics, tuning.tasks)) or 0.0
 

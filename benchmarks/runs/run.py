@@ -27,6 +27,7 @@ from benchmarks.runs.accuracies import (
     forgetting,
     mean_so_far,
 )
+from benchmarks.runs.bfloat16 import ProductsInFloat32
 from benchmarks.runs.checkpoints import (
     LOGGED,
     Measured,
@@ -212,7 +213,8 @@ def _measure(job: Job, settings: RunSettings, tracker: Tracker, display: Display
     del history[done.experience :]  # what the state knows nothing of is done again
     tracker.goes_on(done.experience)
     display.start(key, len(stream.tasks), job.budget.epochs, done)
-    _train_all(learner, stream, now, history, job.checkpoints, tracker)
+    with ProductsInFloat32.where_slow(job.budget.bf16, job.device):
+        _train_all(learner, stream, now, history, job.checkpoints, tracker)
     matrix = [task.accuracies for task in history]
     sizes = learner.sizes(job.archive)
     layers = None if learner.layers is None else learner.layers()
