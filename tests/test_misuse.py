@@ -679,6 +679,28 @@ def early_stopping(method, errors):
                 assert len(store.committed(0).unique()) <= 17
 
 
+@case("averaged-weights-ema-swa")
+def averaged_weights(method, errors):
+    """The page's own plugin, with an average that stands still, which is in the model at the end."""
+    names = {"SupervisedPlugin": SupervisedPlugin, "torch": torch, **vars(torch.optim.swa_utils)}
+    exec(PAGE.split("```python")[1].split("```")[0].replace("0.99", "1.0"), names)
+
+    class Watched(names["EMA"]):
+        def after_training_epoch(self, strategy, **kwargs):
+            super().after_training_epoch(strategy, **kwargs)
+            last = strategy.clock.train_exp_epochs == strategy.train_epochs - 1
+            pairs = zip(self.average.module.parameters(), strategy.network.backbone.parameters())
+            assert all(torch.equal(*pair) for pair in pairs) == last
+
+    tasks = stream()
+    strategy = make(method, mlp(), plugins=[Watched()], train_epochs=7, **PHASES.get(method, {}))
+    before = []
+    for experience in tasks.train_stream:
+        strategy.train(experience)
+        before.append(logits(strategy.network, tasks.test_stream, [0])[0])
+    assert torch.equal(*before)
+
+
 @case("periodic-evaluation")
 def periodic_evaluation(method, errors):
     tasks = stream()

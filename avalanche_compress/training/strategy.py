@@ -408,7 +408,7 @@ class CompressedStrategy(ResumableTraining):
                 f"{names[0]!r} and {len(names) - 1} more were changed in after_training_exp, when "
                 "the task was finished, which changes nothing of it: averaged weights (EMA, SWA) "
                 "and those of an optimiser's eval() are kept if you set them in "
-                "after_training_epoch of the last epoch.",
+                "after_training_epoch of the last epoch, see docs/misuse.md.",
                 stacklevel=2,
             )
 
