@@ -238,8 +238,8 @@ def moved_to(x: Any, device: str | torch.device) -> Any:
         return copied.to(device)
 
 
-def first_inputs(dataset: Any, count: int = 2) -> Any:
-    """The inputs of the first samples of a data set, without its random transforms.
+def first_samples(dataset: Any, count: int = 2) -> Any:
+    """A mini-batch of a data set's first samples, inputs first, without its random transforms.
 
     :param dataset: of an experience.
     :param count: how many, if there are so many.
@@ -249,7 +249,7 @@ def first_inputs(dataset: Any, count: int = 2) -> Any:
     samples = [data[index] for index in range(min(count, len(data)))]
     collate = getattr(data, "collate_fn", None) or torch.utils.data.default_collate
     try:
-        return collate(samples)[0]
+        return collate(samples)
     except TypeError as error:
         raise TrainingDataError(
             "the training data give no tensors when they are read without random transforms, which "

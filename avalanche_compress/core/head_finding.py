@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from avalanche_compress.core.batches import first_inputs, moved_to
+from avalanche_compress.core.batches import first_samples, moved_to
 from avalanche_compress.core.conversion import Tensors, sort_tensors
 from avalanche_compress.core.heads import layers_behind
 from avalanche_compress.core.registry import store_of_kind
@@ -49,7 +49,7 @@ class HeadFinding(NetworkState):
         """
         known = self._heads_seen or self.classes or self.open_task is not None
         if not known and getattr(experience, "dataset", None):
-            x = first_inputs(experience.dataset)
+            x = first_samples(experience.dataset)[0]
             self.find_heads_with(moved_to(x, self.head.weight.device))
 
     def set_heads(self, names: Sequence[str]) -> None:

@@ -32,6 +32,19 @@ def thresholds_name(rule: Rule) -> str:
     return f"{rule.name}.thresholds"
 
 
+def check_targets(targets: Any) -> None:
+    """Refuse what statistics of classes cannot be kept of.
+
+    :param targets: of a mini-batch.
+    :raises TaskInferenceError: if they are no class numbers ``(N,)``.
+    """
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        raise TaskInferenceError(
+            "task inference keeps statistics of each class, and the targets are no class "
+            "numbers (N,): give one a sample, and make others of them in the criterion."
+        )
+
+
 class Collection:
     """Sums over a task's samples under all sub-networks that a rule asks for.
 
@@ -144,11 +157,7 @@ class Collection:
 
     def _positions(self, targets: Tensor) -> Tensor:
         """Where the targets stand among the task's classes."""
-        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
-            raise TaskInferenceError(
-                "task inference keeps statistics of each class, and the targets are no class "
-                "numbers (N,): give one a sample, and make others of them in the criterion."
-            )
+        check_targets(targets)
         targets = targets.cpu()
         positions = torch.searchsorted(self._classes, targets).clamp_max(len(self._classes) - 1)
         if not torch.equal(self._classes[positions], targets):

@@ -10,13 +10,13 @@ import torch
 from avalanche.models import MultiTaskModule
 from torch import Tensor, nn
 
-from avalanche_compress.core.batches import first_inputs, moved_to, rows_of, size_of
+from avalanche_compress.core.batches import first_samples, moved_to, rows_of, size_of
 from avalanche_compress.core.network import TaskNetwork
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskInferenceError
 from avalanche_compress.inference.answers import Answers
 from avalanche_compress.inference.choice import choose, spread_chosen
-from avalanche_compress.inference.collecting import Collection, thresholds_name
+from avalanche_compress.inference.collecting import Collection, check_targets, thresholds_name
 from avalanche_compress.inference.features import HEAD, Features
 from avalanche_compress.inference.rule import Kept, Rule, check_width
 from avalanche_compress.inference.rules import BATCH, DEFAULT, rule_of
@@ -152,13 +152,15 @@ class TaskInference:
         :param network: any.
         :param experience: of Avalanche, the first samples of which are looked at.
         :raises TaskInferenceError: if they have other features than those of earlier tasks, or
-            nothing is kept of those.
+            nothing is kept of those, or targets are no class numbers.
         :raises TrainingDataError: if samples cannot be taken out of a mini-batch.
         """
         if not self.needs_statistics:
             return
         self._check_kept(network)
-        x = moved_to(first_inputs(experience.dataset), network.head.weight.device)
+        x, targets = first_samples(experience.dataset)[:2]
+        check_targets(targets)
+        x = moved_to(x, network.head.weight.device)
         rows_of(x, torch.arange(size_of(x)))  # as collect() will
         if network.tasks:
             with evaluating(network):

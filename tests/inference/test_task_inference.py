@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from avalanche.benchmarks import class_incremental_benchmark, tensors_benchmark
+from avalanche.benchmarks import (
+    benchmark_from_datasets,
+    class_incremental_benchmark,
+    task_incremental_benchmark,
+    tensors_benchmark,
+)
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.evaluation.metrics import accuracy_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
@@ -369,6 +374,22 @@ def test_targets_that_are_no_class_numbers_are_named(targets):
     network.commit()
     with pytest.raises(TaskInferenceError, match="no class numbers"):
         TaskInference("prototype").collect(network, 0, [(torch.randn(6, 1, 8, 8), targets)])
+
+    class Samples(torch.utils.data.Dataset):
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            return torch.ones(1, 8, 8), torch.utils._pytree.tree_map(lambda y: y[index], targets)
+
+    data = Samples()
+    data.targets = [0, 1] * 3
+    benchmark = benchmark_from_datasets(train=[as_classification_dataset(data)])
+    (experience,) = task_incremental_benchmark(benchmark).train_stream
+    strategy = make(task_inference="prototype", criterion=lambda *_: 1 / 0)
+    with pytest.raises(TaskInferenceError, match="no class numbers"):  # before any step
+        strategy.train(experience)
+    assert strategy.network.open_task is None
 
 
 @pytest.mark.parametrize("name", ["prototype_means", "prototype_variance"])
