@@ -64,6 +64,7 @@ ABLATIONS: dict[str, Ablation] = {
     "norms-4bit": Ablation("ada_qpacknet", [{"bits": 4, **norms} for norms in ESTIMATED]),
     "sgd": Ablation("naive", OPTIMIZERS),
     "sgd-joint": Ablation("joint", OPTIMIZERS),
+    "sgd-ewc": Ablation("ewc", OPTIMIZERS),
 }
 """Ablations by name; those of ``norms`` are for networks that have some. A first variant says what
 its recipe says, so that its runs stand beside those of the recipe and not in their place."""
