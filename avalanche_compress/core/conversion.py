@@ -266,6 +266,10 @@ def _tied_head(names: Sequence[str]) -> UnsupportedModuleError:
 
 
 def _check_names(argument: str, names: Iterable[str], known: dict[str, Any]) -> None:
+    if isinstance(names, str):
+        raise UnsupportedModuleError(
+            f"{argument}={names!r} must be a list of names: give {argument}=({names!r},)."
+        )
     for name in names:
         if name not in known:
             raise UnsupportedModuleError(

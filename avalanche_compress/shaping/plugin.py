@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from enum import IntEnum
 from typing import Any, TypeVar
 
 from avalanche.core import SupervisedPlugin
 
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import check_types
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
@@ -47,6 +49,11 @@ class ShapingPlugin(SupervisedPlugin):
     state_attributes: tuple[str, ...] = ()
     """The attributes that a training state has to keep: those that change from epoch to epoch, or
     from task to task, and are not set when a task begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if is_dataclass(self):
+            check_types(self)
 
     def state_examples(self, network: TaskNetwork) -> dict[str, Any]:
         """What :attr:`state_attributes` that may be None hold otherwise: kinds, lengths, shapes.

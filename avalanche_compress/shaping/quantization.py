@@ -23,6 +23,7 @@ from avalanche_compress.codec import (
 )
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import is_count
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import TaskStateError
@@ -145,7 +146,7 @@ class QuantizationPlugin(ShapingPlugin):
             width = getattr(self, name)
             if (name, width) in (("bits", "auto"), ("private_bits", None)):
                 continue
-            if not isinstance(width, int) or not least <= width <= _MOST_BITS:
+            if not is_count(width) or not least <= width <= _MOST_BITS:
                 raise TaskStateError(
                     f"{name}={width!r} must be an int from {least} to {_MOST_BITS} for "
                     f"method={self.method!r}."

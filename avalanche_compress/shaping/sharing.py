@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import check_types
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.core.views import run_with_features
 from avalanche_compress.errors import NonFiniteError, TaskStateError, ValidationDataError
@@ -56,6 +57,7 @@ class SharingPlugin(SupervisedPlugin):
 
     def __post_init__(self) -> None:
         super().__init__()
+        check_types(self)
         if self.sharing not in SHARING:
             raise TaskStateError(f"sharing={self.sharing!r} must be one of {SHARING}.")
         if not 0 <= self.threshold <= 1 or self.memory < 2:

@@ -24,6 +24,7 @@ from avalanche_compress.codec import (
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import check_types, is_count
 from avalanche_compress.core.store import WeightStore
 from avalanche_compress.core.substitution import evaluating
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
@@ -69,8 +70,9 @@ class ArchiveBudget:
     tasks: int
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("total", "tasks"):
-            _check_int(f"{name} of an ArchiveBudget", getattr(self, name), 1, math.inf)
+            _check_int(name, getattr(self, name), 1, math.inf)
 
     def of_next_task(self, network: TaskNetwork) -> int:
         """Bytes that the next task may add.
@@ -269,7 +271,7 @@ class SizeBudgetPlugin(ShapingPlugin):
 
 
 def _check_int(name: str, value: object, least: int, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if not is_count(value) or not least <= value <= most:  # type: ignore[operator]
         limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise TaskStateError(f"{name}={value!r} must be an int {limits}.")
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from avalanche_compress.codec import Factors
 from avalanche_compress.core.deferred import full_precision
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import is_count
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.cacl.maths import GROWTH, TRUNCATION, free_rank
@@ -118,17 +119,15 @@ class FactorizationPlugin(ShapingPlugin):
                 f"energy={self.energy} must be at least 0 and below 1: it is the part of a layer's "
                 "energy that truncation may lose."
             )
-        if not (self.rank == "full" or _is_count(self.rank) or _is_part(self.rank)):
+        if not (self.rank == "full" or is_count(self.rank) or _is_part(self.rank)):
             raise TaskStateError(
                 f"rank={self.rank!r} must be an int of at least 1, a float above 0 and up to 1 (a "
                 "part of the break-even rank), or 'full'."
             )
-        if not _is_count(self.reg_interval):
-            raise TaskStateError(
-                f"reg_interval={self.reg_interval!r} must be an int of at least 1."
-            )
-        if not (isinstance(self.grow_from, int) and self.grow_from >= 0):
-            raise TaskStateError(f"grow_from={self.grow_from!r} must be an int of at least 0.")
+        if self.reg_interval < 1:
+            raise TaskStateError(f"reg_interval={self.reg_interval} must be an int of at least 1.")
+        if self.grow_from < 0:
+            raise TaskStateError(f"grow_from={self.grow_from} must be an int of at least 0.")
         if not (self.lambda_orth >= 0 and self.lambda_sparse >= 0 and self.residual >= 0):
             raise TaskStateError(
                 f"lambda_orth={self.lambda_orth}, lambda_sparse={self.lambda_sparse} and "
@@ -278,10 +277,6 @@ def _orthogonality(
     if side not in bounds:
         bounds[side] = OrthogonalityBound(side, frozen, weight)
     return bounds[side].at(side)
-
-
-def _is_count(rank: object) -> bool:
-    return isinstance(rank, int) and rank >= 1
 
 
 def _is_part(rank: object) -> bool:

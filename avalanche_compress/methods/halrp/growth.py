@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context
 
 from avalanche_compress.core.network import TaskNetwork
+from avalanche_compress.core.options import check_types
 from avalanche_compress.errors import CapacityExhaustedError, TaskStateError
 from avalanche_compress.methods.halrp.budget import growth_bound_count
 from avalanche_compress.methods.halrp.store import PerturbedStore
@@ -116,6 +117,7 @@ class GrowthLimit:
     per_task: int | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.tasks is not None and self.bound is None:
             raise TaskStateError(
                 f"tasks={self.tasks} share what growth_bound= leaves, and there is none: give "

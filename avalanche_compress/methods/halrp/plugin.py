@@ -13,6 +13,7 @@ from torch import Tensor
 from avalanche_compress.core.batches import moved_to
 from avalanche_compress.core.experiences import classes_in
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import is_count
 from avalanche_compress.errors import TaskStateError, ValidationDataError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.halrp.budget import prune_to_count
@@ -147,7 +148,7 @@ class PerturbationPlugin(FromBasePlugin):
                 f"approx_rate={self.approx_rate} must be above 0 and at most 1: it is the part of "
                 "the components' worth that is kept, and 1 keeps all."
             )
-        if not (_is_count(self.warmup_epochs) or _is_part(self.warmup_epochs)):
+        if not (is_count(self.warmup_epochs) or _is_part(self.warmup_epochs)):
             raise TaskStateError(
                 f"warmup_epochs={self.warmup_epochs!r} must be an int of at least 1, or a float "
                 "between 0 and 1 (a part of the strategy's epochs)."
@@ -440,10 +441,6 @@ def _least_entries(store: PerturbedStore, min_rank: int) -> int:
         return 0
     mode = store.modes[0]
     return min(min_rank, store.break_even_rank(mode)) * store.parameters_per_rank(mode)
-
-
-def _is_count(epochs: object) -> bool:
-    return isinstance(epochs, int) and epochs >= 1
 
 
 def _is_part(epochs: object) -> bool:

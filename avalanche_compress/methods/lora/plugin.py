@@ -40,8 +40,8 @@ class AdaptationPlugin(FromBasePlugin):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if not (isinstance(self.rank, int) and self.rank >= 1):
-            raise TaskStateError(f"rank={self.rank!r} must be an int of at least 1.")
+        if self.rank < 1:
+            raise TaskStateError(f"rank={self.rank} must be an int of at least 1.")
 
     def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
         stores = adapted_stores(network_of(strategy))

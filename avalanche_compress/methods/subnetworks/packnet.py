@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from typing_extensions import Unpack
 
+from avalanche_compress.core.options import plain
 from avalanche_compress.core.registry import Method, register_method
+from avalanche_compress.errors import TaskStateError
 from avalanche_compress.methods.subnetworks.capacity import tasks_until_full, warn_of_room
 from avalanche_compress.methods.subnetworks.plugin import Density, DensityRange, MaskingPlugin
 from avalanche_compress.methods.subnetworks.store import MaskedStore
@@ -88,8 +91,14 @@ def complement(proportion: Density) -> Density:
         return {name: complement(value) for name, value in proportion.items()}  # type: ignore[misc]
     if callable(proportion):
         return _Complement(proportion)
-    if isinstance(proportion, Sequence):
-        return [1 - p for p in proportion]
+    proportion = plain(proportion)
+    if isinstance(proportion, Sequence) and not isinstance(proportion, str):
+        return [complement(p) for p in proportion]  # type: ignore[misc]
+    if not isinstance(proportion, Real) or not 0 <= float(proportion) <= 1:
+        raise TaskStateError(
+            f"prune_proportion={proportion!r} must be a number between 0 and 1, or some by layer "
+            "or task."
+        )
     return 1 - proportion
 
 

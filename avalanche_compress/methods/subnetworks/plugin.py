@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypedDict
 
 import torch
 
 from avalanche_compress.codec import magnitude_mask
 from avalanche_compress.core.network import TaskNetwork, network_of
+from avalanche_compress.core.options import check_types, plain
 from avalanche_compress.errors import TaskStateError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.methods.subnetworks.store import MaskedStore
@@ -45,6 +47,7 @@ class DensityRange:
     high: float
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not 0 <= self.low <= self.high <= 1:
             raise TaskStateError(
                 f"a density between low={self.low} and high={self.high} cannot be drawn: "
@@ -173,6 +176,12 @@ class MaskingPlugin(ShapingPlugin):
         check_loss_tolerance(self.loss_tolerance)
         if not 0 < self.prune_fraction < 1:
             raise TaskStateError(f"prune_fraction={self.prune_fraction} must lie between 0 and 1.")
+        if isinstance(self.density, Mapping):
+            self.density = {name: plain(value) for name, value in self.density.items()}
+            for density in self.density.values():
+                _check_given(density)
+        else:
+            _check_given(self.density)
         self._random = random.Random(self.seed)
         self._pruned = False
 
@@ -205,8 +214,7 @@ class MaskingPlugin(ShapingPlugin):
             )
         if isinstance(density, DensityRange):
             density = density.draw(self._source(position, name))
-        if not 0 <= density <= 1:
-            raise TaskStateError(f"density={density} of {name} must lie between 0 and 1.")
+        _check_fraction(density)
         return float(density)
 
     def after_train_dataset_adaptation(self, strategy: Strategy, *args: Any, **kwargs: Any) -> None:
@@ -322,6 +330,19 @@ def start_scores(network: TaskNetwork, how: str) -> None:
         for store in network.weight_stores:
             if isinstance(store, MaskedStore):
                 store.draw_scores()
+
+
+def _check_given(density: Any) -> None:
+    """Refuse what can be told before a task: of a list each entry, and numbers."""
+    listed = isinstance(density, Sequence) and not isinstance(density, str)
+    for fraction in density if listed else [density]:
+        if not callable(fraction) and not isinstance(fraction, DensityRange):
+            _check_fraction(fraction)
+
+
+def _check_fraction(density: Any) -> None:
+    if not isinstance(density, Real) or not 0 <= float(density) <= 1:
+        raise TaskStateError(f"density={density!r} must be a number between 0 and 1.")
 
 
 def subnetwork_stores(network: TaskNetwork) -> list[SubnetworkStore]:

@@ -458,7 +458,7 @@ def test_sharing_none_starts_from_nothing_and_all_from_the_sum():
         {"sparsity": "l2"},
         {"reg_scope": "old"},
         {"reg_interval": 0},
-        {"reg_interval": 2.0},
+        {"reg_interval": 2.5},
         {"truncation": "svd"},
         {"energy_scope": "all"},
         {"grow": "always"},
