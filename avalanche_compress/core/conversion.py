@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from avalanche_compress.codec import all_finite
+from avalanche_compress.core.copying import COMPUTING_WEIGHTS
 from avalanche_compress.core.store import Place
 from avalanche_compress.errors import NonFiniteError, UnsupportedModuleError, nearest
 
@@ -33,7 +31,6 @@ _WEIGHTED = (
 )
 _WEIGHTED_ELSEWHERE = ("transformers.pytorch_utils.Conv1D",)
 """Layers of other libraries that have a weight matrix, as ``module.class``."""
-_REPARAMETRISING_HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
 _STORED_TYPES = (
     torch.float64,
     torch.float32,
@@ -210,7 +207,7 @@ def _check_supported(name: str, module: nn.Module, is_head: bool, excluded: bool
             persistent = key not in module._non_persistent_buffers_set
             _check_tensor(label, key, tensor, persistent)
     reparametrised = parametrize.is_parametrized(module) or any(
-        isinstance(hook, _REPARAMETRISING_HOOKS) for hook in module._forward_pre_hooks.values()
+        isinstance(hook, COMPUTING_WEIGHTS) for hook in module._forward_pre_hooks.values()
     )
     what = "computes its weight from other parameters (weight norm, spectral norm, pruning)"
     if reparametrised and is_head:

@@ -24,7 +24,8 @@ UNCHANGEABLE = (
 _VALUES = frozenset({type(None), bool, int, float, complex, str, bytes})
 _OF_EVERY_MODULE = ("_parameters", "_buffers", "_modules", "training", "_compiled_call_impl")
 _OF_RECURRENT_LAYERS = ("_flat_weights", "_flat_weight_refs")
-_COMPUTING_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
+COMPUTING_WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Hooks that compute a weight from other parameters before each forward pass."""
 _DEPTH = 4
 """How many functions within each other are looked into."""
 
@@ -80,7 +81,7 @@ def copy_pre_hooks(
     made._forward_pre_hooks = OrderedDict(
         (key, _remapped(hook, memo))
         for key, hook in module._forward_pre_hooks.items()
-        if key in known or not isinstance(hook, _COMPUTING_WEIGHTS)
+        if key in known or not isinstance(hook, COMPUTING_WEIGHTS)
     )
 
 

@@ -180,6 +180,7 @@ class CompressedStrategy(ResumableTraining):
         if task_inference is not None:
             _report_task_identity(self.evaluator, task_inference.unknown is not None)
         take_over(network, self)
+        self.names_of_every_strategy = list(vars(self))
 
     @property
     def network(self) -> TaskNetwork:
@@ -365,6 +366,7 @@ class CompressedStrategy(ResumableTraining):
 
     def training_begins(self) -> None:
         """Refuse plugins that have been added since, and a model that another strategy trains."""
+        super().training_begins()
         check_plugins(self.plugins, self.task_inference is not None)
         check_not_owned(self.network, self)
         take_over(self.network, self)  # as a copy, or out of a file, it has not yet done so

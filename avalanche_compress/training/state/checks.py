@@ -25,6 +25,7 @@ from avalanche_compress.core.network import TaskNetwork, network_of
 from avalanche_compress.errors import CompressError, TrainingStateError
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.training_loop import TrainingLoop
+from avalanche_compress.training.state.attributes import attributes, misfit, plain_state
 from avalanche_compress.training.state.generators import check_generators, is_python_generator
 from avalanche_compress.training.state.metric_counts import check_counts
 from avalanche_compress.training.state.strategy_parts import (
@@ -51,6 +52,10 @@ _PARTS = {
 }
 
 
+_NEWER_PARTS: dict[str, Any] = {"attributes": {}, "frozen": []}
+"""What states of earlier versions lack, and what that means."""
+
+
 def check_fits(strategy: TrainingLoop, state: Any, source: object) -> None:
     """Refuse a state that the strategy cannot go on from; nothing of the strategy changes.
 
@@ -70,7 +75,9 @@ def check_fits(strategy: TrainingLoop, state: Any, source: object) -> None:
 
 
 def _check(strategy: TrainingLoop, state: Any) -> None:
-    _expect(isinstance(state, dict) and state.keys() == _PARTS, "it is no training state")
+    known = isinstance(state, dict) and state.keys() - _NEWER_PARTS.keys() == _PARTS
+    _expect(known, "it is no training state")
+    state = {**_NEWER_PARTS, **state}
     for what, ours in what_it_is_built_of(strategy).items():
         theirs = state["built"][what]
         _expect(
@@ -81,10 +88,13 @@ def _check(strategy: TrainingLoop, state: Any) -> None:
     check_generators(state["generators"])
     _check_like("the flag to stop", strategy.told_to_stop, state["stop"])
     _check_like("the criterion", criterion_state(strategy), state["criterion"])
+    _check_attributes(strategy, state["attributes"])
     _follow_heads(strategy, state["network"])
     _check_network(network_of(strategy), state["network"])
     network, optimizer = copy.deepcopy((network_of(strategy), strategy.optimizer))
     network.load_state_dict(state["network"])
+    names = {name for name, _ in network.named_parameters()}
+    _expect(set(state["frozen"]) <= names, "it has frozen others")
     _check_open(network_of(strategy), network)
     _check_progress(strategy, network, state)
     _check_plugins(strategy, network, state["plugins"])
@@ -137,6 +147,17 @@ def _check_like(what: str, ours: Any, theirs: Any, *, strictly: bool = True) -> 
 
 def _form(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _check_attributes(strategy: TrainingLoop, kept: Any) -> None:
+    ours = attributes(strategy)
+    for place, values in kept.items():
+        for name, value in values.items():
+            reason = misfit(strategy, place, name, value)
+            _expect(not reason, reason)
+            if name in ours[place]:
+                now = plain_state(ours[place][name])
+                _check_like(f"{place}.{name}", now, value, strictly=False)
 
 
 # ---------------------------------------------------------------------------- network

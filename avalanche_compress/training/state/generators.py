@@ -53,7 +53,7 @@ def check_generators(state: dict[str, Any]) -> None:
     checks = {
         "python": is_python_generator,
         "numpy": _is_numpy,
-        "torch": _is_torch,
+        "torch": is_torch_generator,
         "cuda": _is_cuda,
     }
     if not isinstance(state, dict) or state.keys() != checks.keys():
@@ -108,7 +108,14 @@ def _is_numpy(state: Any) -> bool:
 
 
 @_false_if_refused
-def _is_torch(state: Any) -> bool:
+def is_torch_generator(state: Any) -> bool:
+    """Whether a generator of torch, on the CPU, can have a state.
+
+    :param state: of ``torch.Generator.get_state``, out of a file.
+
+    >>> is_torch_generator(torch.Generator().get_state()), is_torch_generator(torch.zeros(4))
+    (True, False)
+    """
     torch.Generator().set_state(state)  # torch says of a twister whether its numbers fit
     return True
 

@@ -13,11 +13,11 @@ from avalanche_compress.core.network import network_of
 from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.files import PathLike
 from avalanche_compress.host.strategy import Strategy
-from avalanche_compress.host.training_loop import TrainingLoop
 from avalanche_compress.training.state.checks import check_fits
 from avalanche_compress.training.state.folder import read_newest, write_newest
 from avalanche_compress.training.state.strategy_parts import (
     Position,
+    RememberingLoop,
     State,
     capture,
     check_same_task,
@@ -26,7 +26,7 @@ from avalanche_compress.training.state.strategy_parts import (
 )
 
 
-class ResumableTraining(TrainingLoop):
+class ResumableTraining(RememberingLoop):
     """The part of a strategy that lets its training of a task begin after some epochs.
 
     Avalanche prepares an experience (data, loader, model, optimiser, plugins) and then loops over
@@ -38,6 +38,10 @@ class ResumableTraining(TrainingLoop):
     """A state inside a task, until the task is trained on."""
     between_epochs = False
     """Whether a state inside a task can be saved now."""
+
+    def training_begins(self) -> None:
+        self.remember()
+        super().training_begins()
 
     def epochs_begin(self) -> None:
         if self.waiting_state is not None:
@@ -114,7 +118,9 @@ def save_training_state(strategy: ResumableTraining, folder: PathLike) -> Positi
     """Write everything that the rest of a training depends on.
 
     That is the network with all tasks and the one in training, the optimiser, schedulers, plugins,
-    what metrics have counted, the clock, and the random generators of Python, NumPy and torch. The
+    what metrics have counted, the clock, and the random generators of Python, NumPy and torch; and
+    what has changed in plain attributes of the model, the criterion, the optimiser and a strategy
+    of your own: numbers, text, tensors, arrays, containers of these, and generators. The
     file holds numbers, texts and tensors, no code and no pickle. It appears at once, and the one
     before it is kept in case that it is damaged. Not in it are data sets, hyper-parameters and
     loggers: whoever goes on builds the strategy and the stream in the same way. A plugin of your
@@ -172,6 +178,7 @@ def load_training_state(strategy: ResumableTraining, folder: PathLike) -> Positi
         newest is of another version; the strategy is then as it was.
     """
     _check_resumable(strategy)
+    strategy.remember()
     state = read_newest(folder, partial(check_fits, strategy))
     if state is None:
         return Position(0, 0)

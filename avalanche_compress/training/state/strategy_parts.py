@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,6 +13,7 @@ from avalanche_compress.errors import TrainingStateError
 from avalanche_compress.host.plugin_state import STATE_ATTRIBUTES
 from avalanche_compress.host.strategy import Strategy, criterion_of
 from avalanche_compress.host.training_loop import TrainingLoop
+from avalanche_compress.training.state.attributes import Remembered, put_attributes
 from avalanche_compress.training.state.generators import generator_states, set_generators
 from avalanche_compress.training.state.metric_counts import evaluator_counts, restore_evaluator
 from avalanche_compress.training.state.tree import is_plain
@@ -29,7 +30,22 @@ class Position(NamedTuple):
     """How many of its epochs are finished."""
 
 
-def capture(strategy: TrainingLoop) -> State:
+class RememberingLoop(TrainingLoop):
+    """A training loop that knows how the attributes of its parts were before it trained."""
+
+    names_of_every_strategy: Collection[str] = ()
+    own_names: Collection[str] = ()
+    """Attributes that a subclass has added."""
+    remembered: Remembered | None = None
+
+    def remember(self) -> None:
+        """Look at the attributes of all parts, unless that has been done."""
+        if self.remembered is None:
+            self.own_names = sorted(vars(self).keys() - set(self.names_of_every_strategy))
+            self.remembered = Remembered(self)
+
+
+def capture(strategy: RememberingLoop) -> State:
     """Everything that the rest of a training depends on, as a tree of plain values and tensors.
 
     :param strategy: between two epochs or two experiences.
@@ -44,6 +60,8 @@ def capture(strategy: TrainingLoop) -> State:
         "network": dict(network.state_dict()),
         "optimizer": _optimizer_state(strategy),
         "criterion": criterion_state(strategy),
+        "attributes": strategy.remembered.changed(strategy) if strategy.remembered else {},
+        "frozen": [n for n, p in network.named_parameters() if not p.requires_grad],
         "plugins": [_plugin_state(plugin, strategy) for plugin in kept_plugins(strategy)],
         "evaluator": evaluator_counts(strategy.evaluator),
         "stop": strategy.told_to_stop,
@@ -51,7 +69,7 @@ def capture(strategy: TrainingLoop) -> State:
     }
 
 
-def restore(strategy: TrainingLoop, state: State) -> None:
+def restore(strategy: RememberingLoop, state: State) -> None:
     """The inverse of :func:`capture`.
 
     :param strategy: built as the one that was captured; if a task was open, one of its shape is.
@@ -65,6 +83,10 @@ def restore(strategy: TrainingLoop, state: State) -> None:
     for plugin, saved in zip(kept_plugins(strategy), state["plugins"]):
         _restore_plugin(plugin, saved, strategy)
     restore_evaluator(strategy.evaluator, state["evaluator"])
+    put_attributes(strategy, state.get("attributes", {}))  # which earlier versions did not keep
+    if network.open_task is not None and "frozen" in state:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in state["frozen"])
     strategy.told_to_stop = state["stop"]
     set_generators(state["generators"])  # last: the rest may draw numbers
 

@@ -25,7 +25,7 @@ from avalanche_compress.errors import TrainingStateError
 VERSION = 1
 HEADER = struct.Struct("<8sIQQ32s")
 _MAGIC = b"AVCMPTRS"
-_SCALARS = (bool, int, float, str, type(None))
+SCALARS = (bool, int, float, str, type(None))
 _KEYS = (str, int)
 
 
@@ -140,7 +140,7 @@ def _bare(tensor: Tensor) -> Tensor:
 
 
 def _encode(tree: Any, place: str, tensors: list[Tensor]) -> Any:
-    if isinstance(tree, _SCALARS):
+    if isinstance(tree, SCALARS):
         return tree
     if isinstance(tree, Tensor):
         tensors.append(tree)
@@ -158,7 +158,7 @@ def _encode(tree: Any, place: str, tensors: list[Tensor]) -> Any:
 
 
 def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(tree, _SCALARS):
+    if isinstance(tree, SCALARS):
         return tree
     ((kind, content),) = tree.items()
     kinds: dict[str, Callable[[], Any]] = {
