@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -283,6 +284,64 @@ def test_a_data_set_may_hand_out_its_samples(order):
     for data in (plain, changed.subset([4, 3, 9, 10, 0])):
         for memory in (0, GIGABYTE):
             check_same_batches(TaskBalancedDataLoader(data, batch_size=4, shuffle=True), memory)
+
+
+def changed_tensors():
+    data = TensorDataset(*tensors(20))
+
+    def change():
+        data.tensors[0][3] = 5.0
+        data.tensors[1][:10] = 1
+
+    return data, change
+
+
+def changed_images(kind, replaces=False):
+    data = images(kind)
+    data.transform = normalised(kind)
+
+    def change():
+        name = "labels" if kind is SVHN else "targets"
+        if replaces:
+            setattr(data, name, [1] * len(data))
+        else:
+            getattr(data, name)[3] = 1
+        if issubclass(kind, MNIST):
+            data.data[4] = 7
+
+    return data, change
+
+
+def changed_samples():
+    data = Wings()
+    return data, lambda: data.targets.__setitem__(3, 2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        changed_tensors,
+        *(partial(changed_images, kind) for kind in (MNIST, TensorMNIST, CIFAR10, SVHN)),
+        partial(changed_images, CIFAR10, replaces=True),
+        changed_samples,
+    ],
+)
+def test_labels_and_inputs_that_change_between_epochs_are_those_of_the_next(data):
+    data, change = data()
+    wrapped = _make_taskaware_classification_dataset(data, task_labels=0)
+    loader = TaskBalancedDataLoader(wrapped, batch_size=4, shuffle=True)
+    strategy, plugin = SimpleNamespace(dataloader=loader, device=CPU), TensorDataPlugin()
+    plugin.before_training_epoch(strategy)
+    first = strategy.dataloader
+    plugin.before_training_epoch(strategy)
+    assert strategy.dataloader is first
+    before, _ = two_epochs(first)
+    change()
+    plugin.before_training_epoch(strategy)
+    batches, expected = two_epochs(strategy.dataloader)[0], two_epochs(loader)[0]
+    assert not all(all(map(torch.equal, *pair)) for pair in zip(before, batches))
+    for batch, other in zip(batches, expected):
+        assert all(map(torch.equal, batch, other))
 
 
 def test_held_out_batches_are_the_same(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -57,6 +58,29 @@ def known_samples(dataset: Any, chain: Sequence[Any]) -> TensorSamples:
         targets = torch.as_tensor(dataset.labels if kind is SVHN else dataset.targets).long()
         return TensorSamples(inputs, renumbered(targets, flat(dataset.target_transform)), values)
     raise NoTensorsError(f"{kind.__name__} is no data set whose samples are known as tensors")
+
+
+def mark_of(dataset: Any) -> list[Any]:
+    """What is another one once tensors and lists of a data set were changed in place, or replaced.
+
+    Of arrays only those of one dimension are looked into; images in NumPy have no count of changes.
+
+    :param dataset: none of the wrappers.
+    """
+    return [_mark(value) for value in getattr(dataset, "__dict__", {}).values()]
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, np.ndarray):
+        return id(value), crc32(value.tobytes()) if value.ndim == 1 else None
+    if isinstance(value, tuple):
+        return [_mark(entry) for entry in value]
+    try:
+        return id(value), hash(tuple(value)) if isinstance(value, list) else None
+    except TypeError:  # a list of lists, say
+        return id(value)
 
 
 def _two_tensors(dataset: TensorDataset) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch.utils.data import (
 
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.tensor_data import NoTensorsError, Samples, read_samples
+from avalanche_compress.host.tensor_data.datasets import mark_of
 
 
 class TensorDataPlugin(SupervisedPlugin):
@@ -33,7 +34,8 @@ class TensorDataPlugin(SupervisedPlugin):
     :class:`~avalanche_compress.TensorSamples`), torch's ``TensorDataset``, torchvision's MNIST,
     CIFAR and SVHN with ``ToTensor`` and ``Normalize``, and Avalanche's wrappers of them. Other data
     (random transforms, images in files, collate functions) and loaders that are not Avalanche's
-    stay as they are; a warning says so, once.
+    stay as they are; a warning says so, once. Labels, and inputs that are tensors, may be changed
+    in place or replaced between two epochs.
 
     :param memory: bytes up to which an experience's decoded inputs are held; larger ones are
         decoded batch by batch, from where they lie.
@@ -59,10 +61,13 @@ class TensorDataPlugin(SupervisedPlugin):
         self._replace_loader(strategy, 0)  # each sample is needed once
 
     def _replace_loader(self, strategy: Strategy, memory: int) -> None:
-        if isinstance(strategy.dataloader, TensorLoader):
-            return
+        loader = strategy.dataloader
+        if isinstance(loader, TensorLoader):
+            if loader.is_up_to_date():
+                return
+            loader = loader.loader
         try:
-            strategy.dataloader = TensorLoader(strategy.dataloader, strategy.device, memory)
+            strategy.dataloader = TensorLoader(loader, strategy.device, memory)
         except NoTensorsError as reason:
             if str(reason) not in self._told:
                 self._told.add(str(reason))
@@ -92,8 +97,10 @@ class TensorLoader:
             loader.datasets if isinstance(loader, MultiDatasetDataLoader) else [inner.dataset]
         )
         _check_only_collates(inner, len(datasets))
-        self._loader = loader
+        self.loader = loader
         samples = read_samples(datasets)
+        self._sources = samples.sources
+        self._marks = [mark_of(source) for source in self._sources]
         self._batches = _Batches(samples.held(device, memory), device)
         labelled = all(_ends_with_task_labels(dataset) for dataset in datasets)
         labels = samples.columns[-1].unique().tolist() if labelled else []
@@ -101,6 +108,10 @@ class TensorLoader:
         targets = samples.columns[0]
         is_class = targets.dim() == 1 and targets.dtype == torch.int64
         self._classes = frozenset(targets.unique().tolist()) if is_class else None
+
+    def is_up_to_date(self) -> bool:
+        """Whether the data sets are as they were; their labels may have been corrected in place."""
+        return self._marks == [mark_of(source) for source in self._sources]
 
     def task_of(self, labels: Tensor) -> int | None:
         """The one task of a mini-batch, known without a look at its labels.
@@ -120,10 +131,10 @@ class TensorLoader:
         return self._classes if self._batches.gave_targets(targets) else None
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
-        inner = _torch_loader(self._loader)
+        inner = _torch_loader(self.loader)
         iter(DataLoader([0], generator=inner.generator))  # type: ignore[arg-type]  # draws a number
         return self._batches.cut(inner.batch_sampler)
 

@@ -38,13 +38,14 @@ def read_samples(datasets: Sequence[Any]) -> Samples:
     read = [_read(dataset) for dataset in datasets if len(dataset)]
     if not read:
         raise NoTensorsError("there are no samples")
-    if len({tuple(column.dtype for column in columns) for _, columns in read}) > 1:
+    if len({tuple(column.dtype for column in columns) for _, columns, _ in read}) > 1:
         raise NoTensorsError("its data sets add different values to a sample")
-    columns = [torch.cat(parts) for parts in zip(*(columns for _, columns in read))]
+    columns = [torch.cat(parts) for parts in zip(*(columns for _, columns, _ in read))]
+    sources = [source for *_, inner in read for source in inner]
     rows, part_of = torch.empty(2, len(columns[0]), dtype=torch.int64)
     parts: list[Part] = []
     offset = 0
-    for runs, own_columns in read:
+    for runs, own_columns, _ in read:
         for run in runs:
             rows[offset + run.places] = run.rows
             part_of[offset + run.places] = len(parts)
@@ -54,9 +55,9 @@ def read_samples(datasets: Sequence[Any]) -> Samples:
     if len({(samples.shape, samples.dtype, samples.device) for samples in first}) > 1:
         raise NoTensorsError("its samples have different shapes or types")
     if len(parts) > 1:
-        return Samples(parts, rows, part_of, columns)
+        return Samples(parts, rows, part_of, columns, sources)
     in_order = torch.equal(rows, torch.arange(len(parts[0].inputs)))
-    return Samples(parts, None if in_order else rows, None, columns)
+    return Samples(parts, None if in_order else rows, None, columns, sources)
 
 
 class _Source(NamedTuple):
@@ -82,8 +83,8 @@ class _Run(NamedTuple):
     places: Tensor
 
 
-def _read(dataset: Any) -> tuple[list[_Run], list[Tensor]]:
-    """The samples of a data set, and its columns: targets, and attributes of each sample."""
+def _read(dataset: Any) -> tuple[list[_Run], list[Tensor], list[Any]]:
+    """Its samples, columns (targets, and attributes of each sample) and the data sets inside."""
     everything, group = np.arange(len(dataset)), ""
     attributes: list[Tensor] = []
     inner = dataset
@@ -99,19 +100,20 @@ def _read(dataset: Any) -> tuple[list[_Run], list[Tensor]]:
             for attribute in dataset._data_attributes.values()
             if attribute.use_in_getitem
         ]
-    runs, targets = [], []
+    runs, targets, sources = [], [], []
     for source in _sources(inner, everything, group):
         samples = known_samples(source.dataset, source.on_inputs)
         rows, places = torch.from_numpy(source.rows), torch.from_numpy(source.places)
         targets.append(renumbered(samples.targets[rows], source.on_targets))
         own_rows = rows if samples.rows is None else samples.rows[rows]
+        sources.append(source.dataset)
         runs.append(_Run(Part(samples.inputs, samples.decode), own_rows, places))
     if len({values.dtype for values in targets}) > 1:
         raise NoTensorsError("its targets have different types")
     column = torch.empty(len(everything), dtype=targets[0].dtype)
     for run, values in zip(runs, targets):
         column[run.places] = values
-    return runs, [column, *attributes]
+    return runs, [column, *attributes], sources
 
 
 def _sources(node: Any, wanted: np.ndarray, group: str) -> Iterator[_Source]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class Samples:
     :param rows: ``(N,)``, each sample's row in its part; None: sample i is row i.
     :param part_of: ``(N,)``, each sample's part; None if there is one part.
     :param columns: ``(N,)`` each: the targets, and what else the data sets add to a mini-batch.
+    :param sources: the data sets inside of all wrappers.
     """
 
     def __init__(
@@ -110,11 +111,13 @@ class Samples:
         rows: Tensor | None,
         part_of: Tensor | None,
         columns: Sequence[Tensor],
+        sources: Sequence[Any] = (),
     ):
         self._parts = parts
         self._rows = rows
         self._part_of = part_of
         self.columns = columns
+        self.sources = list(sources)
 
     def __len__(self) -> int:
         return len(self.columns[0])
@@ -161,7 +164,7 @@ class Samples:
         whole = _empty((len(self), *first.shape[1:]), first.dtype, device)
         for index in torch.arange(len(self)).split(CHUNK):
             whole[index[0] : index[-1] + 1] = self.inputs(index)
-        return Samples([Part(whole, None)], None, None, self.columns)
+        return Samples([Part(whole, None)], None, None, self.columns, self.sources)
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
