@@ -17,7 +17,11 @@ Run = Callable[[nn.Module], Tensor]
 
 
 def check_answers(
-    task: int, expected: Tensor, logits: Tensor, logits_nearby: Callable[[], Tensor]
+    task: int,
+    expected: Tensor,
+    logits: Tensor,
+    logits_nearby: Callable[[], Tensor],
+    found_outside: Callable[[], str],
 ) -> None:
     """Refuse a task whose bytes do not answer as the network does.
 
@@ -28,6 +32,7 @@ def check_answers(
     :param expected: logits of the network.
     :param logits: of the task as its bytes are read.
     :param logits_nearby: gives those of the task with weights that are :func:`nudged`.
+    :param found_outside: says what of the network no bytes hold, if that is known.
     :raises NonFiniteError: if the network's are NaN or infinite.
     :raises TaskStateError: if they differ.
     """
@@ -42,9 +47,13 @@ def check_answers(
     if gap > _rounding(expected) and not gap <= 10 * _gap(logits_nearby(), logits) < math.inf:
         raise TaskStateError(
             f"task {task} is not finished: read back from its bytes it answers the last training "
-            f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}). "
-            "Something that the model computes with is outside its parameters and buffers, or was "
-            "changed after its store had kept it."
+            f"mini-batch otherwise than the model does (logits differ by up to {gap:.3g}): "
+            + (
+                found_outside()
+                or "something that the model computes with is outside its "
+                "parameters and buffers, or was changed after its store had kept it"
+            )
+            + "."
         )
 
 

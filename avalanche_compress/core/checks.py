@@ -89,8 +89,11 @@ class ReadsPastAttributes(TorchFunctionMode):
         return self._spans[index][2]
 
 
-def _state_of(tensor: Tensor) -> tuple[int, int]:
-    """What is another one once a tensor has been written into, whatever it holds then."""
+def state_of(tensor: Tensor) -> tuple[int, int]:
+    """What is another one once a tensor has been written into, whatever it holds then.
+
+    :param tensor: that has memory of its own.
+    """
     return tensor.data_ptr(), tensor._version  # noqa: SLF001 - torch has no public name
 
 
@@ -156,7 +159,7 @@ class FirstStep:
             _reassembled(self._structure.differences(self._heads)) or self._growing(task),
             _moving(self._changed_static()),
             self._moving_by_mode()
-            or self._outside(tensors, run)
+            or outside(self._structure, tensors, run)
             or self._drifting(tensors, run, others)
             or self._elsewhere(run),
             self._aliased() or self._read_past(weights, run),
@@ -202,19 +205,6 @@ class FirstStep:
             "their weight, so that an evaluation would change the task: switch the merging off"
         )
 
-    def _outside(self, tensors: Tensors, run: Run) -> str:
-        names = self._structure.changed_attributes()
-        if not names:
-            return ""
-        then = self._structure.copy(tensors)[0]
-        if not differ(then, self._structure.copy_of_now(tensors), run):
-            return ""  # what it remembers is not what it answers by
-        return (
-            f"its answers depend on {_few(names)}, which changed since the first task started and "
-            "which no archive holds: let it stay, or make it a buffer (register_buffer) and keep "
-            f"its module out of compression with {_exclude(names)}"
-        )
-
     def _drifting(self, tensors: Tensors, run: Run, others: Sequence[Run]) -> str:
         if not self._is_first_task:
             return ""
@@ -223,12 +213,12 @@ class FirstStep:
         twins = [
             (parts[id(module)], name) for (module, name), _ in tensors if name in module._parameters
         ]
-        before = [_state_of(getattr(*twin)) for twin in twins]
+        before = [state_of(getattr(*twin)) for twin in twins]
         first = answer(model, run)
         names = [
             f"{name_of[id(module)]}.{name}"
             for (module, name), state in zip(twins, before)
-            if _state_of(getattr(module, name)) != state
+            if state_of(getattr(module, name)) != state
         ]
         if names:
             return (
@@ -304,6 +294,33 @@ class FirstStep:
         )
 
 
+def outside(structure: Structure, tensors: Tensors, run: Run) -> str:
+    """What no archive holds of that by which a task answers; nothing if there is none.
+
+    :param structure: of the model as it was.
+    :param tensors: of the task, by place.
+    :param run: has a model answer a mini-batch.
+    """
+    names = structure.changed_attributes()
+    if not names or not differ(structure.copy(tensors)[0], structure.copy_of_now(tensors), run):
+        return ""  # what it remembers is not what it answers by
+    return (
+        f"its answers depend on {_few(names)}, which changed since the first task started and "
+        "which no archive holds: let it stay, or make it a buffer (register_buffer) and "
+        f"{for_each_task(names)}"
+    )
+
+
+def for_each_task(names: Iterable[str]) -> str:
+    """How each task has its own of some tensors, as the end of a message.
+
+    :param names: of them, dotted.
+    """
+    if all("." in name for name in names):
+        return f"keep its module out of compression with {_exclude(names)}"
+    return "put it into a module of its own inside the model, and exclude= that"
+
+
 def check_structure(task: int, structure: Structure, heads: Sequence[nn.Module]) -> None:
     """Refuse a model whose modules are not those that it was converted with.
 
@@ -336,10 +353,7 @@ def _reassembled(names: list[str]) -> str:
 def _moving(names: list[str]) -> str:
     if not names:
         return ""
-    root = [name for name in names if "." not in name]
-    advice = f"keep its module out of compression with {_exclude(names)}, and each has a copy"
-    if root:
-        advice = "put it into a module of its own inside the model, and exclude= that"
+    advice = for_each_task(names)
     return f"its forward pass changes {_few(names)}, which all tasks share: {advice}"
 
 

@@ -268,6 +268,11 @@ def _check_names(argument: str, names: Iterable[str], known: dict[str, Any]) -> 
             f"{argument}={names!r} must be a list of names: give {argument}=({names!r},)."
         )
     for name in names:
+        if not name:
+            raise UnsupportedModuleError(
+                f"{argument}= names the model itself, of which nothing would be compressed: name "
+                "modules inside it, and put parameters and buffers of its own into one."
+            )
         if name not in known:
             raise UnsupportedModuleError(
                 f"{argument}= names {name!r}, which the model does not have{nearest(name, known)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from avalanche_compress.core.answers import check_answers, nudged
 from avalanche_compress.core.batches import contiguous, mapped
-from avalanche_compress.core.checks import FirstStep
+from avalanche_compress.core.checks import FirstStep, for_each_task, outside
 from avalanche_compress.core.deferred import DeferredWeight, full_precision
 from avalanche_compress.core.heads import fails_behind
 from avalanche_compress.core.private import PrivateStore
@@ -93,7 +94,7 @@ class OpenTask:
         """Forget the task that was in training."""
         self.end_substitution()
         self._is_checked = False
-        self._recomputes = False
+        self._recomputes = self._warned = False
         self._last_inputs: Any = None
 
     def end_substitution(self) -> None:
@@ -134,6 +135,28 @@ class OpenTask:
         with torch.no_grad(), Substitution(self._weights()), evaluating(self._model):
             return fails_behind(self._heads[0], lambda: call(self._model, x))
 
+    def warn_of_changes(self, task: int, call: Call) -> None:
+        """Say, once, what has changed by which the task answers and of which nothing is kept.
+
+        :param task: in training.
+        :param call: runs the model.
+        """
+        found, names = self._outside(call), self._static.changed(noticeably=True)
+        if names:
+            found = f"{names[0]!r} has changed, which all tasks share: {for_each_task(names)}"
+        if found and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"task {task} is refused at its end, unless it is as before by then: {found}.",
+                stacklevel=2,
+            )
+
+    def _outside(self, call: Call) -> str:
+        if self._last_inputs is None or not self._structure.changed_attributes():
+            return ""
+        tensors = [*self._weights(), *self._private_tensors()]
+        return outside(self._structure, tensors, partial(self._answer, self._last_inputs, call))
+
     def encode(self, task: int, call: Call) -> list[bytes]:
         """The sections that the task's stores would keep, which answer as the task does now.
 
@@ -158,6 +181,7 @@ class OpenTask:
                 expected,
                 self._answer(x, call, self._view_of(sections)),
                 lambda: self._answer(x, call, self._view_of(sections, nudged)),
+                lambda: self._outside(call),
             )
         return sections
 

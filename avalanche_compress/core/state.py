@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -48,6 +49,7 @@ class NetworkState(nn.Module):
     _head_places: list[Place]
     head_names: list[str]
     set_heads: Callable[[list[str]], None]
+    _run: Callable[..., Tensor]
     _heads_seen: bool
     _open_classes: tuple[int, ...]
 
@@ -144,6 +146,16 @@ class NetworkState(nn.Module):
         :raises TaskStateError: naming a parameter that requires gradients now.
         """
         self._static.check_frozen()
+
+    def check_between_epochs(self) -> None:
+        """Warn of what plugins have changed and no task keeps; else as :meth:`check_frozen`.
+
+        :raises TaskStateError: naming a parameter that requires gradients now.
+        """
+        self.check_frozen()
+        task = self.open_task
+        if task is not None:
+            self._open.warn_of_changes(task, partial(self._run, task))
 
     def remember_static(self) -> None:
         """Take the static tensors as they are for what must not change from here on."""

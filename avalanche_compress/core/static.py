@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from avalanche_compress.core.checks import for_each_task, state_of
 from avalanche_compress.core.store import Place
 from avalanche_compress.core.structure import fingerprint
 from avalanche_compress.errors import TaskStateError
@@ -29,6 +30,7 @@ class StaticTensors:
     def remember(self) -> None:
         """Take them as they are for what must not change from here on."""
         self.marks = {name: fingerprint(tensor) for name, tensor in self.tensors().items()}
+        self._states = {name: state_of(tensor) for name, tensor in self.tensors().items()}
 
     def check_frozen(self) -> None:
         """Refuse to train what was frozen when the model was converted.
@@ -51,14 +53,18 @@ class StaticTensors:
         """
         for name in self.changed():
             raise TaskStateError(
-                f"{name} changed while task {task} was trained, but all tasks share "
-                f"it: keep its module out with exclude=({name.rpartition('.')[0]!r},)."
+                f"{name} changed while task {task} was trained, but all tasks share it: "
+                f"{for_each_task([name])}."
             )
 
-    def changed(self) -> list[str]:
-        """Names of those that are not as they were."""
+    def changed(self, *, noticeably: bool = False) -> list[str]:
+        """Names of those that are not as they were.
+
+        :param noticeably: whether only those are looked at that torch says were written into.
+        """
         return [
             name
             for name, mark in self.marks.items()
-            if fingerprint(self.places[name].tensor) != mark
+            if not (noticeably and state_of(self.places[name].tensor) == self._states[name])
+            and fingerprint(self.places[name].tensor) != mark
         ]

@@ -230,7 +230,7 @@ class CompressedStrategy(ResumableTraining):
         :param kwargs: of ``train``.
         """
         self._task_loss = task_loss(self)
-        self.network.check_frozen()  # a plugin may have thawed what is not kept per task
+        self.network.check_between_epochs()  # plugins may have changed what no task keeps
         with self.guard:
             super().training_epoch(**kwargs)
 

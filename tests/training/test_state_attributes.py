@@ -266,3 +266,13 @@ def test_states_of_earlier_versions_are_read(tmp_path):
         del state["attributes"], state["frozen"]
         path.write_bytes(pack(state))
     assert load_training_state(build(tmp_path), tmp_path) == (1, 3)
+
+
+def test_a_run_has_one_folder_wherever_the_script_goes(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    strategy = build("states")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trained(strategy)
+    assert load_training_state(build(tmp_path / "states"), tmp_path / "states") == (1, 3)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
 from functools import partial
 from typing import Any
@@ -92,7 +93,7 @@ class TrainingStatePlugin(SupervisedPlugin):
             raise TrainingStateError(f"every_epochs={every_epochs} must be at least 1.")
         if every_seconds < 0:
             raise TrainingStateError(f"every_seconds={every_seconds} must not be negative.")
-        self.folder = folder
+        self.folder = os.path.abspath(folder)  # wherever the script goes meanwhile
         self.every_epochs = every_epochs
         self.every_seconds = every_seconds
         self._last = time.monotonic()
