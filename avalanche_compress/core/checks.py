@@ -357,10 +357,10 @@ def _moving(names: list[str]) -> str:
     return f"its forward pass changes {_few(names)}, which all tasks share: {advice}"
 
 
-def _few(names: Iterable[str]) -> str:
-    names = [repr(name) for name in names]
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
+def _few(names: Iterable[object]) -> str:
+    found = [repr(name) for name in names]
+    more = f" and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
+    return ", ".join(found[:_MOST_NAMES]) + more
 
 
 def _exclude(names: Iterable[str]) -> str:
@@ -402,8 +402,8 @@ def check_classes(task: int, numbers: Sequence[int], finished: Iterable[Sequence
     """
     if not numbers or numbers[0] < 0:
         raise TaskLabelError(
-            f"task {task} has the classes {list(numbers)}, and one class number or more from 0 on "
-            "were expected: pass those of its targets."
+            f"task {task} has the classes {_few(numbers) or None}, and one class number or more "
+            "from 0 on were expected: pass those of its targets; values of a regression are none."
         )
     if not -(1 << 63) <= task < 1 << 63:
         raise TaskLabelError(f"the label {task} does not fit 64 bits: give the task another one.")
