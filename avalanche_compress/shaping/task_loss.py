@@ -136,8 +136,8 @@ class TaskLoss:
                 f"({error}): take the number of classes from the logits, as in "
                 "F.one_hot(targets, logits.shape[-1]), and give class weights as an attribute of "
                 "the criterion, such as nn.CrossEntropyLoss(weight=...), one for each class of the "
-                "stream or of the task. A head has an output for each class of its task, also where "
-                "the model's had one."
+                "stream or of the task. A head has an output for each class of its task, also "
+                "where the model's had one."
             ) from error
 
     def check(self) -> None:

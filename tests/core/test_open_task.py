@@ -891,7 +891,7 @@ def test_an_attribute_that_changes_late_is_noticed_at_the_commit():
             return x * self.scale
 
     network = TaskNetwork(nn.Sequential(Warming(), *mlp()))
-    with pytest.raises(TaskStateError, match="depend on .0.steps., .0.scale."):
+    with pytest.raises(TaskStateError, match=r"depend on '0.steps', '0.scale'"):
         learn(network, torch.randn(8, 6), 0, steps=4)
     assert network.open_task == 0
 
