@@ -357,6 +357,36 @@ def changing_evaluation(method, errors):
     errors(lambda: strategy.train(stream().train_stream[0]))
 
 
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.temperature = 1.0
+
+    def forward(self, x):
+        return x / self.temperature
+
+
+@case("what-changes-between-epochs")
+def annealed(method, errors):
+    class Anneal(SupervisedPlugin):
+        back = False
+
+        def after_training_epoch(self, strategy, **kwargs):
+            first = strategy.clock.train_exp_epochs == 0
+            strategy.network.backbone[0].temperature = 2.0 if first or not self.back else 1.0
+
+    tasks, anneal = stream(), Anneal()
+    model = nn.Sequential(Tempered(), *mlp())
+    strategy = make(method, model, plugins=[anneal])
+    with pytest.warns(UserWarning, match=r"depend on '0.temperature'"):
+        errors(lambda: strategy.train(tasks.train_stream[0]))
+    assert strategy.network.open_task == 0
+    model[0].temperature, anneal.back = 1.0, True
+    with pytest.warns(UserWarning, match="unless it is as before by then"):
+        strategy.train(tasks.train_stream[0])
+    assert strategy.network.tasks == [0]
+
+
 @case("a-model-that-is-trained-by-two-strategies")
 def two_strategies(method, errors):
     tasks, model = make_stream(3, samples=SAMPLES), mlp()
