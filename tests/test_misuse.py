@@ -712,7 +712,7 @@ def early_stopping(method, errors):
 @case("averaged-weights-ema-swa")
 def averaged_weights(method, errors):
     """The page's own plugin; an average that stands still is in the model at the end."""
-    names = {"SupervisedPlugin": SupervisedPlugin, "torch": torch, **vars(torch.optim.swa_utils)}
+    names = {}
     exec(PAGE.split("```python")[1].split("```")[0].replace("0.99", "1.0"), names)
 
     class Watched(names["EMA"]):
