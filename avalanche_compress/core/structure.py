@@ -283,7 +283,8 @@ def _values_in(value: Any, known: set[int], depth: int = _DEPTH) -> Iterator[Ten
     if id(value) in known:
         return
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        yield torch.from_numpy(np.ascontiguousarray(value))
+        # as bytes: torch has not all of NumPy's types, and none in another order of bytes
+        yield torch.from_numpy(np.ascontiguousarray(value).view(np.uint8))
     elif isinstance(value, Tensor):
         if not value.is_meta and value.layout is torch.strided:
             yield value

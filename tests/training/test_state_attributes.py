@@ -42,6 +42,9 @@ class Noisy(nn.Module):
         self.torch, self.python = torch.Generator().manual_seed(1), random.Random(1)
         self.mean, self.array, self.last = torch.zeros(()), np.zeros(2), deque([1.0], maxlen=3)
         self.seen = {"steps": [0]}
+        self.endless, self.foreign = [0], np.zeros(2, ">f4")
+        self.endless.append(self.endless)
+        self.complex, self.words = torch.zeros(1, dtype=torch.complex64), {"a": b"b", 1: 1j}
         self.head = nn.Linear(8, 2)
 
     def forward(self, x):
@@ -52,6 +55,7 @@ class Noisy(nn.Module):
         self.seen["steps"][0] += 1
         self.mean = 0.9 * self.mean + 0.1 * x.mean()
         self.array += 1
+        self.endless[0] = self.complex = self.complex + 1
         self.last.append(1 / self.steps)
         scale = {
             "counter": 1 / self.steps,

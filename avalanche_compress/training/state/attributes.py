@@ -12,7 +12,7 @@ import functools
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from avalanche_compress.core.copying import (
     COMPUTING_WEIGHTS,
@@ -34,6 +35,9 @@ from avalanche_compress.training.state.tree import SCALARS, pack
 
 Values = dict[str, dict[str, Any]]
 """By owner and name."""
+_DEPTH = 8
+"""How many containers within each other are looked into."""
+_ARRAYS = (*map(np.dtype, ("bool", "u1", "i1", "i2", "i4", "i8", "f2", "f4", "f8")),)
 _OF_EVERY_OPTIMIZER = {"defaults", "state", "param_groups"}
 
 
@@ -113,7 +117,9 @@ def put_attributes(strategy: Strategy, kept: Values) -> None:
     for place, values in kept.items():
         now = _values(owners[place], strategy)
         for name, value in values.items():
-            _put(owners[place], name, now.get(name), value)
+            on_device = tree_map_only(Tensor, lambda tensor: tensor.to(strategy.device), value)
+            kind = _KINDS.get(type(now.get(name)))  # whose states are on the CPU
+            _put(owners[place], name, now.get(name), value if kind else on_device)
 
 
 def misfit(strategy: Strategy, place: str, name: str, value: Any) -> str:
@@ -195,26 +201,30 @@ def _has_value(cell: Any) -> bool:
     return True
 
 
-def _is_kept(value: Any, registered: Collection[int]) -> bool:
+def _is_kept(value: Any, registered: Collection[int], depth: int = _DEPTH) -> bool:
     if isinstance(value, Tensor):
         plain = type(value) is Tensor and value.layout is torch.strided and not value.is_meta
-        return plain and not value.requires_grad and id(value) not in registered
+        real = not (value.is_complex() or value.is_quantized)
+        return plain and real and not value.requires_grad and id(value) not in registered
     if type(value) is dict:
-        return all(type(key) in (str, int) for key in value) and _are_kept(value, registered)
+        keys = all(type(key) in (str, int) for key in value)
+        return keys and _are_kept(value.values(), registered, depth)
     if type(value) in (list, tuple, deque):
-        return _are_kept(value, registered)
+        return _are_kept(value, registered, depth)
     if type(value) is np.ndarray:
-        return bool(value.dtype.kind in "biuf" and value.flags.writeable)
+        return value.dtype in _ARRAYS and bool(value.flags.writeable)
     if type(value) is torch.Generator:
         return value.device.type == "cpu"
     return type(value) in SCALARS or type(value) in _KINDS
 
 
-def _are_kept(container: Any, registered: Collection[int]) -> bool:
-    entries = container.values() if isinstance(container, Mapping) else container
-    if holds_values(container):
+def _are_kept(entries: Collection[Any], registered: Collection[int], depth: int) -> bool:
+    if holds_values(entries):
         return {bytes, complex}.isdisjoint(map(type, entries))
-    return all(type(v) not in _KINDS and _is_kept(v, registered) for v in entries)
+    # one that holds itself has no end
+    return depth > 0 and all(
+        type(entry) not in _KINDS and _is_kept(entry, registered, depth - 1) for entry in entries
+    )
 
 
 def _mark(value: Any) -> Any:
