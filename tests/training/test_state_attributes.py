@@ -41,6 +41,7 @@ class Noisy(nn.Module):
         self.body, self.kind, self.steps = nn.Linear(64, 8), kind, 0
         self.torch, self.python = torch.Generator().manual_seed(1), random.Random(1)
         self.mean, self.array, self.last = torch.zeros(()), np.zeros(2), deque([1.0], maxlen=3)
+        self.scalar = np.float32(0)
         self.seen = {"steps": [0]}
         self.endless, self.foreign = [0], np.zeros(2, ">f4")
         self.endless.append(self.endless)
@@ -55,6 +56,7 @@ class Noisy(nn.Module):
         self.seen["steps"][0] += 1
         self.mean = 0.9 * self.mean + 0.1 * x.mean()
         self.array += 1
+        self.scalar += 1
         self.endless[0] = self.complex = self.complex + 1
         self.last.append(1 / self.steps)
         scale = {
@@ -63,6 +65,7 @@ class Noisy(nn.Module):
             "python": self.python.random(),
             "tensor": self.mean,
             "array": 1 / self.array[1],
+            "scalar": 1 / self.scalar,
             "deque": self.last[0],
             "nested": 1 / self.seen["steps"][0],
             "first set in training": 1 / getattr(self, "late", 1),
@@ -177,7 +180,7 @@ def trained(strategy, start=0, kills=False):
     return logits(strategy.network, stream.test_stream, [0, 1])
 
 
-KINDS = ["counter", "torch", "python", "tensor", "array", "deque", "nested"]
+KINDS = ["counter", "torch", "python", "tensor", "array", "scalar", "deque", "nested"]
 PARTS = {
     **{kind: {"model": functools.partial(Noisy, kind)} for kind in KINDS},
     "first set in training": {"model": functools.partial(Noisy, "first set in training")},

@@ -150,7 +150,9 @@ def plain_state(value: Any) -> Any:
     :param value: of :func:`attributes`.
     """
     kind = _KINDS.get(type(value))
-    return value if kind is None else kind.take(value)
+    if kind is not None:
+        return kind.take(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _owners(strategy: Strategy) -> dict[str, Any]:
@@ -211,6 +213,8 @@ def _is_kept(value: Any, registered: Collection[int], depth: int = _DEPTH) -> bo
         return keys and _are_kept(value.values(), registered, depth)
     if type(value) in (list, tuple, deque):
         return _are_kept(value, registered, depth)
+    if isinstance(value, np.generic):
+        return value.dtype in _ARRAYS
     if type(value) is np.ndarray:
         return value.dtype in _ARRAYS and bool(value.flags.writeable)
     if type(value) is torch.Generator:
@@ -223,7 +227,8 @@ def _are_kept(entries: Collection[Any], registered: Collection[int], depth: int)
         return {bytes, complex}.isdisjoint(map(type, entries))
     # one that holds itself has no end
     return depth > 0 and all(
-        type(entry) not in _KINDS and _is_kept(entry, registered, depth - 1) for entry in entries
+        not isinstance(entry, (*_KINDS, np.generic)) and _is_kept(entry, registered, depth - 1)
+        for entry in entries
     )
 
 
@@ -246,7 +251,9 @@ def _put(owner: Any, name: str, now: Any, value: Any) -> None:
         now.update(value)
     elif type(now) is list and type(value) is list:
         now[:] = value
-    elif name in _cells(owner):
-        _cells(owner)[name].cell_contents = value
     else:
-        vars(owner)[name] = value
+        value = type(now)(value) if isinstance(now, np.generic) else value
+        if name in _cells(owner):
+            _cells(owner)[name].cell_contents = value
+        else:
+            vars(owner)[name] = value
