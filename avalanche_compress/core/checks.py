@@ -89,12 +89,13 @@ class ReadsPastAttributes(TorchFunctionMode):
         return self._spans[index][2]
 
 
-def state_of(tensor: Tensor) -> tuple[int, int]:
+def state_of(tensor: Tensor) -> tuple[int, int | None]:
     """What is another one once a tensor has been written into, whatever it holds then.
 
-    :param tensor: that has memory of its own.
+    :param tensor: that has memory of its own; one of inference mode has no count of changes.
     """
-    return tensor.data_ptr(), tensor._version  # noqa: SLF001 - torch has no public name
+    changes = None if tensor.is_inference() else tensor._version  # noqa: SLF001 - no public name
+    return tensor.data_ptr(), changes
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

@@ -112,3 +112,22 @@ def test_the_whole_model_cannot_be_excluded():
     model = Annealed()
     with pytest.raises(UnsupportedModuleError, match="names the model itself"):
         PackNet(model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1), exclude=("",))
+
+
+def test_what_all_tasks_share_may_be_of_inference_mode():
+    """Such a tensor has no count of changes."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(64, 8), nn.Linear(8, 2)
+            with torch.inference_mode():
+                self.register_buffer("scale", torch.ones(64))
+
+        def forward(self, x):
+            return self.head(torch.relu(self.body(x.flatten(1) * self.scale.clone())))
+
+    model = Scaled()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    strategy = PackNet(model=model, optimizer=sgd, train_mb_size=20, evaluator=None)
+    assert strategy.network.static_tensors().keys() == {"scale"}

@@ -60,6 +60,14 @@ def known_samples(dataset: Any, chain: Sequence[Any]) -> TensorSamples:
     raise NoTensorsError(f"{kind.__name__} is no data set whose samples are known as tensors")
 
 
+def changes_of(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; None where torch does not count.
+
+    :param tensor: any.
+    """
+    return None if tensor.is_inference() else tensor._version
+
+
 def mark_of(dataset: Any) -> list[Any]:
     """What is another one once tensors and lists of a data set were changed in place, or replaced.
 
@@ -72,7 +80,7 @@ def mark_of(dataset: Any) -> list[Any]:
 
 def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return id(value), None if value.is_inference() else value._version
+        return id(value), changes_of(value)
     if isinstance(value, np.ndarray):
         return id(value), crc32(value.tobytes()) if value.ndim == 1 else None
     if isinstance(value, tuple):

@@ -20,7 +20,7 @@ from torch.utils.data import (
 
 from avalanche_compress.host.strategy import Strategy
 from avalanche_compress.host.tensor_data import NoTensorsError, Samples, read_samples
-from avalanche_compress.host.tensor_data.datasets import mark_of
+from avalanche_compress.host.tensor_data.datasets import changes_of, mark_of
 
 
 class TensorDataPlugin(SupervisedPlugin):
@@ -170,7 +170,7 @@ class _Batches:
         :param targets: its second tensor, or another.
         """
         given, version = self._targets
-        return targets is given and version is not None and _changes(targets) == version
+        return targets is given and version is not None and changes_of(targets) == version
 
     def cut(self, sampler: Any) -> Iterator[list[Tensor]]:
         """The mini-batches of a sampler.
@@ -183,7 +183,7 @@ class _Batches:
             parts = [inputs, *(column.index_select(0, index) for column in self._columns)]
             # tensors of their own: what changes one in place is nothing to the others
             for batch in zip(*(part.unsafe_split(size) for part in parts)):
-                self.last_column, self._targets = batch[-1], (batch[1], _changes(batch[1]))
+                self.last_column, self._targets = batch[-1], (batch[1], changes_of(batch[1]))
                 yield list(batch)
 
     def _chunks(self, sampler: Any) -> Iterator[tuple[Tensor, int]]:
@@ -200,11 +200,6 @@ class _Batches:
         batches = 1 if batch_bytes % ALIGNMENT else max(1, CHUNK_BYTES // batch_bytes)
         for index in order.split(size * batches):
             yield index, size
-
-
-def _changes(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; None where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _draws_at_once(sampler: Any) -> bool:

@@ -122,26 +122,34 @@ def put_attributes(strategy: Strategy, kept: Values) -> None:
             _put(owners[place], name, now.get(name), value if kind else on_device)
 
 
-def misfit(strategy: Strategy, place: str, name: str, value: Any) -> str:
-    """Why an attribute out of a file cannot be set; nothing if it can.
+def misfit(strategy: Strategy, ours: Values, kept: Values) -> str:
+    """Why an attribute out of a file cannot be set; nothing if all can.
 
-    :param strategy: that it is for.
-    :param place: its owner.
-    :param name: of the attribute.
-    :param value: in the file.
+    :param strategy: that they are for.
+    :param ours: its :func:`attributes`.
+    :param kept: those of the file.
     """
-    owner = _owners(strategy).get(place)
-    if owner is None:
-        return f"there is no {place}"
-    now = attributes(strategy)[place]
-    if name in now:
-        kind = _KINDS.get(type(now[name]))
-        return "" if kind is None or kind.fits(value) else f"{place}.{name} has no such state"
-    # what training has set first: nothing that is there already, as a method or a parameter is
+    owners = _owners(strategy)
+    for place, values in kept.items():
+        if place not in owners:
+            return f"there is no {place}"
+        for name, value in values.items():
+            if name not in ours[place]:
+                if _is_taken(strategy, owners[place], name):
+                    return f"{place}.{name} cannot be set"
+                continue
+            kind = _KINDS.get(type(ours[place][name]))
+            if kind is not None and not kind.fits(value):
+                return f"{place}.{name} has no such state"
+    return ""
+
+
+def _is_taken(strategy: Strategy, owner: Any, name: str) -> bool:
+    """Whether a name is one that training cannot have set first."""
+    # nothing that is there already may be set, as a method or a parameter is
     default = getattr(type(owner), name, owner)
     of_class = type(default) in SCALARS and name not in vars(owner)
-    taken = owner is strategy or name.startswith("__") or (hasattr(owner, name) and not of_class)
-    return f"{place}.{name} cannot be set" if taken else ""
+    return owner is strategy or name.startswith("__") or (hasattr(owner, name) and not of_class)
 
 
 def plain_state(value: Any) -> Any:

@@ -151,10 +151,10 @@ def _form(tensor: Tensor) -> str:
 
 def _check_attributes(strategy: TrainingLoop, kept: Any) -> None:
     ours = attributes(strategy)
+    reason = misfit(strategy, ours, kept)
+    _expect(not reason, reason)
     for place, values in kept.items():
         for name, value in values.items():
-            reason = misfit(strategy, place, name, value)
-            _expect(not reason, reason)
             if name in ours[place]:
                 now = plain_state(ours[place][name])
                 _check_like(f"{place}.{name}", now, value, strictly=False)
